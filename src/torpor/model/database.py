@@ -1,0 +1,85 @@
+"""Databases and roles as the catalog keeps them, and wakes as they are traced. Pure values."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import SleepOverrides, Tier, WakeReason
+
+
+class DatabaseState(StrEnum):
+    """Where a database is in its life. Recorded before it is relied on."""
+
+    MAKING = "making"  # its volume is being cloned; removed by the reconciler after a crash
+    WARM = "warm"  # waits in the warm pool for a create, has no name
+    CLAIMING = "claiming"  # a create is naming it; removed by the reconciler after a crash
+    READY = "ready"  # a user's
+    DELETING = "deleting"  # being removed; the reconciler finishes the removal after a crash
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One database. `uid` is the host user that its compute runs as (the current user's when Torpor isn't root)."""
+
+    id: DatabaseId
+    name: str | None
+    state: DatabaseState
+    major: int
+    uid: int
+    created_at: float
+    overrides: SleepOverrides = field(default_factory=SleepOverrides)
+
+    @property
+    def label(self) -> str:
+        """The name for people: its own, or its id while it has none."""
+        return self.name or self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What the door must know of a PostgreSQL role to let it in.
+
+    `verifier` is `pg_authid.rolpassword` (SCRAM-SHA-256$… or md5…), None when the role has no password. `valid_until` is in
+    seconds since the epoch, None for no limit. `tickets` are further SCRAM verifiers of short life, with the salt and iterations
+    of `verifier`: a login is right when its proof fits any of them.
+    """
+
+    name: str
+    verifier: str | None
+    can_login: bool
+    valid_until: float | None = None
+    tickets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeRecord:
+    """A running compute as the catalog remembers it, so that the next Torpor can adopt it.
+
+    A process is this one only if pid, start ticks (field 22 of /proc/pid/stat) and boot id all agree.
+    """
+
+    database_id: DatabaseId
+    pid: int
+    start_ticks: int
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One timed step of a wake."""
+
+    name: str
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """One wake: why, from which tier, by whom, when (seconds since the epoch), how long in all, and its steps."""
+
+    database_id: DatabaseId
+    at: float
+    reason: WakeReason
+    tier: Tier
+    detail: str
+    elapsed_ms: float
+    steps: tuple[Step, ...] = ()

@@ -1,0 +1,164 @@
+"""The one error tree. Each error has a kind, an SQLSTATE, an HTTP status and a text that is safe to show to clients.
+
+    TorporError
+    ├── Refused                     the request can't be served as it is; the caller can mend it
+    │   ├── InvalidName             42602  400   a name breaks the rules
+    │   ├── InvalidRequest          22023  400   a value is out of range or malformed
+    │   ├── DatabaseExists          42P04  409   the name is taken
+    │   ├── DatabaseNotFound        3D000  404   no database of that name
+    │   ├── DatabaseInUse           55006  409   open connections forbid it
+    │   ├── Conflict                55000  409   the database is in a state that forbids it
+    │   ├── Unauthorized            28000  401   the bearer token is missing or wrong
+    │   ├── ProtocolViolation       08P01  400   the client doesn't speak the protocol
+    │   ├── RoutingConflict         08004  400   two forms of address name different databases, or none is given
+    │   ├── WrongPassword           28P01  401   also for a role that doesn't exist, so that nobody can probe
+    │   ├── LoginForbidden          28000  403   the role exists and its password is right, or it is Torpor's own
+    │   ├── LoginTimeout            08006  408   the client took too long before it was logged in
+    │   └── TooManyConnections      53300  503   a limit of the door is reached
+    ├── Unavailable                 a fault on our side; trying again later can help
+    │   ├── ComputeStartFailed      58000  503   PostgreSQL did not start; the cause is in the text
+    │   ├── ComputeLost             57P02  503   PostgreSQL went away while we talked to it
+    │   ├── StartTimeout            57P03  503   still starting (for instance recovering from a crash)
+    │   ├── PoolFull                53100  507   the storage pool has no room
+    │   └── ShuttingDown            57P01  503   Torpor is stopping
+    └── HostError                   the host lacks something; `torpor serve` ends with `exit_code`
+        ├── AddressInUse            exit 11
+        ├── DataDirectoryUnusable   exit 12
+        ├── AlreadyRunning          exit 13
+        ├── BinariesMissing         exit 14
+        ├── CatalogUnusable         exit 15
+        └── BadSettings             exit 16
+"""
+
+from typing import ClassVar
+
+
+class TorporError(Exception):
+    """Any error whose text may be shown to a client as it is. `hint` says what to do next."""
+
+    kind: ClassVar[str] = "error"
+    sqlstate: ClassVar[str] = "XX000"
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class Refused(TorporError):
+    """The caller asked for something that can't be done as asked."""
+
+    kind, sqlstate, http_status = "refused", "22023", 400
+
+
+class InvalidName(Refused):
+    kind, sqlstate, http_status = "invalid_name", "42602", 400
+
+
+class InvalidRequest(Refused):
+    kind, sqlstate, http_status = "invalid_request", "22023", 400
+
+
+class DatabaseExists(Refused):
+    kind, sqlstate, http_status = "database_exists", "42P04", 409
+
+
+class DatabaseNotFound(Refused):
+    kind, sqlstate, http_status = "database_not_found", "3D000", 404
+
+
+class DatabaseInUse(Refused):
+    kind, sqlstate, http_status = "database_in_use", "55006", 409
+
+
+class Conflict(Refused):
+    kind, sqlstate, http_status = "conflict", "55000", 409
+
+
+class Unauthorized(Refused):
+    kind, sqlstate, http_status = "unauthorized", "28000", 401
+
+
+class ProtocolViolation(Refused):
+    kind, sqlstate, http_status = "protocol_violation", "08P01", 400
+
+
+class RoutingConflict(Refused):
+    kind, sqlstate, http_status = "routing_conflict", "08004", 400
+
+
+class WrongPassword(Refused):
+    kind, sqlstate, http_status = "wrong_password", "28P01", 401
+
+
+class LoginForbidden(Refused):
+    kind, sqlstate, http_status = "login_forbidden", "28000", 403
+
+
+class LoginTimeout(Refused):
+    kind, sqlstate, http_status = "login_timeout", "08006", 408
+
+
+class TooManyConnections(Refused):
+    kind, sqlstate, http_status = "too_many_connections", "53300", 503
+
+
+class Unavailable(TorporError):
+    """Nothing wrong with the request; trying again later can help."""
+
+    kind, sqlstate, http_status = "unavailable", "57P03", 503
+
+
+class ComputeStartFailed(Unavailable):
+    kind, sqlstate, http_status = "compute_start_failed", "58000", 503
+
+
+class ComputeLost(Unavailable):
+    kind, sqlstate, http_status = "compute_lost", "57P02", 503
+
+
+class StartTimeout(Unavailable):
+    kind, sqlstate, http_status = "start_timeout", "57P03", 503
+
+
+class PoolFull(Unavailable):
+    kind, sqlstate, http_status = "pool_full", "53100", 507
+
+
+class ShuttingDown(Unavailable):
+    kind, sqlstate, http_status = "shutting_down", "57P01", 503
+
+
+class HostError(TorporError):
+    """The host lacks something that Torpor can't run without."""
+
+    kind = "host_error"
+    exit_code: ClassVar[int] = 10
+
+
+class AddressInUse(HostError):
+    kind, exit_code = "address_in_use", 11
+
+
+class DataDirectoryUnusable(HostError):
+    kind, exit_code = "data_directory_unusable", 12
+
+
+class AlreadyRunning(HostError):
+    kind, exit_code = "already_running", 13
+
+
+class BinariesMissing(HostError):
+    kind, exit_code = "binaries_missing", 14
+
+
+class CatalogUnusable(HostError):
+    kind, exit_code = "catalog_unusable", 15
+
+
+class BadSettings(HostError):
+    kind, exit_code = "bad_settings", 16

@@ -1,0 +1,75 @@
+"""Every setting of the daemon, declared once with its unit and effect. File, environment, flags and docs derive from this.
+
+A setting `freeze_after_s` is `freeze_after_s` in torpor.toml, `TORPOR_FREEZE_AFTER_S` in the environment and
+`--freeze-after-s` on `torpor serve`. The loader is `torpor.daemon.configuration`.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torpor.model.errors import BadSettings
+from torpor.model.sleep import SleepPolicy
+
+SUPPORTED_MAJORS = (16, 17, 18)
+DEFAULT_MAJOR = 18
+
+
+def _setting(default: Any, effect: str) -> Any:
+    return field(default=default, metadata={"effect": effect})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The daemon's settings. Idle times take seconds or "never"."""
+
+    data_dir: str = _setting("", "directory that holds everything; default /var/lib/torpor as root, else ~/.local/share/torpor")
+    door_host: str = _setting("127.0.0.1", "address the door listens on for PostgreSQL clients")
+    door_port: int = _setting(7432, "TCP port of the door; 0 takes a free one")
+    public_host: str = _setting("", "host name in the URLs that are handed out; default door_host")
+    api_host: str = _setting("127.0.0.1", "address the HTTP API listens on")
+    api_port: int = _setting(7480, "TCP port of the API; 0 takes a free one")
+    postgres_major: int = _setting(DEFAULT_MAJOR, "PostgreSQL major of new databases; a database keeps its own")
+    postgres_home: str = _setting("", "directory of the installed PostgreSQL majors; default <default data_dir>/postgres")
+    pg_bindir: str = _setting("", "use the PostgreSQL in this directory (for instance /usr/lib/postgresql/15/bin) for its own major")
+    freeze_after_s: float | None = _setting(5.0, "idle seconds before a compute is frozen")
+    page_after_s: float | None = _setting(30.0, "seconds frozen before its memory is reclaimed to swap")
+    stop_after_s: float | None = _setting(3600.0, "seconds frozen before a compute without connections is stopped")
+    warm_pool_size: int = _setting(4, "computes kept started and asleep for the next creates; 0 switches the warm pool off")
+    max_connections: int = _setting(100, "max_connections of each compute")
+    login_timeout_s: float = _setting(10.0, "seconds a client has until it is logged in, the wake not counted")
+    max_logins: int = _setting(4096, "connections that may be logging in at once; above it the oldest silent one is closed")
+    start_timeout_s: float = _setting(60.0, "seconds a client waits for a compute to start before it is told to come back")
+    memory_high_percent: float = _setting(85.0, "share of the host's memory above which the longest asleep go down a tier")
+    uid_base: int = _setting(310_000, "first host uid for computes when Torpor runs as root; each database has its own")
+    relay: bool = _setting(False, "carry the bytes of every session through the door instead of handing sockets over")
+    log_format: str = _setting("console", "log lines for people (console) or for machines (json)")
+
+    def __post_init__(self) -> None:
+        """Raise BadSettings, naming the setting, for values out of range."""
+        _ = self.sleep_policy
+        for name in ("door_port", "api_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise BadSettings(f"{name} must be between 0 and 65535")
+        for name, low, high in (
+            ("warm_pool_size", 0, 1000),
+            ("max_connections", 5, 10_000),
+            ("login_timeout_s", 0.1, 600),
+            ("max_logins", 1, 1_000_000),
+            ("start_timeout_s", 0.1, 86_400),
+            ("memory_high_percent", 1, 100),
+            ("uid_base", 1_000, 2_000_000_000),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise BadSettings(f"{name} must be between {low} and {high}")
+        if self.log_format not in ("console", "json"):
+            raise BadSettings("log_format must be console or json")
+
+    @property
+    def sleep_policy(self) -> SleepPolicy:
+        """The global idle times."""
+        return SleepPolicy(self.freeze_after_s, self.page_after_s, self.stop_after_s)
+
+
+def effects() -> dict[str, str]:
+    """The effect of each setting, by name: the text of flags and docs."""
+    return {f.name: f.metadata["effect"] for f in fields(Settings)}

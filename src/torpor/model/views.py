@@ -1,0 +1,133 @@
+"""What the use cases answer and the API shows: frozen values, ready to be encoded as JSON. Pure.
+
+Times are seconds since the epoch (`_at`), durations milliseconds (`_ms`) or seconds (`_s`), sizes bytes.
+"""
+
+from dataclasses import dataclass, field
+
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
+
+
+@dataclass(frozen=True, slots=True)
+class StepView:
+    """One timed step of a wake."""
+
+    name: str
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class WakeView:
+    """One wake: when, what woke it, from which tier, how long until it was awake, step by step."""
+
+    at: float
+    reason: WakeReason
+    tier: Tier
+    detail: str
+    elapsed_ms: float
+    steps: tuple[StepView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AwakeCause:
+    """One thing that keeps a database awake. `detail` names the session, address or statement."""
+
+    reason: AwakeReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """The step down that is due if nothing happens. `at` is None while something keeps it where it is."""
+
+    tier: Tier
+    at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseView:
+    """A database as lists show it. `connections` counts open client connections; `cpu_ms`, `memory_bytes` and `swap_bytes`
+    are those of the running compute (0 when stopped); `url` carries no password."""
+
+    id: DatabaseId
+    name: str
+    major: int
+    url: str
+    tier: Tier
+    tier_since: float
+    tier_reason: SleepReason | WakeReason | None
+    created_at: float
+    connections: int
+    cpu_ms: float
+    memory_bytes: int
+    swap_bytes: int
+    ingress_bytes: int
+    egress_bytes: int
+    wakes: int
+    last_wake: WakeView | None
+    awake_because: tuple[AwakeCause, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseDetail:
+    """All there is to say about one database."""
+
+    database: DatabaseView
+    policy: SleepPolicy
+    overrides: SleepOverrides
+    next_step: NextStep | None
+    disk_bytes: int
+    volume: str
+    sandbox: str
+    last_activity_at: float | None
+    broken: str
+    recent_wakes: tuple[WakeView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabasePage:
+    """Databases in the order of their names; `next` is the name to continue after, None at the end."""
+
+    databases: tuple[DatabaseView, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A password in the clear, shown this once, and the URL that carries it. `expires_at` is None for a lasting one."""
+
+    role: str
+    password: str
+    url: str
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A new database with its owner's credentials."""
+
+    database: DatabaseView
+    credentials: Credentials
+    from_warm_pool: bool
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """The host at a glance: addresses, counts by tier, memory."""
+
+    version: str
+    door: str
+    api: str
+    data_dir: str
+    started_at: float
+    databases: int
+    tiers: dict[Tier, int]
+    warm: int
+    connections: int
+    memory_total_bytes: int
+    memory_used_bytes: int
+    swap_used_bytes: int
+    pool: str
+    lacks: tuple[str, ...] = field(default=())
