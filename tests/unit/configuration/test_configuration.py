@@ -73,7 +73,7 @@ def test_config_variable_may_move_the_data_directory(tmp_path: Path) -> None:
 
 
 def test_wildcard_addresses_are_not_handed_out(environ: dict[str, str]) -> None:
-    assert configuration.load({"door_host": "0.0.0.0"}, environ).public_host == "127.0.0.1"
+    assert configuration.load({"door_host": "::"}, environ).public_host == "127.0.0.1"
     assert configuration.load({"door_host": "db.lan"}, environ).public_host == "db.lan"
 
 

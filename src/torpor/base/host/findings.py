@@ -1,0 +1,171 @@
+"""From facts to what people read: has, lacks, what each lack costs, what to do. Pure."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torpor.base.host.cgroup_facts import CgroupFacts, CgroupMode
+from torpor.base.host.facts import DirectoryFacts, HostFacts, SandboxFacts
+
+GIB = 1 << 30
+_SETUP = "run `torpor host setup` as root"
+
+
+class Status(StrEnum):
+    """How a finding is to be read."""
+
+    OK = "ok"  # nothing to do
+    WARN = "warn"  # works, at some cost
+    LACK = "lack"  # something doesn't work without it
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing the host has or lacks. `essential`: nothing works without it."""
+
+    name: str
+    status: Status
+    found: str
+    cost: str = ""
+    remedy: str = ""
+    essential: bool = False
+
+
+def findings(facts: HostFacts) -> tuple[Finding, ...]:
+    """Everything there is to say about a host, most important first."""
+    return (
+        _data(facts.data),
+        _pool(facts),
+        *_cgroups(facts.cgroups, facts.is_root),
+        _swap(facts),
+        _sandbox(facts.sandbox),
+        _kvm(facts.kvm),
+        _files(facts.max_files),
+        _compiler(facts.compiler),
+        _root(facts.is_root),
+    )
+
+
+def missing_essentials(items: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """The findings without which nothing works."""
+    return tuple(item for item in items if item.essential and item.status is Status.LACK)
+
+
+def show_bytes(count: float) -> str:
+    """A size for people: "512 MiB", "3.4 GiB"."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB" if count < 1024 else f"{count / 1024:.1f} TiB"
+
+
+def _data(data: DirectoryFacts) -> Finding:
+    name, where = "data directory", f"{data.path} ({data.filesystem or 'unknown file system'}, {show_bytes(data.free_bytes)} free)"
+    if not data.writable:
+        remedy = "run as the user who owns it, or give another with --data-dir or TORPOR_DATA_DIR"
+        return Finding(name, Status.LACK, f"{data.path} can't be written", "nothing can be kept", remedy, essential=True)
+    if data.free_bytes < GIB:
+        remedy = "free some space, or give another directory with --data-dir"
+        return Finding(
+            name, Status.LACK, where, "a database takes tens of MB, and more as it fills", remedy, essential=data.free_bytes < GIB // 8
+        )
+    if data.free_bytes < 5 * GIB:
+        return Finding(name, Status.WARN, where, "room for a few small databases only", "free some space, or give another with --data-dir")
+    return Finding(name, Status.OK, where)
+
+
+def _pool(facts: HostFacts) -> Finding:
+    name, pool = "copy-on-write", facts.pool
+    if pool.reflinks:
+        return Finding(name, Status.OK, f"{pool.path} ({pool.filesystem}) shares blocks between files")
+    cost = "each new database is a full copy of its template: about 30 MB and more time"
+    if pool.reflinks is None:
+        return Finding(name, Status.WARN, f"not tried: this user can't write {pool.path}", cost, "run `torpor doctor` as its owner")
+    if facts.pool_image_exists:
+        return Finding(name, Status.WARN, "there is a pool, but it isn't mounted", cost, "start `torpor serve` as root, which mounts it")
+    return Finding(name, Status.WARN, f"{pool.filesystem or 'the file system'} can't share blocks between files", cost, _SETUP)
+
+
+def _cgroups(cgroups: CgroupFacts, is_root: bool) -> tuple[Finding, ...]:
+    name = "control groups"
+    if cgroups.mode is CgroupMode.NONE:
+        cost = "databases are put to sleep with signals, and neither reclaimed, limited nor accounted group by group"
+        return (Finding(name, Status.WARN, "none are mounted", cost, "mount cgroup2 at /sys/fs/cgroup"),)
+    if not cgroups.writable:
+        cost = "databases are put to sleep with signals, and neither reclaimed, limited nor accounted group by group"
+        if is_root:
+            remedy = "mount /sys/fs/cgroup writable (in a container: give it a cgroup namespace of its own, or run it privileged)"
+        elif cgroups.mode is CgroupMode.V2:
+            remedy = "run `systemd-run --user --scope -p Delegate=yes torpor serve`, or run as root"
+        else:
+            remedy = "run as root: v1 control groups can't safely be delegated"
+        return (Finding(name, Status.WARN, f"{cgroups.mode}, but this user may not make groups", cost, remedy),)
+
+    def part(what: str, there: bool, cost: str, remedy: str) -> Finding:
+        return Finding(what, Status.OK, "yes") if there else Finding(what, Status.WARN, "no", cost, remedy)
+
+    delegate = "enable the controller in the parent's cgroup.subtree_control (systemd: Delegate=cpu memory)"
+    return (
+        Finding(name, Status.OK, f"{cgroups.mode}, groups can be made"),
+        part("freezer", cgroups.freezer, "databases are put to sleep with signals instead", "use Linux 5.2 or later"),
+        part("memory reclaim", cgroups.reclaim, "a sleeping database keeps its memory unless the host is short of it", delegate),
+        part("CPU accounting", cgroups.cpu, "CPU use is summed up process by process, and can't be limited", delegate),
+    )
+
+
+def _swap(facts: HostFacts) -> Finding:
+    name = "swap"
+    total = sum(swap.size_bytes for swap in facts.swaps)
+    if any(swap.is_zram for swap in facts.swaps):
+        return Finding(name, Status.OK, f"{show_bytes(total)}, compressed in memory (zram)")
+    if facts.swaps:
+        cost = "a paged database wakes at the speed of that disk"
+        return Finding(
+            name, Status.OK, f"{show_bytes(total)} on {facts.swaps[0].device}", cost, "for zram as well: `torpor host setup --zram`"
+        )
+    cost = "a sleeping database keeps 10 to 20 MB of memory instead of about 5"
+    return Finding(
+        name,
+        Status.WARN,
+        "none",
+        cost,
+        _SETUP if facts.zram.available else "add swap space; this kernel shows no zram (try `modprobe zram`)",
+    )
+
+
+def _sandbox(sandbox: SandboxFacts) -> Finding:
+    name, cost = "sandbox", "databases are separated by user ids only, and can see the host's processes and files"
+    if sandbox.bwrap is None:
+        return Finding(name, Status.WARN, "bubblewrap (bwrap) is not installed", cost, f"{_SETUP}, or install the package bubblewrap")
+    if not sandbox.works:
+        remedy = "allow user namespaces: user.max_user_namespaces > 0 and kernel.apparmor_restrict_unprivileged_userns = 0; or run as root"
+        return Finding(name, Status.WARN, f"{sandbox.bwrap} can't make a sandbox: {sandbox.complaint}", cost, remedy)
+    return Finding(name, Status.OK, f"{sandbox.bwrap}, and a sandbox with namespaces of its own starts")
+
+
+def _kvm(kvm: bool) -> Finding:
+    if kvm:
+        return Finding("KVM", Status.OK, "/dev/kvm can be used")
+    return Finding("KVM", Status.OK, "none", "only virtual machines as sandboxes would need it")
+
+
+def _files(limit: int) -> Finding:
+    shown = "no limit" if limit >= 1 << 30 else f"{limit:,}"
+    if limit < 8192:
+        cost = f"about {max(limit - 300, 0) // 2:,} client connections at once"
+        return Finding("open files", Status.WARN, shown, cost, "raise the hard limit (LimitNOFILE= or /etc/security/limits.conf)")
+    return Finding("open files", Status.OK, shown)
+
+
+def _compiler(compiler: str | None) -> Finding:
+    if compiler is None:
+        cost = "the library that receives sockets can't be built here"
+        return Finding("C compiler", Status.WARN, "none", cost, f"{_SETUP}, or install gcc and libc6-dev")
+    return Finding("C compiler", Status.OK, compiler)
+
+
+def _root(is_root: bool) -> Finding:
+    if is_root:
+        return Finding("user", Status.OK, "root: each database runs under a user id of its own")
+    cost = "all databases run under this user's id, so only the sandbox separates them"
+    return Finding("user", Status.WARN, "not root", cost, "run `torpor serve` as root")

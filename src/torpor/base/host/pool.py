@@ -1,0 +1,76 @@
+"""The copy-on-write pool on a loop file: make, mount, unmount.
+
+Each function is idempotent, and may be interrupted at any point and run again: the image gets its name only when its file system is
+whole. Needs root for all but asking.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from torpor.base.host.facts import POOL_DIRECTORY_NAME, POOL_IMAGE_NAME
+from torpor.base.host.machine import HostActionFailed, Machine
+
+_LABEL = "torpor"
+# discard: what is deleted in the pool is freed in the sparse file.
+_OPTIONS = "loop,noatime,discard"
+# Computes run under other users and reach their own volume by its path, but needn't list the others.
+_MODE = 0o711
+
+
+def ensure_pool_mounted(data_dir: Path, machine: Machine | None = None) -> bool:
+    """Mount the pool of this data directory if it has one. True when it is mounted (now or already), False when there is none.
+
+    Raises HostActionFailed when there is one and it can't be mounted: going on would show an empty place where volumes should be.
+    """
+    machine = machine or Machine()
+    image, point = data_dir / POOL_IMAGE_NAME, data_dir / POOL_DIRECTORY_NAME
+    if not image.is_file():
+        return False
+    if os.path.ismount(point):
+        return True
+    if not machine.is_root:
+        raise HostActionFailed(
+            f"the pool {image} isn't mounted, and only root can mount it", "run `torpor serve` as root, or mount it by hand"
+        )
+    point.mkdir(mode=_MODE, parents=True, exist_ok=True)
+    if os.listdir(point):
+        raise HostActionFailed(f"{point} holds files that the pool {image} would hide", f"move them away: `mv {point} {point}.old`")
+    hint = f"look at `dmesg | tail`; loop devices and XFS must be there; `xfs_repair {image}` mends a damaged pool"
+    machine.must_run(["mount", "-t", "xfs", "-o", _OPTIONS, str(image), str(point)], hint)
+    point.chmod(_MODE)
+    return True
+
+
+def make_pool(data_dir: Path, size_bytes: int, machine: Machine) -> None:
+    """Make the image (sparse) with an empty file system. The caller has seen that there is none. Raises HostActionFailed."""
+    image = data_dir / POOL_IMAGE_NAME
+    unfinished = image.with_suffix(".new")
+    try:
+        data_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with unfinished.open("wb") as stream:
+            os.fchmod(stream.fileno(), 0o600)
+            stream.truncate(size_bytes)
+        machine.must_run(["mkfs.xfs", "-q", "-f", "-m", "reflink=1", "-L", _LABEL, str(unfinished)], "the package xfsprogs has it", 300)
+        unfinished.replace(image)
+    except OSError as error:
+        raise HostActionFailed(f"{image} can't be made: {error.strerror}", "make room, or give a smaller --pool-size") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def unmount_pool(data_dir: Path, machine: Machine) -> bool:
+    """Unmount the pool, and delete its image if nothing was in it. True when the image is gone. Raises HostActionFailed when in use."""
+    image, point = data_dir / POOL_IMAGE_NAME, data_dir / POOL_DIRECTORY_NAME
+    empty = False
+    if os.path.ismount(point):
+        empty = not os.listdir(point)
+        machine.must_run(["umount", str(point)], "stop Torpor and its databases first (`torpor ls`), or leave that directory")
+    elif not image.is_file():
+        return True
+    if empty:
+        image.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            point.rmdir()
+    return empty
