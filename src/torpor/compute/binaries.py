@@ -20,13 +20,43 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from torpor.model.errors import BinariesMissing
 
 PROGRAMS = frozenset(
-    ["createdb", "createuser", "dropdb", "dropuser", "initdb", "pg_amcheck", "pg_basebackup", "pg_checksums", "pg_combinebackup", "pg_config", "pg_controldata", "pg_ctl", "pg_dump", "pg_dumpall", "pg_isready", "pg_receivewal", "pg_recvlogical", "pg_resetwal", "pg_restore", "pg_rewind", "pg_upgrade", "pg_verifybackup", "pg_waldump", "pgbench", "postgres", "psql", "reindexdb", "vacuumdb"]
+    [
+        "createdb",
+        "createuser",
+        "dropdb",
+        "dropuser",
+        "initdb",
+        "pg_amcheck",
+        "pg_basebackup",
+        "pg_checksums",
+        "pg_combinebackup",
+        "pg_config",
+        "pg_controldata",
+        "pg_ctl",
+        "pg_dump",
+        "pg_dumpall",
+        "pg_isready",
+        "pg_receivewal",
+        "pg_recvlogical",
+        "pg_resetwal",
+        "pg_restore",
+        "pg_rewind",
+        "pg_upgrade",
+        "pg_verifybackup",
+        "pg_waldump",
+        "pgbench",
+        "postgres",
+        "psql",
+        "reindexdb",
+        "vacuumdb",
+    ]
 )
-"""What is kept of bin/. Headers, static libraries, pgxs, ecpg and examples are left out: 39 MB become about 24."""
+"""What is kept of bin/. Headers, static libraries, pgxs, ecpg and examples are left out: 39 MB become 25."""
 
 _LEFT_OUT = re.compile(r"include/|lib/(pgxs|pkgconfig)/|lib/lib(ecpg|pgtypes)|share/doc/|.*\.a$")
 _BUILD_LIBDIR = b"/opt/postgresql/lib\0"
@@ -144,7 +174,7 @@ def drop_unloadable(root: Path) -> list[str]:
 
 
 def missing_libraries(files: list[Path]) -> dict[Path, list[str]]:
-    """The shared libraries that this host lacks, for each of `files` (two at least) that lacks any."""
+    """The shared libraries that this host lacks, for each of `files` that lacks any."""
     environment = {**os.environ, "LC_ALL": "C"}
     run = subprocess.run(["ldd", *map(str, files)], capture_output=True, text=True, check=False, env=environment)
     missing: dict[Path, list[str]] = {}
@@ -237,14 +267,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @cache
-def _pinned() -> dict[str, dict[str, object]]:
+def _pinned() -> dict[str, Any]:
     return tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 
 
-@cache
 def _releases() -> dict[int, _Release]:
-    return {int(major): _Release(**fields) for major, fields in _pinned()["majors"].items()}  # type: ignore[arg-type]
+    return {int(major): _Release(fields["version"], fields["sha256"]) for major, fields in _pinned()["majors"].items()}
 
 
-def _packages() -> dict[str, object]:
-    return _pinned()["packages"]
+def _packages() -> dict[str, str]:
+    packages: dict[str, str] = _pinned()["packages"]
+    return packages
