@@ -1,0 +1,30 @@
+-- name: databases
+SELECT id, name, state, major, uid, created_at, freeze_after_s, page_after_s, stop_after_s FROM databases ORDER BY created_at, id;
+
+-- name: add_database
+INSERT INTO databases (id, name, state, major, uid, created_at, freeze_after_s, page_after_s, stop_after_s)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: set_state
+UPDATE databases SET state = :state WHERE id = :id;
+
+-- name: claim
+UPDATE databases
+SET name = :name, state = 'claiming', freeze_after_s = :freeze_after_s, page_after_s = :page_after_s, stop_after_s = :stop_after_s
+WHERE id = :id AND state = 'warm';
+
+-- name: set_overrides
+UPDATE databases SET freeze_after_s = :freeze_after_s, page_after_s = :page_after_s, stop_after_s = :stop_after_s WHERE id = :id;
+
+-- name: remove_database
+DELETE FROM databases WHERE id = :id;
+
+-- name: free_uid
+SELECT :base WHERE NOT EXISTS (SELECT 1 FROM databases WHERE uid = :base)
+UNION ALL
+SELECT * FROM (
+    SELECT taken.uid + 1 FROM databases AS taken
+    WHERE taken.uid >= :base AND NOT EXISTS (SELECT 1 FROM databases AS next WHERE next.uid = taken.uid + 1)
+    ORDER BY taken.uid LIMIT 1
+)
+LIMIT 1;

@@ -1,0 +1,14 @@
+-- name: roles_known
+SELECT roles_known FROM databases WHERE id = :id;
+
+-- name: roles
+SELECT name, verifier, can_login, valid_until FROM roles WHERE database_id = :id;
+
+-- name: set_roles_known
+UPDATE databases SET roles_known = :known WHERE id = :id;
+
+-- name: clear_roles
+DELETE FROM roles WHERE database_id = :id;
+
+-- name: add_role
+INSERT INTO roles (database_id, name, verifier, can_login, valid_until) VALUES (?, ?, ?, ?, ?);
