@@ -1,0 +1,239 @@
+"""The door itself: listens, keeps connections until they speak, and gives each that does a login.
+
+Concurrency: belongs to one event loop. Accepting and waiting for the first byte are plain callbacks; a connection that speaks gets
+a task. Stopping has two phases: `stop_accepting` (newcomers and silent ones are sent away, logins go on), then `close`.
+Sessions that were handed over don't notice either.
+"""
+
+import asyncio
+import errno
+import socket
+from collections import OrderedDict
+
+from torpor.base.logs import get_logger
+from torpor.base.tasks import TaskOwner
+from torpor.door.login import Doorway, Login, give_way_error, shutting_down
+from torpor.door.ports import Computes
+from torpor.door.silence import Silence, Silent
+from torpor.door.stats import DoorStats, LoginOutcome
+from torpor.model.errors import AddressInUse, TorporError
+
+log = get_logger(__name__)
+
+_BACKLOG = 4096
+_ACCEPTS_A_TURN = 64  # newcomers taken before the loop does other work
+_PAUSE_S = 0.1
+_COMPLAINT_EVERY_S = 60.0
+_DISMISSED_WHEN_SHORT = 32
+_SHORT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Door:
+    """The listener for PostgreSQL clients.
+
+    `mock_secret` makes the salts that unknown roles show; keep it the same over restarts, or a stranger can tell them by the change.
+    """
+
+    def __init__(
+        self,
+        computes: Computes,
+        *,
+        host: str,
+        port: int,
+        login_timeout_s: float,
+        max_logins: int,
+        mock_secret: bytes,
+        relay: bool = False,
+    ) -> None:
+        self.stats = DoorStats()
+        self._host = host
+        self._port = port
+        self._login_timeout_s = login_timeout_s
+        self._max_logins = max_logins
+        # A quarter each: it takes four tenants with thousands of clients waiting at once to fill the door.
+        self._doorway = Doorway(computes, login_timeout_s, max(1, max_logins // 4), relay, mock_secret, self.stats)
+        self._listeners: list[socket.socket] = []
+        self._silence: Silence | None = None
+        self._logins: OrderedDict[Login, None] = OrderedDict()
+        self._tasks = TaskOwner("door")
+        self._pause: asyncio.TimerHandle | None = None
+        self._complained_at: float | None = None
+
+    def __repr__(self) -> str:
+        where = "{}:{}".format(*self.address) if self._listeners else "closed"
+        s = self.stats
+        return f"<Door {where} pending={s.pending} waiting={s.waiting} relayed={s.relayed}{' paused' if self._pause else ''}>"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens: the first address that the host name stands for, and the port in use. Only while it listens."""
+        host, port, *_ = self._listeners[0].getsockname()
+        return host, port
+
+    async def start(self) -> None:
+        """Listen. Raises AddressInUse, having opened nothing."""
+        self._silence = Silence(self._login_timeout_s, self._spoke, self._left, self._expired)
+        self._listeners = await _listen(self._host, self._port)
+        self._resume()
+
+    async def stop_accepting(self) -> None:
+        """Take no more connections, and send away those that haven't said a word. Idempotent."""
+        self._suspend()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+        if self._silence is not None:
+            self._count_dismissed(LoginOutcome.SHUTDOWN, self._silence.dismiss_all(shutting_down()))
+
+    async def close(self) -> None:
+        """End what is left at the door: logins are told that Torpor is shutting down, relayed sessions are cut. Idempotent."""
+        await self.stop_accepting()
+        await self._tasks.stop()
+        # A task that is cancelled before its first step never gets to run any of its code.
+        for login in list(self._logins):
+            login.abandon()
+
+    def _resume(self) -> None:
+        self._pause = None
+        for listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
+
+    def _suspend(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(_ACCEPTS_A_TURN):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._could_not_accept(error)
+                return
+            sock.setblocking(False)
+            self.stats.accepted += 1
+            if self.stats.pending >= self._max_logins:
+                self._make_room()
+            self.stats.pending += 1
+            self._silent.add(sock, address[:2])
+
+    def _could_not_accept(self, error: OSError) -> None:
+        """Short of file descriptors or memory: let the longest silent go and try again in a moment. Spinning would help nobody."""
+        loop = asyncio.get_running_loop()
+        if self._complained_at is None or loop.time() - self._complained_at > _COMPLAINT_EVERY_S:
+            self._complained_at = loop.time()
+            log.error(
+                "can't accept connections",
+                error=error.strerror,
+                pending=self.stats.pending,
+                hint="raise the limit of open files (ulimit -n)",
+            )
+        if error.errno in _SHORT_OF_RESOURCES:
+            for _ in range(_DISMISSED_WHEN_SHORT):
+                if not self._dismiss_oldest_silent():
+                    break
+        self._suspend()
+        self._pause = loop.call_later(_PAUSE_S, self._resume)
+
+    def _make_room(self) -> None:
+        """Send away the one that has been silent longest, or else the oldest login that isn't proven."""
+        if not self._dismiss_oldest_silent() and self._logins:
+            login, _ = self._logins.popitem(last=False)
+            login.give_way()
+
+    def _dismiss_oldest_silent(self) -> bool:
+        dismissed = self._silent.dismiss_oldest(give_way_error())
+        self._count_dismissed(LoginOutcome.TOO_MANY, int(dismissed))
+        return dismissed
+
+    def _count_dismissed(self, outcome: LoginOutcome, count: int) -> None:
+        self.stats.pending -= count
+        self.stats.logins[outcome] += count
+
+    @property
+    def _silent(self) -> Silence:
+        if self._silence is None:
+            raise RuntimeError("the door was never started")
+        return self._silence
+
+    def _spoke(self, silent: Silent, head: bytes) -> None:
+        login = Login(self._doorway, silent, head, self._proven)
+        self._logins[login] = None
+        self._tasks.spawn(login.run(), f"login {silent.address[0]}")
+
+    def _left(self, _silent: Silent) -> None:
+        self._count_dismissed(LoginOutcome.VANISHED, 1)
+
+    def _expired(self, _silent: Silent) -> TorporError:
+        self._count_dismissed(LoginOutcome.TIMEOUT, 1)
+        return self._doorway.too_slow("the first byte")
+
+    def _proven(self, login: Login) -> None:
+        self.stats.pending -= 1
+        self._logins.pop(login, None)
+
+
+async def _listen(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address that `host` stands for, all on one port."""
+    where = f"{host or '*'}:{port}"
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise AddressInUse(f"the door can't listen on {where}: {error.strerror}", "set door_host to an address of this machine") from error
+    listeners: list[socket.socket] = []
+    failure: OSError | None = None
+    try:
+        for family, kind, proto, _, address in dict.fromkeys(found):
+            try:
+                listener = _listen_on(family, kind, proto, (address[0], port, *address[2:]))
+            except OSError as error:
+                # A name may stand for addresses that this host doesn't have, such as ::1 without IPv6.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failure = error
+                continue
+            listeners.append(listener)
+            port = listener.getsockname()[1]
+        if not listeners and failure is not None:
+            raise failure
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise _cannot_listen(where, error) from error
+    return listeners
+
+
+def _listen_on(family: int, kind: int, proto: int, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted sockets inherit these two.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _cannot_listen(where: str, error: OSError) -> AddressInUse:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return AddressInUse(
+                f"the door can't listen on {where}: another program does", "stop that program, or set door_port to a free port"
+            )
+        case errno.EACCES:
+            return AddressInUse(f"the door can't listen on {where}: only root may use this port", "set door_port to 1024 or above")
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+            return AddressInUse(f"the door can't listen on {where}: this machine has no such address", "set door_host to an address it has")
+        case _:
+            return AddressInUse(f"the door can't listen on {where}: {error.strerror}", "set door_host and door_port")

@@ -1,0 +1,306 @@
+"""One connection, from its first bytes until PostgreSQL has it.
+
+Concurrency: one task for each, which owns the socket and closes it. Until the client has proven who it is, a time limit runs (the
+time that Torpor itself takes isn't counted) and the connection may have to give way to newer ones. Memory is bounded by the limits
+of the startup packet and of the password message. Nothing is woken for a client that hasn't proven who it is.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from torpor.base.logs import get_logger
+from torpor.door.negotiation import negotiate
+from torpor.door.ports import AwakeCompute, Computes
+from torpor.door.relay import Relay
+from torpor.door.roles import Md5Check, ScramCheck, check_may_log_in, password_check, wrong_password
+from torpor.door.routing import Route, database_not_found, route
+from torpor.door.silence import Silent
+from torpor.door.stats import DoorStats, LoginOutcome, outcome_of
+from torpor.door.text import printable
+from torpor.door.wire import ClientGone, linger, read_exactly, read_message, say_farewell, send
+from torpor.model.database import Database
+from torpor.model.errors import LoginTimeout, ProtocolViolation, ShuttingDown, TooManyConnections, TorporError, Unavailable
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import WakeReason
+from torpor.pgwire.frames import STARTUP_HEADER_BYTES, startup_body_length
+from torpor.pgwire.passwords import MAX_PASSWORD_BYTES, PASSWORD_TAG, md5_fits, parse_sasl_initial
+from torpor.pgwire.replies import (
+    ENCRYPTION_REFUSED,
+    TLS_ALERT_HANDSHAKE_FAILURE,
+    authentication_md5,
+    authentication_sasl,
+    authentication_sasl_continue,
+    authentication_sasl_final,
+)
+from torpor.pgwire.scram import MECHANISM, ScramExchange
+from torpor.pgwire.startup import (
+    CancelRequest,
+    EncryptionRequest,
+    StartupMessage,
+    Stranger,
+    parse_first_packet,
+    recognise_stranger,
+)
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+_ENCRYPTION_REQUESTS_ANSWERED = 2
+_MD5_SALT_BYTES = 4
+
+
+@dataclass(slots=True)
+class Doorway:
+    """What the logins of one door share."""
+
+    computes: Computes
+    timeout_s: float
+    max_waiting: int
+    """Clients of one database that may wait for its wake at once, so that one tenant can't fill the door."""
+    relay: bool
+    mock_secret: bytes
+    stats: DoorStats
+    waiting: Counter[DatabaseId] = field(default_factory=Counter)
+
+    def too_slow(self, awaited: str) -> LoginTimeout:
+        """The refusal for a client that made the door wait for `awaited`."""
+        return LoginTimeout(
+            f"the login took longer than {self.timeout_s:g} s: the server was still waiting for {awaited}",
+            "connect again; for very slow links raise login_timeout_s",
+        )
+
+
+def give_way_error() -> TooManyConnections:
+    """The refusal for a connection that has to give way to newer ones."""
+    return TooManyConnections(
+        "too many connections are logging in, and this one has waited longest without logging in",
+        "connect again; if it happens often, raise max_logins",
+    )
+
+
+def shutting_down() -> ShuttingDown:
+    """The refusal while Torpor stops."""
+    return ShuttingDown("Torpor is shutting down", "connect again once it is back")
+
+
+class Login:
+    """One connection's time at the door. `proven` is called once, when it stops being one of the pending, in whatever way."""
+
+    def __init__(self, doorway: Doorway, silent: Silent, head: bytes, proven: "Callable[[Login], None]") -> None:
+        self._doorway = doorway
+        self._sock = silent.sock
+        self._address = silent.address
+        self._deadline = silent.deadline
+        self._head = head
+        self._proven = proven
+        self._timeout: asyncio.Timeout | None = None
+        self._awaited = "the startup message"
+        self._gives_way = False
+        self._is_settled = False
+        self._who = ""
+        self._cause = ""
+        self._farewell: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"<Login {self._address[0]} {self._who or 'unknown'} {'settled' if self._is_settled else 'waits for ' + self._awaited}>"
+
+    def give_way(self) -> None:
+        """Send this connection away, because newer ones need its place. Only while it is pending."""
+        self._gives_way = True
+        if self._timeout is not None:
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def run(self) -> None:
+        """Log the client in, or tell it why not. Raises nothing but CancelledError."""
+        try:
+            await self._conduct()
+        except asyncio.CancelledError:
+            if not self._is_settled:
+                self._refuse(shutting_down())
+            raise
+        except ClientGone:
+            self._count(LoginOutcome.VANISHED)
+        except TorporError as error:
+            self._refuse(error)
+            if not self._gives_way:
+                await linger(self._sock)
+        except Exception:
+            log.exception("login failed", client=self._address[0], who=self._who)
+            self._refuse(TorporError("internal error in the door", "Torpor's log says more"))
+        finally:
+            self._sock.close()
+
+    def abandon(self) -> None:
+        """Send this connection away although its task never ran."""
+        self._proven(self)
+        self._refuse(shutting_down())
+        self._sock.close()
+
+    async def _conduct(self) -> None:
+        try:
+            async with asyncio.timeout_at(0 if self._gives_way else self._deadline) as self._timeout:
+                first = await self._greet()
+                if isinstance(first, CancelRequest):
+                    go_on = partial(self._cancel, first)
+                else:
+                    go_on = partial(self._serve, *await self._authenticate(first))
+        except TimeoutError:
+            if self._timeout is None or not self._timeout.expired():
+                raise
+            raise (give_way_error() if self._gives_way else self._doorway.too_slow(self._awaited)) from None
+        finally:
+            self._proven(self)
+        await go_on()
+
+    async def _greet(self) -> StartupMessage | CancelRequest:
+        """Read what the client wants, refusing encryption on the way."""
+        head, self._head = self._head, b""
+        answered: Counter[EncryptionRequest] = Counter()
+        while True:
+            header = await read_exactly(self._sock, STARTUP_HEADER_BYTES, head)
+            head = b""
+            if (stranger := recognise_stranger(header)) is not None:
+                if stranger is Stranger.TLS:
+                    self._farewell = TLS_ALERT_HANDSHAKE_FAILURE
+                raise ProtocolViolation(
+                    f"this port speaks the PostgreSQL protocol, not {stranger}",
+                    "use a PostgreSQL client; without TLS: sslmode=prefer or disable"
+                    if stranger is Stranger.TLS
+                    else "use a PostgreSQL client",
+                )
+            packet = parse_first_packet(await read_exactly(self._sock, startup_body_length(header)))
+            if not isinstance(packet, EncryptionRequest):
+                return packet
+            answered[packet] += 1
+            if answered[packet] > _ENCRYPTION_REQUESTS_ANSWERED:
+                raise ProtocolViolation("the client asks for encryption again and again", "it was refused: go on without, or leave")
+            send(self._sock, ENCRYPTION_REFUSED)
+
+    async def _authenticate(self, startup: StartupMessage) -> tuple[Database, Route]:
+        """Find the database, and have the client prove that it is a role that may log in."""
+        way = route(startup)
+        self._who = f"{printable(way.user)}@{way.target}"
+        database = self._doorway.computes.find(way.target)
+        if database is None:
+            raise database_not_found(way.target)
+        agreed, answer = negotiate(way.startup, database.major)
+        role = await self._off_the_clock(self._doorway.computes.role(database, way.user))
+        check = password_check(role, way.user, time.time(), self._doorway.mock_secret)
+        self._awaited = "the password"
+        is_right = await (self._ask_scram(check, answer) if isinstance(check, ScramCheck) else self._ask_md5(check, answer))
+        if role is None or not is_right:
+            self._cause = check.cause
+            raise wrong_password(way.user)
+        check_may_log_in(role)
+        return database, Route(way.target, agreed)
+
+    async def _off_the_clock(self, work: Awaitable[T]) -> T:
+        """Await work of Torpor's own, for whose time the client isn't to blame."""
+        loop = asyncio.get_running_loop()
+        if self._timeout is None or (deadline := self._timeout.when()) is None:
+            return await work
+        begun = loop.time()
+        self._timeout.reschedule(None)
+        result = await work
+        self._timeout.reschedule(deadline + loop.time() - begun)
+        return result
+
+    async def _ask_scram(self, check: ScramCheck, before: bytes) -> bool:
+        exchange = ScramExchange(check.salt, check.iterations, check.candidates)
+        send(self._sock, before + authentication_sasl((MECHANISM,)))
+        mechanism, first = parse_sasl_initial(await self._read_password())
+        if mechanism != MECHANISM:
+            raise ProtocolViolation("client selected an invalid SASL authentication mechanism", f"the one on offer is {MECHANISM}")
+        if first is None:
+            send(self._sock, authentication_sasl_continue(b""))
+            first = await self._read_password()
+        send(self._sock, authentication_sasl_continue(exchange.first(first)))
+        final = exchange.final(await self._read_password())
+        if final is None:
+            return False
+        # AuthenticationOk is PostgreSQL's to send, after the hand-over.
+        send(self._sock, authentication_sasl_final(final))
+        return True
+
+    async def _ask_md5(self, check: Md5Check, before: bytes) -> bool:
+        salt = secrets.token_bytes(_MD5_SALT_BYTES)
+        send(self._sock, before + authentication_md5(salt))
+        return md5_fits(check.verifier, salt, await self._read_password()) and not check.is_doomed
+
+    async def _read_password(self) -> bytes:
+        tag, body = await read_message(self._sock, MAX_PASSWORD_BYTES)
+        if tag != PASSWORD_TAG:
+            raise ProtocolViolation(f"expected password response, got message type {ord(tag)}")
+        return body
+
+    async def _serve(self, database: Database, way: Route) -> None:
+        """Wake the database's compute and hand the client over; in relay mode, stay until the session ends."""
+        stats, waiting = self._doorway.stats, self._doorway.waiting
+        if waiting[database.id] >= self._doorway.max_waiting:
+            raise TooManyConnections(
+                f'too many clients wait for database "{printable(way.target)}" to wake',
+                "connect again in a moment, with fewer connections at once",
+            )
+        application = printable(way.startup.parameters.get("application_name", ""))
+        detail = f"{printable(way.user)}@{self._address[0]} {application}".rstrip()
+        waiting[database.id] += 1
+        stats.waiting += 1
+        try:
+            async with self._doorway.computes.awake(database, WakeReason.CONNECTION, detail) as compute:
+                relay = await self._hand_over(compute, way.startup.encode())
+        finally:
+            stats.waiting -= 1
+            waiting[database.id] -= 1
+            if not waiting[database.id]:
+                del waiting[database.id]
+        self._count(LoginOutcome.HANDED_OVER)
+        if relay is not None:
+            await self._carry(relay)
+
+    async def _cancel(self, request: CancelRequest) -> None:
+        """Pass the request to every compute that it can be meant for. As with PostgreSQL, there is no answer, whatever comes of it."""
+        self._count(LoginOutcome.CANCEL)
+        for compute in self._doorway.computes.cancel(self._address[0], request.pid):
+            with contextlib.suppress(Unavailable):
+                relay = await self._hand_over(compute, request.encode())
+                if relay is not None:
+                    await self._carry(relay)
+
+    async def _hand_over(self, compute: AwakeCompute, packet: bytes) -> Relay | None:
+        if not self._doorway.relay:
+            await compute.hand_over(self._sock, self._address, packet)
+            return None
+        relay = Relay(self._sock)
+        try:
+            await compute.hand_over(relay.far, self._address, packet, relay.traffic)
+        except BaseException:
+            relay.close()
+            raise
+        relay.far.close()
+        return relay
+
+    async def _carry(self, relay: Relay) -> None:
+        self._doorway.stats.relayed += 1
+        try:
+            await relay.run()
+        finally:
+            self._doorway.stats.relayed -= 1
+
+    def _refuse(self, error: TorporError) -> None:
+        """Tell the client and the log why not; but once PostgreSQL may be speaking to the client, the log alone."""
+        if not self._is_settled:
+            say_farewell(self._sock, self._farewell or error)
+            self._count(outcome_of(error))
+        details = {"cause": self._cause} if self._cause else {}
+        log.info("login refused", client=self._address[0], who=self._who, outcome=outcome_of(error), error=error.message, **details)
+
+    def _count(self, outcome: LoginOutcome) -> None:
+        self._is_settled = True
+        self._doorway.stats.count(outcome)

@@ -1,0 +1,65 @@
+"""What the door asks of the computes. The composition root passes the real ones, tests an in-memory twin.
+
+Concurrency: everything is called on the door's event loop; only the `async` ones may wait.
+"""
+
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from torpor.metering.traffic import Traffic
+from torpor.model.database import Database, Role
+from torpor.model.sleep import WakeReason
+
+
+class Session(Protocol):
+    """A client's session inside a compute."""
+
+    @property
+    def pid(self) -> int | None:
+        """The backend's pid as PostgreSQL knows it; None until it is reported."""
+        ...
+
+    async def wait_ended(self) -> None:
+        """Return when the backend has ended. Safe to cancel."""
+        ...
+
+
+class AwakeCompute(Protocol):
+    """A compute that takes connections."""
+
+    @property
+    def major(self) -> int:
+        """PostgreSQL's major version."""
+        ...
+
+    async def hand_over(
+        self, client: socket.socket, address: tuple[str, int], startup: bytes, traffic: Callable[[], Traffic] | None = None
+    ) -> Session:
+        """Make `client` a connection of this PostgreSQL, which sees it come from `address` and reads `startup` (a whole packet) first.
+
+        The caller still owns its socket and closes it; the compute keeps a duplicate. `traffic` counts the bytes of a client that
+        isn't a TCP socket itself. Raises ComputeLost.
+        """
+        ...
+
+
+class Computes(Protocol):
+    """All databases that clients may reach."""
+
+    def find(self, name: str) -> Database | None:
+        """The database of that name, when it is ready for clients. In memory."""
+        ...
+
+    async def role(self, database: Database, name: str) -> Role | None:
+        """The role as it is now, None when there is none. Doesn't wake a compute that went to sleep in good order."""
+        ...
+
+    def awake(self, database: Database, reason: WakeReason, detail: str) -> AbstractAsyncContextManager[AwakeCompute]:
+        """Wake the database's compute, and hold it awake inside the context. Raises Unavailable."""
+        ...
+
+    def cancel(self, client_host: str, pid: int) -> Sequence[AwakeCompute]:
+        """The awake computes in which a client from `client_host` has a live session with that pid."""
+        ...

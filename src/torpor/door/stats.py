@@ -1,0 +1,68 @@
+"""What the door counts, for the metrics. Plain ints, written on the door's loop."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from torpor.model.errors import (
+    DatabaseNotFound,
+    LoginForbidden,
+    LoginTimeout,
+    ProtocolViolation,
+    RoutingConflict,
+    ShuttingDown,
+    TooManyConnections,
+    TorporError,
+    Unavailable,
+    WrongPassword,
+)
+
+
+class LoginOutcome(StrEnum):
+    """How a connection's time at the door ended."""
+
+    HANDED_OVER = "handed_over"  # its PostgreSQL has it
+    CANCEL = "cancel"  # it was a cancel request
+    VANISHED = "vanished"  # the client left before it was logged in
+    PROTOCOL = "protocol_violation"  # it didn't speak the protocol
+    ROUTING = "routing_conflict"  # it named two databases, or none
+    NOT_FOUND = "database_not_found"  # it named a database that doesn't exist
+    WRONG_PASSWORD = "wrong_password"  # noqa: S105  # or the role doesn't exist, has no password, or an expired one
+    FORBIDDEN = "login_forbidden"  # the role may not log in
+    TIMEOUT = "login_timeout"  # it took too long
+    TOO_MANY = "too_many_connections"  # it gave way to newer ones, or the database has too many waiting
+    UNAVAILABLE = "unavailable"  # the compute couldn't be woken, or was lost
+    SHUTDOWN = "shutting_down"  # Torpor was stopped
+    FAILED = "failed"  # a fault of Torpor's own
+
+
+_OUTCOMES: tuple[tuple[type[TorporError], LoginOutcome], ...] = (
+    (ProtocolViolation, LoginOutcome.PROTOCOL),
+    (RoutingConflict, LoginOutcome.ROUTING),
+    (DatabaseNotFound, LoginOutcome.NOT_FOUND),
+    (WrongPassword, LoginOutcome.WRONG_PASSWORD),
+    (LoginForbidden, LoginOutcome.FORBIDDEN),
+    (LoginTimeout, LoginOutcome.TIMEOUT),
+    (TooManyConnections, LoginOutcome.TOO_MANY),
+    (ShuttingDown, LoginOutcome.SHUTDOWN),
+    (Unavailable, LoginOutcome.UNAVAILABLE),
+)
+
+
+def outcome_of(error: TorporError) -> LoginOutcome:
+    """The outcome that a refusal stands for."""
+    return next((outcome for kind, outcome in _OUTCOMES if isinstance(error, kind)), LoginOutcome.FAILED)
+
+
+@dataclass(slots=True)
+class DoorStats:
+    """Counters since the door was made, and gauges of now."""
+
+    accepted: int = 0  # connections ever accepted
+    pending: int = 0  # now: connections whose client hasn't proven who it is
+    waiting: int = 0  # now: logged in, waiting for the wake and the hand-over
+    relayed: int = 0  # now: sessions whose bytes the relay carries
+    logins: dict[LoginOutcome, int] = field(default_factory=lambda: dict.fromkeys(LoginOutcome, 0))
+
+    def count(self, outcome: LoginOutcome) -> None:
+        """One more connection ended so."""
+        self.logins[outcome] += 1

@@ -1,0 +1,9 @@
+"""Making text that strangers chose fit for messages and logs. Pure."""
+
+MAX_SHOWN_CHARACTERS = 63
+"""No longer than the longest name that could have been right."""
+
+
+def printable(text: str) -> str:
+    """At most 63 characters of `text`, all of them visible (or spaces)."""
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_SHOWN_CHARACTERS])
