@@ -202,7 +202,7 @@ def _unpack_member(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Pa
         path.symlink_to(member.linkname)
         return
     source = archive.extractfile(member)
-    assert source is not None, "plain files have contents"  # noqa: S101 - tells the type checker what isfile() means
+    assert source is not None, "plain files have contents"
     content = source.read()
     if parts[0] == "lib" and content.startswith(b"\x7fELF"):
         # libpqwalreceiver, dblink and postgres_fdw look for libpq where it was built, and so would take the system's or none.
