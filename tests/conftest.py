@@ -1,0 +1,19 @@
+"""What holds for all tests: marks by directory, and which tests a user without root can run."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is under integration/, and leave out what needs root when there is none."""
+    for item in items:
+        if item.path.is_relative_to(TESTS / "integration"):
+            item.add_marker("integration")
+    if os.geteuid() != 0:
+        left_out = [item for item in items if item.get_closest_marker("root")]
+        items[:] = [item for item in items if not item.get_closest_marker("root")]
+        config.hook.pytest_deselected(items=left_out)

@@ -1,0 +1,44 @@
+"""A running Torpor as tests see it, and its HTTP API as they call it. Blocking; call from async tests in a thread."""
+
+import json
+from typing import Any, Protocol
+from urllib.request import Request, urlopen
+
+
+class RunningDatabase(Protocol):
+    """A database that was made for a test. `url` is what a user gets, password and all."""
+
+    name: str
+    url: str
+    password: str
+
+
+class RunningTorpor(Protocol):
+    """A server that runs for the test."""
+
+    door_port: int
+    api_url: str
+    token: str
+
+    def create(self, name: str | None = None) -> RunningDatabase:
+        """Make a database; each call makes another."""
+
+
+def call(torpor: RunningTorpor, method: str, path: str, body: object = None) -> Any:
+    """One call of the API; raises urllib.error.HTTPError for what it refuses."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {torpor.token}", "Content-Type": "application/json"}
+    with urlopen(Request(torpor.api_url.rstrip("/") + path, data, headers, method=method), timeout=60) as response:
+        return json.loads(response.read() or b"null")
+
+
+def put_to_sleep(torpor: RunningTorpor, name: str, tier: str = "frozen") -> None:
+    """Put the database to sleep, and check that it does."""
+    view = call(torpor, "POST", f"/v1/databases/{name}/sleep", {"tier": tier})
+    assert view["tier"] == tier
+
+
+def newest_wake(torpor: RunningTorpor, name: str) -> tuple[str, str]:
+    """Why the database was last woken, and from which tier."""
+    wake = call(torpor, "GET", f"/v1/databases/{name}/wakes?limit=1")[0]
+    return wake["reason"], wake["tier"]
