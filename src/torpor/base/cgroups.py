@@ -1,0 +1,397 @@
+"""Process trees that can be frozen, measured, reclaimed and killed as one: cgroups v2, v1 and both mixed (hybrid).
+
+`detect` finds what the host offers and what we may write; `SignalTrees` does what is possible without cgroups (stop signals; no
+reclaim). Both give a `Tree` per compute.
+
+Concurrency: calls are short writes and reads of kernel files, made on the event loop; `reclaim` alone can take seconds and belongs
+in a thread. One tree is used by one task at a time.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torpor.base.processes import descendants, start_ticks
+
+_FREEZE_PATIENCE_S = 1.0
+_CONTROLLERS = ("cpu", "io", "memory", "pids")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tree has used: processor time since it was made, memory now, of that swapped out."""
+
+    cpu_ns: int
+    memory_bytes: int
+    swap_bytes: int
+
+
+class Tree(Protocol):
+    """The processes of one compute."""
+
+    def entrances(self) -> list[Path]:
+        """Files into which a process writes 0 to enter the tree, before it starts children."""
+        ...
+
+    def adopt(self, pid: int) -> None:
+        """Say which process is the root of the tree (needed where the kernel doesn't keep the tree for us)."""
+        ...
+
+    def pids(self) -> list[int]:
+        """All processes of the tree."""
+        ...
+
+    async def freeze(self) -> None:
+        """Stop all processes; returns when none runs any more. Raises TimeoutError (and thaws) after 1 s. Safe to cancel: thaw after."""
+        ...
+
+    def thaw(self) -> None:
+        """Let all run again. Idempotent, immediate."""
+        ...
+
+    def is_frozen(self) -> bool:
+        """Whether the kernel holds the tree frozen."""
+        ...
+
+    def reclaim(self) -> None:
+        """Push the memory of the tree out to swap and drop its cache. Blocking, up to seconds; best effort."""
+        ...
+
+    def usage(self) -> Usage:
+        """Figures now; zeros where the host can't tell."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL to all processes, frozen ones too."""
+        ...
+
+    async def remove(self) -> None:
+        """Forget the tree; its processes must be gone. Idempotent."""
+        ...
+
+
+class Trees(Protocol):
+    """Makes trees by name and finds those that an earlier run left."""
+
+    can_reclaim: bool
+    description: str
+
+    def open(self, name: str) -> Tree:
+        """The tree of this name, made if need be."""
+        ...
+
+    def names(self) -> list[str]:
+        """Trees that exist on the host."""
+        ...
+
+    async def close(self) -> None:
+        """Remove the parent of all trees if none is left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where trees go: the v2 directory (freezer, kill, processor time), and where memory and a v1 freezer are if elsewhere."""
+
+    unified: Path | None
+    memory_v1: Path | None
+    freezer_v1: Path | None
+    cpu_v1: Path | None
+
+    @property
+    def roots(self) -> list[Path]:
+        """Every hierarchy that a tree has a directory in."""
+        return [path for path in (self.unified, self.memory_v1, self.freezer_v1, self.cpu_v1) if path is not None]
+
+
+def layout_from_mounts(mountinfo: str) -> Layout:
+    """Read the hierarchies from the text of /proc/self/mountinfo. Pure.
+
+    With a v2 hierarchy the v1 freezer and processor accounting are not needed; v1 memory is used when v2 doesn't have that controller.
+    """
+    unified: Path | None = None
+    v1: dict[str, Path] = {}
+    for line in mountinfo.splitlines():
+        head, _, tail = line.partition(" - ")
+        if not tail:
+            continue
+        kind, _, options = tail.split(" ", 2)
+        path = Path(head.split(" ")[4])
+        if kind == "cgroup2":
+            unified = unified or path
+        elif kind == "cgroup":
+            for name in options.split(","):
+                v1.setdefault(name, path)
+    return Layout(unified, v1.get("memory"), None if unified else v1.get("freezer"), None if unified else v1.get("cpuacct"))
+
+
+def detect(instance: str, mountinfo: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")) -> Trees:
+    """The best trees this host lets us have, under a parent called `instance`. Never fails: signals are the last resort."""
+    layout = layout_from_mounts(mountinfo.read_text())
+    for base in _candidate_bases(layout, own):
+        with contextlib.suppress(OSError):
+            return CgroupTrees(base, instance)
+    return SignalTrees()
+
+
+def _candidate_bases(layout: Layout, own: Path) -> Iterable[Layout]:
+    if layout.unified is None and layout.freezer_v1 is None:
+        return
+    if os.geteuid() == 0:
+        yield layout
+    elif layout.unified is not None and layout.memory_v1 is None:
+        # An ordinary user can use cgroups where systemd delegated a subtree: the nearest ancestor of ours that we may write.
+        path = next((line[3:] for line in own.read_text().splitlines() if line.startswith("0::")), "/")
+        for ancestor in [Path(path), *Path(path).parents]:
+            yield Layout(layout.unified / str(ancestor).lstrip("/"), None, None, None)
+
+
+class CgroupTrees:
+    """Trees as cgroups below `<hierarchy>/<instance>`."""
+
+    def __init__(self, base: Layout, instance: str) -> None:
+        """Raises OSError when the parent directories can't be made."""
+        self._base = base
+        self._instance = instance
+        self.can_reclaim = True
+        for root in base.roots:
+            (root / instance).mkdir(exist_ok=True)
+        if base.unified is not None:
+            for directory in (base.unified, base.unified / instance):
+                _enable_controllers(directory)
+            if base.memory_v1 is None:
+                self.can_reclaim = "memory" in _read(base.unified / instance / "cgroup.subtree_control").split()
+        if base.memory_v1 is not None:
+            with contextlib.suppress(OSError):  # the default on some kernels, an error on others
+                (base.memory_v1 / instance / "memory.use_hierarchy").write_text("1")
+        kind = "v2" if base.memory_v1 is None and base.unified else "hybrid" if base.unified else "v1"
+        self.description = f"cgroups {kind}"
+
+    def open(self, name: str) -> "CgroupTree":
+        directories = [root / self._instance / name for root in self._base.roots]
+        for directory in directories:
+            directory.mkdir(exist_ok=True)
+        return CgroupTree(self._base, f"{self._instance}/{name}")
+
+    def names(self) -> list[str]:
+        return sorted({entry.name for root in self._base.roots for entry in os.scandir(root / self._instance) if entry.is_dir()})
+
+    async def close(self) -> None:
+        for root in self._base.roots:
+            with contextlib.suppress(OSError):
+                (root / self._instance).rmdir()
+
+
+class CgroupTree:
+    """One compute's cgroups."""
+
+    def __init__(self, base: Layout, path: str) -> None:
+        self._directories = [root / path for root in base.roots]
+        self._unified = base.unified / path if base.unified else None
+        self._memory_v1 = base.memory_v1 / path if base.memory_v1 else None
+        self._freezer_v1 = base.freezer_v1 / path if base.freezer_v1 else None
+        self._cpu_v1 = base.cpu_v1 / path if base.cpu_v1 else None
+
+    def __repr__(self) -> str:
+        return f"<CgroupTree {self._directories[0]}>"
+
+    def entrances(self) -> list[Path]:
+        return [directory / "cgroup.procs" for directory in self._directories]
+
+    def adopt(self, pid: int) -> None:
+        """Nothing to do: the kernel keeps the tree."""
+
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in _read(self._directories[0] / "cgroup.procs").split()]
+
+    async def freeze(self) -> None:
+        if self._unified is not None:
+            (self._unified / "cgroup.freeze").write_text("1")
+        else:
+            assert self._freezer_v1 is not None
+            (self._freezer_v1 / "freezer.state").write_text("FROZEN")
+        # Usually done within 0.1 ms: the first look mostly suffices.
+        waited_s, pause_s = 0.0, 0.0005
+        while not self.is_frozen():
+            if waited_s > _FREEZE_PATIENCE_S:
+                self.thaw()
+                raise TimeoutError("a process did not freeze within a second (uninterruptible disk wait)")
+            await asyncio.sleep(pause_s)
+            waited_s, pause_s = waited_s + pause_s, min(pause_s * 2, 0.02)
+
+    def thaw(self) -> None:
+        if self._unified is not None:
+            (self._unified / "cgroup.freeze").write_text("0")
+        else:
+            assert self._freezer_v1 is not None
+            (self._freezer_v1 / "freezer.state").write_text("THAWED")
+
+    def is_frozen(self) -> bool:
+        if self._unified is not None:
+            return "frozen 1" in _read(self._unified / "cgroup.events")
+        assert self._freezer_v1 is not None
+        return _read(self._freezer_v1 / "freezer.state").strip() == "FROZEN"
+
+    def reclaim(self) -> None:
+        # Both interfaces report failure when not everything could go: what went, went.
+        with contextlib.suppress(OSError):
+            if self._memory_v1 is not None:
+                (self._memory_v1 / "memory.force_empty").write_text("0")
+            elif self._unified is not None:
+                (self._unified / "memory.reclaim").write_text(_read(self._unified / "memory.current") or "0")
+
+    def usage(self) -> Usage:
+        if self._unified is not None:
+            cpu_ns = _figure(self._unified / "cpu.stat", "usage_usec") * 1000
+        else:
+            cpu_ns = int(_read(self._cpu_v1 / "cpuacct.usage") or 0) if self._cpu_v1 else 0
+        if self._memory_v1 is not None:
+            memory = int(_read(self._memory_v1 / "memory.usage_in_bytes") or 0)
+            swap = _figure(self._memory_v1 / "memory.stat", "swap")
+        elif self._unified is not None:
+            memory = int(_read(self._unified / "memory.current") or 0)
+            swap = int(_read(self._unified / "memory.swap.current") or 0)
+        else:
+            memory = swap = 0
+        return Usage(cpu_ns, memory, swap)
+
+    def kill(self) -> None:
+        if self._unified is not None:
+            with contextlib.suppress(OSError):  # kernels before 5.14 lack cgroup.kill
+                (self._unified / "cgroup.kill").write_text("1")
+                return
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # a frozen v1 cgroup takes the signal only when thawed
+            self.thaw()
+
+    async def remove(self) -> None:
+        for directory in self._directories:
+            for _ in range(200):  # a dead process leaves its cgroup a moment after it was reaped
+                try:
+                    directory.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    await asyncio.sleep(0.005)
+                else:
+                    break
+
+
+class SignalTrees:
+    """Without cgroups: processes are found below the compute's first one and stopped by signal. No reclaim, no figures of memory."""
+
+    def __init__(self) -> None:
+        self.can_reclaim = False
+        self.description = "stop signals (no cgroup can be written)"
+
+    def open(self, name: str) -> "SignalTree":
+        return SignalTree()
+
+    def names(self) -> list[str]:
+        return []
+
+    async def close(self) -> None:
+        """Nothing was made."""
+
+
+class SignalTree:
+    """The descendants of one process. PostgreSQL doesn't mind: it asks not to be told of stopped children."""
+
+    def __init__(self) -> None:
+        self._root: int | None = None
+        self._frozen = False
+
+    def entrances(self) -> list[Path]:
+        return []
+
+    def adopt(self, pid: int) -> None:
+        self._root = pid
+        self._frozen = _state(pid) == "T"
+
+    def pids(self) -> list[int]:
+        if self._root is None or start_ticks(self._root) is None:
+            return []
+        return descendants(self._root)
+
+    async def freeze(self) -> None:
+        # Parents first, and again until nobody new has appeared: a stopped parent can't fork.
+        stopped: set[int] = set()
+        while fresh := [pid for pid in self.pids() if pid not in stopped]:
+            for pid in fresh:
+                _signal(pid, signal.SIGSTOP)
+            stopped.update(fresh)
+        waited_s = 0.0
+        while any(_state(pid) not in "TtZX" for pid in stopped):
+            if waited_s > _FREEZE_PATIENCE_S:
+                self.thaw()
+                raise TimeoutError("a process did not stop within a second (uninterruptible disk wait)")
+            await asyncio.sleep(0.001)
+            waited_s += 0.001
+        self._frozen = True
+
+    def thaw(self) -> None:
+        for pid in self.pids():
+            _signal(pid, signal.SIGCONT)
+        self._frozen = False
+
+    def is_frozen(self) -> bool:
+        return self._frozen
+
+    def reclaim(self) -> None:
+        """Not possible without cgroups."""
+
+    def usage(self) -> Usage:
+        ticks = resident = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+                resident += (int(fields[21]) - int(Path(f"/proc/{pid}/statm").read_text().split()[2])) * os.sysconf("SC_PAGE_SIZE")
+        return Usage(ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), resident, 0)
+
+    def kill(self) -> None:
+        for pid in self.pids():
+            _signal(pid, signal.SIGKILL)
+
+    async def remove(self) -> None:
+        self._root = None
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
+
+
+def _enable_controllers(directory: Path) -> None:
+    for name in _CONTROLLERS:  # one by one: some may be missing or not delegated
+        with contextlib.suppress(OSError):
+            (directory / "cgroup.subtree_control").write_text(f"+{name}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _figure(path: Path, key: str) -> int:
+    for line in _read(path).splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0

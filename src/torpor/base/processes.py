@@ -1,0 +1,146 @@
+"""Processes by their identity: pid, start and boot together, since pids come again. Waiting through pidfds.
+
+Concurrency: `ProcessHandle` belongs to one event loop; the functions are blocking reads of /proc, microseconds each.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+import socket
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+_SYS_PIDFD_GETFD = 438
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@cache
+def boot_id() -> str:
+    """Identifies this run of the kernel."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def descendants(pid: int) -> list[int]:
+    """The process and all below it, parents first. Needs no privileges. Reads /proc/*/task/*/children."""
+    found = [pid]
+    for current in found:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            for task in os.listdir(f"/proc/{current}/task"):
+                found.extend(int(child) for child in Path(f"/proc/{current}/task/{task}/children").read_text().split())
+    return found
+
+
+class ProcessHandle:
+    """One process, wherever it came from: our child or adopted. Signals can't hit a stranger that got its pid."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises ProcessLookupError when there is no such process."""
+        self.pid = pid
+        self._fd = os.pidfd_open(pid)
+        ticks = start_ticks(pid)
+        if ticks is None:
+            os.close(self._fd)
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} is gone")
+        self.start_ticks = ticks
+        self._exited = asyncio.Event()
+        self._on_exit: Callable[[], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<ProcessHandle {self.pid}{' exited' if self._exited.is_set() else ''}>"
+
+    @property
+    def exited(self) -> bool:
+        """Whether the end of the process was seen."""
+        return self._exited.is_set()
+
+    def watch(self, on_exit: Callable[[], None]) -> None:
+        """Call `on_exit` once on the running loop when the process ends (a child of ours is reaped). Costs no task."""
+        self._on_exit = on_exit
+        asyncio.get_running_loop().add_reader(self._fd, self._ended)
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal; False when the process is gone."""
+        if self._fd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self._fd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Until the watched process has ended; False when it still runs after `timeout_s`. Safe to cancel."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._exited.wait(), timeout_s)
+        return self.exited
+
+    def close(self) -> None:
+        """Stop watching. Idempotent."""
+        if self._fd >= 0:
+            if self._on_exit is not None:
+                asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+
+    def _ended(self) -> None:
+        with contextlib.suppress(ChildProcessError):  # adopted processes are reaped by init
+            os.waitid(os.P_PIDFD, self._fd, os.WEXITED | os.WNOHANG)
+        on_exit = self._on_exit
+        self.close()
+        self._exited.set()
+        if on_exit is not None:
+            on_exit()
+
+
+def tcp_sockets_of(pid: int, local_port: int) -> list[socket.socket]:
+    """Duplicates of the connected TCP sockets of another process that are bound to `local_port` here.
+
+    Works while the process is frozen. Raises PermissionError where the kernel forbids it (needs ptrace rights over the process).
+    """
+    found = []
+    pidfd = os.pidfd_open(pid)
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+            except FileNotFoundError:
+                continue
+            if not target.startswith("socket:"):
+                continue
+            fd = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, int(name), 0)
+            if fd < 0:
+                code = ctypes.get_errno()
+                if code == errno.EBADF:
+                    continue
+                raise OSError(code, f"pidfd_getfd of process {pid}: {os.strerror(code)}")
+            duplicate = socket.socket(fileno=fd)
+            if _is_connected_tcp(duplicate, local_port):
+                found.append(duplicate)
+            else:
+                duplicate.close()
+    finally:
+        os.close(pidfd)
+    return found
+
+
+def _is_connected_tcp(sock: socket.socket, local_port: int) -> bool:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
+        return False
+    try:
+        return bool(sock.getpeername()) and sock.getsockname()[1] == local_port
+    except OSError:
+        # The client is gone, but the backend has not noticed: still its session.
+        return bool(sock.getsockname()[1] == local_port)

@@ -1,0 +1,228 @@
+/*
+ * Receives clients inside a compute: preloaded into the postmaster, it makes accept() return the client socket that Torpor's
+ * door handed over, and recv() return that client's startup message first. PostgreSQL is not modified and does not notice.
+ *
+ * The contract with Torpor (torpor/compute/handover.py):
+ *   TORPOR_LISTENER_FD   a listening Unix socket. It takes the place of the socket on which PostgreSQL calls listen(). Its path
+ *                        is outside of what the compute can see, so nobody in the compute can connect to it.
+ *   TORPOR_READY_FD      one byte is written when the postmaster is ready for connections; it breaks when the postmaster dies
+ *                        before. "Ready" is when PostgreSQL says so in postmaster.pid.
+ *   A hand-over is one connection to the listener that carries a header, the address to show as the client's, the startup
+ *   message, and two descriptors: the client's socket and the write end of a pipe, the life line. The backend writes its
+ *   process id (4 bytes, host order) to the life line and holds it until it ends.
+ *
+ * Concurrency: the postmaster is single-threaded; each backend inherits its own copy of the state by fork.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define MAGIC "TORPOR1"
+#define MAX_STARTUP 16384
+
+struct header {
+    char magic[8];
+    uint32_t address_length;
+    uint32_t startup_length;
+};
+
+static int (*real_accept)(int, struct sockaddr *, socklen_t *);
+static int (*real_listen)(int, int);
+static ssize_t (*real_recv)(int, void *, size_t, int);
+static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
+
+static int inherited_fd = -1; /* the listener as inherited, until PostgreSQL calls listen() */
+static int listener_fd = -1;  /* PostgreSQL's descriptor of it afterwards */
+static int ready_fd = -1;     /* until the postmaster is ready, and only in the postmaster */
+
+static int lifeline_fd = -1;  /* between accept() and the fork that serves the client; in the backend, for ever */
+static int replay_fd = -1;    /* the socket whose first bytes are in `replay` */
+static uint32_t replay_next, replay_end;
+static char replay[MAX_STARTUP];
+
+static int fd_from_environment(const char *name)
+{
+    const char *text = getenv(name);
+    int fd = text ? atoi(text) : -1;
+    unsetenv(name);
+    return fd;
+}
+
+static void after_fork_in_postmaster(void)
+{
+    if (lifeline_fd >= 0) {
+        close(lifeline_fd);
+        lifeline_fd = -1;
+    }
+    replay_fd = -1;
+}
+
+static void after_fork_in_child(void)
+{
+    if (ready_fd >= 0) {
+        close(ready_fd);
+        ready_fd = -1;
+    }
+    if (listener_fd < 0)
+        return; /* a fork of a backend, such as a program run by COPY: the life line is close-on-exec */
+    listener_fd = -1;
+    if (lifeline_fd >= 0) {
+        int32_t pid = getpid();
+        /* A broken life line only means that Torpor is gone: the session goes on without it. SIGPIPE is ignored by PostgreSQL. */
+        if (write(lifeline_fd, &pid, sizeof pid) < 0)
+            errno = 0;
+    }
+}
+
+__attribute__((constructor)) static void set_up(void)
+{
+    real_accept = (int (*)(int, struct sockaddr *, socklen_t *))dlsym(RTLD_NEXT, "accept");
+    real_listen = (int (*)(int, int))dlsym(RTLD_NEXT, "listen");
+    real_recv = (ssize_t(*)(int, void *, size_t, int))dlsym(RTLD_NEXT, "recv");
+    real_pwrite = (ssize_t(*)(int, const void *, size_t, off_t))dlsym(RTLD_NEXT, "pwrite");
+    inherited_fd = fd_from_environment("TORPOR_LISTENER_FD");
+    ready_fd = fd_from_environment("TORPOR_READY_FD");
+    unsetenv("LD_PRELOAD"); /* programs that PostgreSQL runs are none of our business */
+    pthread_atfork(NULL, after_fork_in_postmaster, after_fork_in_child);
+}
+
+int listen(int fd, int backlog)
+{
+    struct sockaddr_un address;
+    socklen_t length = sizeof address;
+
+    if (inherited_fd >= 0 && getsockname(fd, (struct sockaddr *)&address, &length) == 0 && address.sun_family == AF_UNIX) {
+        if (dup2(inherited_fd, fd) < 0)
+            return -1;
+        close(inherited_fd);
+        inherited_fd = -1;
+        listener_fd = fd;
+        return 0;
+    }
+    return real_listen(fd, backlog);
+}
+
+static int read_fully(int fd, void *buffer, size_t length)
+{
+    size_t done = 0;
+
+    while (done < length) {
+        ssize_t n = real_recv(fd, (char *)buffer + done, length - done, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return -1;
+        done += (size_t)n;
+    }
+    return 0;
+}
+
+/* Read the header with its two descriptors. Returns 0, or -1 with nothing left open. */
+static int read_header(int fd, struct header *header, int fds[2])
+{
+    union {
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec part = {header, sizeof *header};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    struct cmsghdr *c;
+    ssize_t n;
+
+    do
+        n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+    while (n < 0 && errno == EINTR);
+    fds[0] = fds[1] = -1;
+    for (c = n > 0 ? CMSG_FIRSTHDR(&message) : NULL; c; c = CMSG_NXTHDR(&message, c))
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+            memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0) > 2 * sizeof(int) ? 2 * sizeof(int) : c->cmsg_len - CMSG_LEN(0));
+    if (n == sizeof *header && fds[1] >= 0 && memcmp(header->magic, MAGIC, sizeof header->magic) == 0 &&
+        header->address_length <= sizeof(struct sockaddr_storage) && header->startup_length <= MAX_STARTUP)
+        return 0;
+    if (fds[0] >= 0)
+        close(fds[0]);
+    if (fds[1] >= 0)
+        close(fds[1]);
+    return -1;
+}
+
+int accept(int fd, struct sockaddr *address, socklen_t *length)
+{
+    struct sockaddr_storage shown;
+    struct header header;
+    struct timeval patience = {1, 0}; /* Torpor sends at once; a Torpor killed in between must not stop the postmaster */
+    int connection, fds[2];
+
+    if (fd != listener_fd)
+        return real_accept(fd, address, length);
+    connection = real_accept(fd, NULL, NULL);
+    if (connection < 0)
+        return connection;
+    after_fork_in_postmaster(); /* in case the fork for the one before failed */
+    setsockopt(connection, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    if (read_header(connection, &header, fds) < 0) {
+        close(connection);
+        errno = ECONNABORTED;
+        return -1;
+    }
+    memset(&shown, 0, sizeof shown);
+    if (read_fully(connection, &shown, header.address_length) < 0 || read_fully(connection, replay, header.startup_length) < 0) {
+        close(connection);
+        close(fds[0]);
+        close(fds[1]);
+        errno = ECONNABORTED;
+        return -1;
+    }
+    close(connection);
+    if (address && length) {
+        memcpy(address, &shown, *length < header.address_length ? *length : header.address_length);
+        *length = header.address_length;
+    }
+    lifeline_fd = fds[1];
+    replay_fd = fds[0];
+    replay_next = 0;
+    replay_end = header.startup_length;
+    return fds[0];
+}
+
+ssize_t recv(int fd, void *buffer, size_t length, int flags)
+{
+    if (__builtin_expect(fd == replay_fd, 0) && replay_next < replay_end) {
+        size_t n = replay_end - replay_next;
+        if (n > length)
+            n = length;
+        memcpy(buffer, replay + replay_next, n);
+        if (!(flags & MSG_PEEK)) {
+            replay_next += (uint32_t)n;
+            if (replay_next == replay_end)
+                replay_fd = -1;
+        }
+        return (ssize_t)n;
+    }
+    return real_recv(fd, buffer, length, flags);
+}
+
+ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
+{
+    ssize_t n = real_pwrite(fd, buffer, length, offset);
+
+    /* The status line of postmaster.pid is its last: "ready   " once connections are accepted. */
+    if (__builtin_expect(ready_fd >= 0, 0) && n == (ssize_t)length && memmem(buffer, length, "\nready ", 7)) {
+        if (write(ready_fd, "R", 1) < 0)
+            errno = 0;
+        close(ready_fd);
+        ready_fd = -1;
+    }
+    return n;
+}
+
+/* The same entry points under the names that large-file builds use. */
+ssize_t pwrite64(int fd, const void *buffer, size_t length, off_t offset) __attribute__((alias("pwrite")));

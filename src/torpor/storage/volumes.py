@@ -1,0 +1,140 @@
+"""Volumes as directories of the pool: cloned with reflinks where the file system has them, copied in full where not.
+
+A volume appears under its final name only when it is whole: it is made beside it and renamed. Its bytes live in `<root>/<id>/data`.
+
+Concurrency: the copy runs in a process of its own (`cp`), so neither the event loop nor the interpreter lock waits for it; calls for
+different volumes may overlap.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from torpor.base.host.facts import can_reflink
+from torpor.model.errors import DataDirectoryUnusable, PoolFull, Unavailable
+from torpor.model.names import DatabaseId, is_database_id
+
+_MAKING = ".making-"
+_REMOVING = ".removing-"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Volumes:
+    """All volumes below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises DataDirectoryUnusable when the directory can't be made or written."""
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            root.chmod(0o711)  # computes run as other users and must reach theirs, not list all
+            reflinks = can_reflink(root)
+        except OSError as error:
+            raise DataDirectoryUnusable(f"the volumes directory {root} can't be used: {error.strerror}") from error
+        if reflinks is None:
+            raise DataDirectoryUnusable(f"the volumes directory {root} can't be written", "look at its owner, mode and free space")
+        self.reflinks = reflinks
+
+    def __repr__(self) -> str:
+        return f"<Volumes {self.root} {self.description}>"
+
+    @property
+    def description(self) -> str:
+        """How clones are made here, for people."""
+        return (
+            "reflinks" if self.reflinks else "full copies (no reflinks on this file system: `torpor host setup` makes a pool that has them)"
+        )
+
+    def path(self, id: DatabaseId) -> Path:
+        """The volume's directory; its PostgreSQL cluster is `data` below it."""
+        return self.root / id
+
+    def data(self, id: DatabaseId) -> Path:
+        """PGDATA of the volume."""
+        return self.root / id / "data"
+
+    async def clone(self, source: Path, id: DatabaseId, uid: int) -> None:
+        """Make volume `id` with a copy of `source` (a PGDATA that nobody writes), owned by `uid`.
+
+        All or nothing, also under kill -9: a half-made one has another name and is removed by `sweep`. Raises PoolFull.
+        """
+        making = self.root / f"{_MAKING}{id}"
+        try:
+            await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
+            making.mkdir(mode=0o700)
+            arguments = ["cp", "--archive", "--no-preserve=ownership", "--reflink=auto", "--", str(source), str(making / "data")]
+            process = await asyncio.create_subprocess_exec(
+                *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            )
+            try:
+                _, stderr = await process.communicate()
+            except BaseException:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+                raise
+            if process.returncode != 0:
+                text = stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+                if "No space left" in text[0]:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                raise Unavailable(f"cloning a volume failed: {text[0]}")
+            if uid != os.geteuid():
+                await asyncio.to_thread(_give_to, making, uid)
+            making.rename(self.path(id))
+            # PostgreSQL syncs only what it writes itself: files that stay as cloned must be durable before the first commit.
+            await asyncio.to_thread(self._sync)
+        except BaseException as error:
+            await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise PoolFull("the storage pool is full", "remove databases you don't need, or give the pool more room") from error
+            raise
+
+    async def remove(self, id: DatabaseId) -> None:
+        """Remove a volume for good. Idempotent; after a kill -9 `sweep` finishes it."""
+        removing = self.root / f"{_REMOVING}{id}"
+        with contextlib.suppress(FileNotFoundError):
+            self.path(id).rename(removing)
+        await asyncio.to_thread(shutil.rmtree, removing, ignore_errors=True)
+
+    def ids(self) -> set[DatabaseId]:
+        """Whole volumes on disk."""
+        return {DatabaseId(name) for name in os.listdir(self.root) if is_database_id(name)}
+
+    async def sweep(self) -> int:
+        """Remove what a killed Torpor left half made or half removed; how many."""
+        leftovers = [name for name in os.listdir(self.root) if name.startswith((_MAKING, _REMOVING))]
+        for name in leftovers:
+            await asyncio.to_thread(shutil.rmtree, self.root / name, ignore_errors=True)
+        return len(leftovers)
+
+    def disk_bytes(self, id: DatabaseId) -> int:
+        """Bytes of the volume's files as allocated, those shared with other volumes included. Blocking; walks the volume."""
+        return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _walk(self.path(id)))
+
+    def _sync(self) -> None:
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if _libc.syncfs(fd) < 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+        finally:
+            os.close(fd)
+
+
+def _walk(directory: Path) -> Iterator[os.DirEntry[str]]:
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path))
+
+
+def _give_to(directory: Path, uid: int) -> None:
+    os.chown(directory, uid, uid)
+    for entry in _walk(directory):
+        os.chown(entry.path, uid, uid, follow_symlinks=False)
