@@ -1,0 +1,611 @@
+"""One database's compute: when it starts, freezes, wakes and stops. Exactly one Compute exists per database, also while it is stopped.
+
+Concurrency: belongs to one event loop. A change of state that takes time is one task (`_moving`), and whoever wants the compute awake
+waits for it: one wake serves all. While awake, one task (`_doze`) waits for idleness; asleep there is none. Waking from frozen is
+synchronous, so that it can be done right in the callback that saw a byte arrive.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torpor.base.cgroups import Trees, Usage
+from torpor.base.clock import Clock
+from torpor.base.logs import get_logger
+from torpor.base.processes import ProcessHandle, boot_id
+from torpor.base.tasks import TaskOwner
+from torpor.catalog.catalog import Catalog
+from torpor.compute.binaries import Postgres
+from torpor.compute.launch import LaunchPlan, last_words
+from torpor.compute.lifecycle import TIERS, ComputeState, check_move
+from torpor.compute.postmaster import Postmaster
+from torpor.compute.sessions import Session, TrafficSource
+from torpor.metering.traffic import Traffic
+from torpor.model.database import ComputeRecord, Database, Role, Step, Wake
+from torpor.model.errors import (
+    BinariesMissing,
+    ComputeLost,
+    ComputeStartFailed,
+    Conflict,
+    DatabaseInUse,
+    ShuttingDown,
+    StartTimeout,
+    TorporError,
+)
+from torpor.model.sleep import AwakeReason, SleepPolicy, SleepReason, Tier, WakeReason
+from torpor.model.views import AwakeCause
+from torpor.storage.volumes import Volumes
+
+log = get_logger(__name__)
+
+_RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are told to come back long before
+_FAILURE_REMEMBERED_S = 3.0
+_CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
+_LOG_LIMIT_BYTES = 8 << 20
+
+
+class SleepListener(Protocol):
+    """Is told of every change of tier: keeps the ladder and the counts."""
+
+    def tier_changed(self, compute: "Compute", before: Tier) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all computes of one Torpor share."""
+
+    trees: Trees
+    volumes: Volumes
+    catalog: Catalog
+    clock: Clock
+    tasks: TaskOwner
+    binaries: Callable[[int], Postgres]
+    configuration: Callable[[int], Path]
+    run: Path
+    logs: Path
+    library: Path
+    policy: SleepPolicy
+    starts: asyncio.Semaphore
+    start_timeout_s: float
+    on_wake: Callable[[Wake], None]
+
+
+class Compute:
+    """The compute of one database."""
+
+    def __init__(self, database: Database, around: Surroundings, listener: SleepListener) -> None:
+        self.database = database
+        self.state = ComputeState.STOPPED
+        self.tier_since = around.clock.time()
+        self.tier_reason: SleepReason | WakeReason | None = None
+        self.last_activity: float | None = None  # monotonic
+        self.broken = ""
+        self._around = around
+        self._listener = listener
+        self._postmaster: Postmaster | None = None
+        self._moving: asyncio.Task[None] | None = None
+        self._dozing: asyncio.Task[None] | None = None
+        self._holds = 0
+        self._failed_at = float("-inf")
+        self._failure: TorporError | None = None
+        self._past_traffic = Traffic()
+        self._past_cpu_ns = 0
+        self._last_causes: tuple[AwakeCause, ...] = ()
+        self._last_wake: Wake | None = None
+        self._removed = False
+
+    def __repr__(self) -> str:
+        return f"<Compute {self.database.label} {self.state} holds={self._holds} {self._postmaster!r}>"
+
+    # -- looking
+
+    @property
+    def tier(self) -> Tier:
+        """The tier that users are shown."""
+        return TIERS[self.state]
+
+    @property
+    def major(self) -> int:
+        """PostgreSQL's major version."""
+        return self.database.major
+
+    @property
+    def policy(self) -> SleepPolicy:
+        """The idle times that apply: its own over the global ones."""
+        return self.database.overrides.apply(self._around.policy)
+
+    @property
+    def can_page(self) -> bool:
+        """Whether this host can reclaim a sleeper's memory."""
+        return self._around.trees.can_reclaim
+
+    @property
+    def connections(self) -> int:
+        """Open sessions of clients."""
+        return len(self._postmaster.sessions) if self._postmaster else 0
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a start, freeze, page-out or stop is under way."""
+        return self._moving is not None and not self._moving.done()
+
+    async def settled(self) -> None:
+        """Until no freeze, page-out or stop is under way; a start isn't waited for. Safe to cancel."""
+        if self.state in (ComputeState.FREEZING, ComputeState.STOPPING):
+            await self._wait_moving()
+
+    @property
+    def log_file(self) -> Path:
+        """PostgreSQL's own log."""
+        return self._around.logs / f"{self.database.id}.log"
+
+    def has_session(self, client_host: str, pid: int) -> bool:
+        """Whether it is awake with a live session of that client and backend pid."""
+        return self.tier is Tier.AWAKE and self._postmaster is not None and self._postmaster.sessions.has(client_host, pid)
+
+    def usage(self) -> Usage:
+        """What its processes have used since Torpor started, and hold now. Reads a few kernel files."""
+        if self._postmaster is None:
+            return Usage(self._past_cpu_ns, 0, 0)
+        now = self._postmaster.tree.usage()
+        return Usage(self._past_cpu_ns + now.cpu_ns, now.memory_bytes, now.swap_bytes)
+
+    def traffic(self) -> Traffic:
+        """Bytes of its clients since Torpor started."""
+        return self._past_traffic + (self._postmaster.sessions.traffic() if self._postmaster else Traffic())
+
+    def known_causes(self) -> tuple[AwakeCause, ...]:
+        """What keeps it awake as far as is known without asking PostgreSQL."""
+        if self.tier is not Tier.AWAKE:
+            return ()
+        return self._last_causes or (self._default_cause(),)
+
+    async def causes(self) -> tuple[AwakeCause, ...]:
+        """What keeps it awake, asked of PostgreSQL now; empty when it is asleep. Never wakes it."""
+        if self.state is not ComputeState.AWAKE or self._postmaster is None:
+            return self.known_causes()
+        async with self._held():
+            try:
+                return await self._postmaster.causes() or (self._default_cause(),)
+            except TorporError as error:
+                return (AwakeCause(AwakeReason.RECENT, f"PostgreSQL did not say: {error.message}"),)
+
+    def next_step(self) -> tuple[Tier, float] | None:
+        """The next step down and in how many seconds from now it is due if nothing happens; None when none will come."""
+        policy, around = self.policy, self._around
+        elapsed_s = around.clock.time() - self.tier_since
+        match self.tier:
+            case Tier.AWAKE if policy.freeze_after_s is not None:
+                idle_s = around.clock.monotonic() - (self.last_activity or around.clock.monotonic())
+                return Tier.FROZEN, policy.freeze_after_s - idle_s
+            case Tier.FROZEN if policy.page_after_s is not None and around.trees.can_reclaim:
+                return Tier.PAGED, policy.page_after_s - elapsed_s
+            case Tier.FROZEN | Tier.PAGED if policy.stop_after_s is not None and not self.connections:
+                return Tier.STOPPED, policy.stop_after_s - elapsed_s
+            case _:
+                return None
+
+    # -- being used
+
+    @contextlib.asynccontextmanager
+    async def awake(self, reason: WakeReason, detail: str) -> AsyncIterator["Compute"]:
+        """Wake it if need be, and keep it from sleeping while inside. Raises Unavailable errors."""
+        async with self._held():
+            await self.wake(reason, detail)
+            yield self
+
+    async def wake(self, reason: WakeReason, detail: str) -> Wake | None:
+        """Until it is awake; the wake that it took, None when it was awake already. One wake serves all who wait.
+
+        Raises ComputeStartFailed with PostgreSQL's own words, or StartTimeout (the start goes on). Safe to cancel.
+        """
+        try:
+            async with asyncio.timeout(self._around.start_timeout_s):
+                return await self._wake(reason, detail)
+        except TimeoutError:
+            raise StartTimeout(
+                f"database {self.database.label} is still starting (it may be recovering from a crash)", "try again in a moment"
+            ) from None
+
+    async def _wake(self, reason: WakeReason, detail: str) -> Wake | None:
+        served: Wake | None = None
+        while True:
+            if self._removed:
+                raise ShuttingDown(f"database {self.database.label} is being removed")
+            if self._moving is not None and not self._moving.done():
+                starting = self.state in (ComputeState.STOPPED, ComputeState.STARTING)
+                await self._wait_moving()
+                if starting and self._failure is not None and self.state is ComputeState.STOPPED:
+                    raise self._failure
+                served = self._last_wake if starting else None
+                continue
+            match self.state:
+                case ComputeState.AWAKE:
+                    return served
+                case ComputeState.FROZEN | ComputeState.PAGED:
+                    return self._thaw(reason, detail)
+                case ComputeState.STOPPED:
+                    if self._failure is not None and self._around.clock.monotonic() - self._failed_at < _FAILURE_REMEMBERED_S:
+                        raise self._failure
+                    self._failure = None
+                    self._move(self._start(reason, detail), "start")
+                case _:
+                    raise AssertionError(f"{self!r} is moving without a task")
+
+    async def hand_over(
+        self, client: socket.socket, address: tuple[str, int], startup: bytes, traffic: TrafficSource | None = None
+    ) -> Session:
+        """Give a client's socket to PostgreSQL, which sees it come from `address` and reads `startup` first.
+
+        The caller keeps and closes its own socket object. `traffic` counts the bytes where `client` isn't TCP itself. Only within
+        `awake`. Raises ComputeLost.
+        """
+        if self._postmaster is None:
+            raise ComputeLost("PostgreSQL went away while the connection was handed over", "connect again")
+        self._touch()
+        return await self._postmaster.hand_over(client, address, startup, traffic)
+
+    async def role(self, name: str) -> Role | None:
+        """One role, asked of PostgreSQL. Only within `awake`. Raises ComputeLost."""
+        return await (await self._live().service()).role(name)
+
+    async def claim(self, name: str, verifier: str) -> None:
+        """Name a warm cluster for its user. Only within `awake`."""
+        service = await self._live().service()
+        await service.claim(name, verifier)
+        self._around.catalog.save_roles(self.database.id, await service.roles())
+
+    async def set_password(self, role: str, verifier: str) -> None:
+        """Set a role's password by its verifier. Only within `awake`."""
+        await (await self._live().service()).set_password(role, verifier)
+
+    # -- going down
+
+    async def sleep(self, tier: Tier, reason: SleepReason, force: bool = False) -> None:
+        """Go down to `tier` now, whatever the idle times say; nothing happens when it is there or deeper.
+
+        Raises Conflict while something runs (with `force` and STOPPED it is ended), DatabaseInUse for STOPPED with open connections
+        (unless `force`).
+        """
+        if tier is Tier.PAGED and not self._around.trees.can_reclaim:
+            raise Conflict("this host can't page computes out", "use frozen or stopped; `torpor doctor` says what is missing")
+        order = list(Tier)
+        await self._wait_moving()
+        while order.index(self.tier) < order.index(tier):
+            if tier is Tier.STOPPED:
+                if self.connections and not force:
+                    raise DatabaseInUse(
+                        f"{self.connections} open connections would be lost if {self.database.label} were stopped",
+                        "let it freeze instead (connections survive), or use force",
+                    )
+                if self.state is ComputeState.AWAKE and not force and (causes := await self.causes()) and not _only_recent(causes):
+                    raise Conflict(f"{self.database.label} is busy: {_spell(causes)}", "wait for it, or use force")
+                await self.stop(reason)
+            elif self.state is ComputeState.AWAKE:
+                self._move(self._freeze(reason), "freeze")
+                await self._wait_moving()
+                if self.state is ComputeState.AWAKE:
+                    raise Conflict(
+                        f"{self.database.label} is busy: {_spell(self.known_causes())}", "it falls asleep by itself when that ends"
+                    )
+            elif self.state is ComputeState.FROZEN:
+                self._move(self.page_out(reason), "page out")
+                await self._wait_moving()
+            await self._wait_moving()
+
+    async def page_out(self, reason: SleepReason) -> None:
+        """Reclaim the memory of a frozen compute. A wake meanwhile wins."""
+        if self.state is not ComputeState.FROZEN or self._postmaster is None:
+            return
+        tree = self._postmaster.tree
+        await asyncio.to_thread(tree.reclaim)
+        if self.state is ComputeState.FROZEN:
+            self._go(ComputeState.PAGED, reason, keep_since=True)
+
+    async def stop(self, reason: SleepReason) -> None:
+        """End PostgreSQL in order, with whatever sessions it has. Idempotent."""
+        await self._wait_moving()
+        if self.state is not ComputeState.STOPPED:
+            self._move(self._stop(reason), "stop")
+            await self._wait_moving()
+
+    async def discard(self) -> None:
+        """End it for good, in no particular order: its database is being removed. Idempotent."""
+        self._removed = True
+        await self._wait_moving()
+        await self._end_dozing()
+        if self._postmaster is not None:
+            await self._postmaster.bury()
+            self._postmaster.sessions.end_all()
+            self._postmaster = None
+        if self.state is not ComputeState.STOPPED:
+            self._go(ComputeState.STOPPED, SleepReason.API)
+        with contextlib.suppress(FileNotFoundError):
+            self.log_file.unlink()
+
+    async def leave(self) -> None:
+        """Let go of a running compute without touching it, for the next Torpor to adopt."""
+        await self._end_dozing()
+        if self._moving is not None and not self._moving.done():
+            self._moving.cancel()
+            await asyncio.gather(self._moving, return_exceptions=True)
+        if self._postmaster is not None:
+            self._postmaster.abandon()
+
+    # -- coming from an earlier Torpor
+
+    def adopt(self, process: ProcessHandle, door_port: int) -> None:
+        """Take over the running postmaster of an earlier Torpor, in the tier in which it is."""
+        postmaster = self._new_postmaster()
+        self._postmaster = postmaster
+        watchable = postmaster.adopt(process, door_port, self._exited)
+        frozen = postmaster.tree.is_frozen()
+        self.state = ComputeState.STOPPED
+        self._go(ComputeState.STARTING, None)
+        self._go(ComputeState.AWAKE, None)
+        if frozen and not watchable:
+            postmaster.tree.thaw()
+        elif frozen:
+            self._go(ComputeState.FREEZING, None)
+            self._go(ComputeState.FROZEN, None)
+            postmaster.sessions.watch()
+            return
+        self._begin_dozing()
+
+    # -- inside
+
+    def _new_postmaster(self) -> Postmaster:
+        id = self.database.id
+        return Postmaster(self._around.trees.open(id), self._around.run / id / "door.sock", self._on_traffic, self._touch)
+
+    def _live(self) -> Postmaster:
+        if self._postmaster is None:
+            raise ComputeLost("PostgreSQL went away", "try again")
+        return self._postmaster
+
+    @contextlib.asynccontextmanager
+    async def _held(self) -> AsyncIterator[None]:
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self._touch()
+
+    def _touch(self) -> None:
+        self.last_activity = self._around.clock.monotonic()
+
+    def _default_cause(self) -> AwakeCause:
+        after_s = self.policy.freeze_after_s
+        if after_s is None:
+            return AwakeCause(AwakeReason.PINNED, "freeze_after_s is never")
+        return AwakeCause(AwakeReason.RECENT, f"something ran less than {after_s:g} s ago")
+
+    def _go(self, state: ComputeState, reason: SleepReason | WakeReason | None, keep_since: bool = False) -> None:
+        check_move(self.state, state)
+        before = self.tier
+        self.state = state
+        if self.tier is not before:
+            self.tier_reason = reason
+            if not keep_since:
+                self.tier_since = self._around.clock.time()
+            self._listener.tier_changed(self, before)
+
+    def _move(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        self._moving = self._around.tasks.spawn(coroutine, f"{name} {self.database.label}")
+
+    async def _wait_moving(self) -> None:
+        while self._moving is not None and not self._moving.done() and self._moving is not asyncio.current_task():
+            await asyncio.wait([self._moving])
+
+    async def _start(self, reason: WakeReason, detail: str) -> None:
+        around, clock = self._around, self._around.clock
+        began_at, began = clock.time(), clock.monotonic()
+        steps: list[Step] = []
+
+        def step(name: str) -> None:
+            steps.append(Step(name, (clock.monotonic() - began) * 1000 - sum(step.elapsed_ms for step in steps)))
+
+        async with around.starts:
+            step("queue")
+            self._go(ComputeState.STARTING, reason)
+            try:
+                plan = self._plan()
+                postmaster = self._postmaster = self._new_postmaster()
+                await postmaster.clear_remains(plan.data)
+                step("prepare")
+                process = postmaster.launch(plan, self._exited)
+                around.catalog.record_compute(ComputeRecord(self.database.id, process.pid, process.start_ticks, boot_id()))
+                step("spawn")
+                await postmaster.wait_ready(_RECOVERY_PATIENCE_S)
+                step("ready")
+            except BaseException as error:
+                await self._start_failed(error)
+                if isinstance(error, TorporError | OSError):
+                    return
+                raise
+        self.broken = ""
+        self._go(ComputeState.AWAKE, reason)
+        self._begin_dozing()
+        self._report(Wake(self.database.id, began_at, reason, Tier.STOPPED, detail, (clock.monotonic() - began) * 1000, tuple(steps)))
+
+    def _plan(self) -> LaunchPlan:
+        around, database = self._around, self.database
+        return LaunchPlan(
+            around.binaries(database.major).bindir,
+            around.volumes.data(database.id),
+            database.uid,
+            around.library,
+            around.configuration(database.major),
+            self.log_file,
+        )
+
+    async def _start_failed(self, error: BaseException) -> None:
+        if self._postmaster is not None:
+            await self._postmaster.bury()
+            self._postmaster = None
+        self._around.catalog.forget_compute(self.database.id)
+        self._go(ComputeState.STOPPED, SleepReason.CRASH)
+        if isinstance(error, BinariesMissing | StartTimeout):
+            self._failure = error
+        else:
+            words = last_words(self.log_file) if isinstance(error, ComputeStartFailed) else str(error)
+            self._failure = ComputeStartFailed(
+                f"database {self.database.label} can't start: {words}", f"the whole story: `torpor logs {self.database.label}`"
+            )
+        self._failed_at = self._around.clock.monotonic()
+        self.broken = self._failure.message
+        log.error("start failed", database=self.database.label, cause=self._failure.message)
+
+    def _thaw(self, reason: WakeReason, detail: str) -> Wake:
+        clock = self._around.clock
+        began_at, began, tier = clock.time(), clock.monotonic(), self.tier
+        postmaster = self._live()
+        postmaster.tree.thaw()
+        elapsed_ms = (clock.monotonic() - began) * 1000
+        postmaster.sessions.unwatch()
+        self._go(ComputeState.AWAKE, reason)
+        self._begin_dozing()
+        wake = Wake(self.database.id, began_at, reason, tier, detail, elapsed_ms, (Step("thaw", elapsed_ms),))
+        self._report(wake)
+        return wake
+
+    def _report(self, wake: Wake) -> None:
+        self._last_wake = wake
+        self._around.on_wake(wake)
+
+    def _on_traffic(self, session: Session) -> None:
+        if self.state not in (ComputeState.FROZEN, ComputeState.PAGED):
+            return
+        left = session.has_left()
+        self._thaw(WakeReason.CLIENT_LEFT if left else WakeReason.TRAFFIC, session.client_host)
+        if left and (after_s := self.policy.freeze_after_s) is not None:
+            self.last_activity = self._around.clock.monotonic() - max(0.0, after_s - _CLIENT_LEFT_GRACE_S)
+
+    def _begin_dozing(self) -> None:
+        self._touch()
+        self._last_causes = ()
+        self._dozing = self._around.tasks.spawn(self._doze(), f"doze {self.database.label}")
+
+    async def _end_dozing(self) -> None:
+        if self._dozing is not None and self._dozing is not asyncio.current_task():
+            self._dozing.cancel()
+            await asyncio.gather(self._dozing, return_exceptions=True)
+
+    async def _doze(self) -> None:
+        """While awake: notice what happens at the price of two counters a session, and freeze when nothing has."""
+        clock = self._around.clock
+        seen: Traffic | None = None
+        while self._dozing is asyncio.current_task():
+            after_s = self.policy.freeze_after_s
+            await clock.sleep(min(1.0, max(0.05, (after_s or 5.0) / 5)))
+            await self._wait_moving()
+            if self.state is not ComputeState.AWAKE or self._dozing is not asyncio.current_task():
+                return
+            self._keep_log_small()
+            now = self._live().sessions.traffic()
+            if now != seen and seen is not None:
+                self._touch()
+                self._last_causes = ()
+            seen = now
+            idle_s = clock.monotonic() - (self.last_activity or 0.0)
+            if after_s is not None and idle_s >= after_s and not self._holds:
+                self._move(self._freeze(SleepReason.IDLE), "freeze")
+                await self._wait_moving()
+
+    async def _freeze(self, reason: SleepReason) -> None:
+        """Freeze, or stay awake and know why."""
+        postmaster = self._live()
+        self._go(ComputeState.FREEZING, None)
+        try:
+            outcome = await postmaster.freeze_if_quiet(lambda: self._holds == 0 and self.state is ComputeState.FREEZING)
+        except BaseException as error:
+            if self.state is ComputeState.FREEZING:
+                self._go(ComputeState.AWAKE, None)
+            if not isinstance(error, TorporError):
+                raise
+            self._last_causes = (AwakeCause(AwakeReason.RECENT, f"PostgreSQL did not say what it does: {error.message}"),)
+            self._touch()
+            return
+        if self.state is not ComputeState.FREEZING:
+            return  # it crashed
+        self._last_causes = outcome.causes
+        if outcome.causes:
+            self._go(ComputeState.AWAKE, None)
+            self._touch()
+            return
+        try:
+            self._around.catalog.save_roles(self.database.id, outcome.roles)
+        except BaseException:  # without them a sleeper could not check passwords
+            postmaster.tree.thaw()
+            self._go(ComputeState.AWAKE, None)
+            raise
+        self._go(ComputeState.FROZEN, reason)
+        postmaster.sessions.watch()
+
+    async def _stop(self, reason: SleepReason) -> None:
+        postmaster = self._live()
+        quiet = self.state in (ComputeState.FROZEN, ComputeState.PAGED) and not self.connections
+        if self.state in (ComputeState.FROZEN, ComputeState.PAGED):
+            self._thaw(WakeReason.MAINTENANCE, "to stop in order")
+        await self._end_dozing()
+        self._go(ComputeState.STOPPING, reason)
+        if not quiet:  # roles may have changed since they were last saved
+            try:
+                service = await postmaster.service()
+                await service.end_clients()
+                self._around.catalog.save_roles(self.database.id, await service.roles())
+                await postmaster.close_service()
+            except TorporError as error:
+                log.warning("roles unknown at stop", database=self.database.label, cause=error.message)
+                self._around.catalog.forget_roles(self.database.id)
+        self._past_cpu_ns += postmaster.tree.usage().cpu_ns
+        if not await postmaster.shut_down():
+            log.warning("PostgreSQL had to be killed", database=self.database.label)
+        self._gone(reason)
+
+    def _exited(self) -> None:
+        """The postmaster ended. Starting and stopping see to it themselves; else it crashed."""
+        if self.state in (ComputeState.STARTING, ComputeState.STOPPING, ComputeState.STOPPED):
+            return
+        log.error("PostgreSQL died", database=self.database.label, tier=str(self.tier), words=last_words(self.log_file))
+        self._around.catalog.forget_roles(self.database.id)  # whatever was changed since they were saved is unknown
+        crashed = self._live()
+        self._past_cpu_ns += crashed.tree.usage().cpu_ns
+        self._gone(SleepReason.CRASH)
+        self._move(crashed.bury(), "bury")
+
+    def _gone(self, reason: SleepReason) -> None:
+        postmaster = self._live()
+        self._past_traffic += postmaster.sessions.traffic()
+        postmaster.sessions.end_all()
+        self._postmaster = None
+        self._around.catalog.forget_compute(self.database.id)
+        self._go(ComputeState.STOPPED, reason)
+
+    def _keep_log_small(self) -> None:
+        with contextlib.suppress(OSError):
+            if self.log_file.stat().st_size > _LOG_LIMIT_BYTES:
+                # PostgreSQL appends to the open file: it is copied and cut, not renamed.
+                os.replace(_copy(self.log_file), self.log_file.with_suffix(".log.1"))
+                os.truncate(self.log_file, 0)
+
+
+def _copy(path: Path) -> Path:
+    target = path.with_suffix(".log.new")
+    target.write_bytes(path.read_bytes())
+    target.chmod(0o600)
+    return target
+
+
+def _spell(causes: tuple[AwakeCause, ...]) -> str:
+    return "; ".join(f"{cause.reason}: {cause.detail}" for cause in causes[:3])
+
+
+def _only_recent(causes: tuple[AwakeCause, ...]) -> bool:
+    return all(cause.reason in (AwakeReason.RECENT, AwakeReason.PINNED) for cause in causes)

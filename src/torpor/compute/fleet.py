@@ -1,0 +1,212 @@
+"""All computes of this Torpor: found by name and id, counted by tier, adopted from an earlier Torpor. The port of the door.
+
+Concurrency: belongs to one event loop. Looking up is a dict; nothing here loops over all databases but start and stop.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+
+from torpor.base.clock import Clock
+from torpor.base.logs import get_logger
+from torpor.base.processes import ProcessHandle, boot_id
+from torpor.compute.compute import Compute, Surroundings
+from torpor.compute.ladder import Ladder
+from torpor.model.database import ComputeRecord, Database, DatabaseState, Role
+from torpor.model.errors import DatabaseNotFound, TorporError
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import SleepReason, Tier, WakeReason
+
+log = get_logger(__name__)
+
+_STOPS_AT_ONCE = 8
+
+
+class Tickets:
+    """Passwords of short life for owners: kept in memory only, as verifiers."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._by_database: dict[DatabaseId, list[tuple[float, str, str]]] = {}
+
+    def add(self, id: DatabaseId, role: str, verifier: str, ttl_s: float) -> None:
+        """Accept `verifier` for `role` for `ttl_s` seconds. Forgets those that have run out."""
+        now = self._clock.monotonic()
+        live = [ticket for ticket in self._by_database.get(id, ()) if ticket[0] > now]
+        self._by_database[id] = [*live[-15:], (now + ttl_s, role, verifier)]
+
+    def of(self, id: DatabaseId, role: str) -> tuple[str, ...]:
+        """The verifiers that are valid now."""
+        tickets = self._by_database.get(id)
+        if not tickets:
+            return ()
+        now = self._clock.monotonic()
+        return tuple(verifier for until, name, verifier in tickets if until > now and name == role)
+
+    def forget(self, id: DatabaseId) -> None:
+        """Drop those of a database. Idempotent."""
+        self._by_database.pop(id, None)
+
+
+class Fleet:
+    """Every compute, one per database, stopped ones included."""
+
+    def __init__(self, around: Surroundings, ladder: Ladder) -> None:
+        self._around = around
+        self._ladder = ladder
+        self._by_id: dict[DatabaseId, Compute] = {}
+        self._by_name: dict[str, Compute] = {}
+        self._by_tier: dict[Tier, dict[Compute, None]] = {tier: {} for tier in Tier}
+        self.tickets = Tickets(around.clock)
+
+    def __repr__(self) -> str:
+        return f"<Fleet {len(self._by_id)} {dict(self.counts())}>"
+
+    # -- who is there
+
+    def add(self, database: Database) -> Compute:
+        """Take in a database; it is stopped until somebody wakes it."""
+        compute = Compute(database, self._around, self)
+        self._by_id[database.id] = compute
+        self._by_tier[compute.tier][compute] = None
+        self._index(compute)
+        return compute
+
+    def update(self, database: Database) -> Compute:
+        """Take note of a database's new name, state or overrides."""
+        compute = self._by_id[database.id]
+        if compute.database.name is not None:
+            self._by_name.pop(compute.database.name, None)
+        compute.database = database
+        self._index(compute)
+        self._ladder.reschedule(compute)
+        return compute
+
+    def remove(self, id: DatabaseId) -> None:
+        """Forget a database, which must be discarded. Idempotent."""
+        compute = self._by_id.pop(id, None)
+        if compute is not None:
+            self._by_tier[compute.tier].pop(compute, None)
+            self._ladder.tier_changed(compute)
+            if compute.database.name is not None:
+                self._by_name.pop(compute.database.name, None)
+        self.tickets.forget(id)
+
+    def compute(self, name: str) -> Compute:
+        """The compute of the user's database of that name. Raises DatabaseNotFound."""
+        compute = self._by_name.get(name)
+        if compute is None:
+            raise DatabaseNotFound(f'database "{name[:63]}" does not exist', "`torpor ls` shows those that do")
+        return compute
+
+    def by_id(self, id: DatabaseId) -> Compute:
+        """The compute of that id, whatever its state."""
+        return self._by_id[id]
+
+    def names(self) -> Iterable[str]:
+        """Names of all users' databases."""
+        return self._by_name.keys()
+
+    def in_tier(self, tier: Tier) -> Iterator[Compute]:
+        """The computes in a tier, those that entered it first first."""
+        return iter(self._by_tier[tier])
+
+    def counts(self) -> dict[Tier, int]:
+        """How many computes are in each tier, warm ones included."""
+        return {tier: len(computes) for tier, computes in self._by_tier.items()}
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    # -- the port of the door
+
+    def find(self, name: str) -> Database | None:
+        """The user's database of that name."""
+        compute = self._by_name.get(name)
+        return compute.database if compute is not None else None
+
+    async def role(self, database: Database, name: str) -> Role | None:
+        """What the door must know of a role: as saved when its compute fell asleep, or asked of PostgreSQL while it runs.
+
+        Wakes nothing that fell asleep in order. After an unclean stop nobody knows the roles: then it starts the compute.
+        """
+        compute = self._by_id[database.id]
+        await compute.settled()  # one that is falling asleep has its roles saved in a moment
+        role: Role | None
+        if compute.tier is not Tier.AWAKE and (saved := self._around.catalog.roles(database.id)) is not None:
+            role = saved.get(name)
+        else:
+            async with compute.awake(WakeReason.ROLES, name):
+                role = await compute.role(name)
+        tickets = self.tickets.of(database.id, name)
+        return _with_tickets(role, tickets) if role is not None and tickets else role
+
+    @contextlib.asynccontextmanager
+    async def awake(self, database: Database, reason: WakeReason, detail: str) -> AsyncIterator[Compute]:
+        """The database's compute, awake and held so while inside. Raises Unavailable errors."""
+        async with self._by_id[database.id].awake(reason, detail) as compute:
+            yield compute
+
+    def cancel(self, client_host: str, pid: int) -> Sequence[Compute]:
+        """The awake computes in which that client has a live session with that backend."""
+        return [compute for compute in self._by_tier[Tier.AWAKE] if compute.has_session(client_host, pid)]
+
+    # -- changes of tier
+
+    def tier_changed(self, compute: Compute, before: Tier) -> None:
+        """Called by computes."""
+        if self._by_id.get(compute.database.id) is not compute:
+            return
+        self._by_tier[before].pop(compute, None)
+        self._by_tier[compute.tier][compute] = None
+        self._ladder.tier_changed(compute)
+        if compute.tier_reason is not None:
+            log.info("tier", database=compute.database.label, tier=str(compute.tier), before=str(before), reason=str(compute.tier_reason))
+
+    # -- beginning and end
+
+    def adopt(self, record: ComputeRecord, door_port: int) -> bool:
+        """Take over a compute that an earlier Torpor left running; False when it isn't there any more."""
+        compute = self._by_id.get(record.database_id)
+        if compute is None or record.boot_id != boot_id():
+            return False
+        try:
+            process = ProcessHandle(record.pid)
+        except (ProcessLookupError, OSError):
+            return False
+        if process.start_ticks != record.start_ticks:
+            process.close()
+            return False
+        compute.adopt(process, door_port)
+        log.info("adopted", database=compute.database.label, tier=str(compute.tier), connections=compute.connections)
+        return True
+
+    async def stop_all(self) -> None:
+        """End every compute in order, several at once."""
+        slots = asyncio.Semaphore(_STOPS_AT_ONCE)
+
+        async def stop(compute: Compute) -> None:
+            async with slots:
+                try:
+                    await compute.stop(SleepReason.SHUTDOWN)
+                except TorporError as error:
+                    log.warning("stop failed", database=compute.database.label, cause=error.message)
+
+        await asyncio.gather(*(stop(compute) for compute in self._running()))
+
+    async def leave_all(self) -> None:
+        """Let go of every compute for the next Torpor to adopt."""
+        await asyncio.gather(*(compute.leave() for compute in self._running()))
+
+    def _running(self) -> list[Compute]:
+        return [compute for tier in (Tier.AWAKE, Tier.FROZEN, Tier.PAGED) for compute in self._by_tier[tier]] + [
+            compute for compute in self._by_tier[Tier.STOPPED] if compute.is_moving
+        ]
+
+    def _index(self, compute: Compute) -> None:
+        if compute.database.state is DatabaseState.READY and compute.database.name is not None:
+            self._by_name[compute.database.name] = compute
+
+
+def _with_tickets(role: Role, tickets: tuple[str, ...]) -> Role:
+    return Role(role.name, role.verifier, role.can_login, role.valid_until, tickets)

@@ -1,0 +1,150 @@
+"""Starts a postmaster in its tree, under its user, with the library preloaded, and waits until it says that it is ready.
+
+Concurrency: `launch` runs on the event loop; the spawn itself blocks it for about a millisecond (vfork). Safe to cancel: the
+caller then has a process that it must kill through the tree.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.base.cgroups import Tree
+from torpor.base.processes import ProcessHandle
+from torpor.compute.configuration import ISOLATION
+from torpor.model.errors import ComputeStartFailed, StartTimeout
+
+_LISTENER_FD, _READY_FD = 3, 4
+_BACKLOG = 4096
+_ENTER = 'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 > "$1" || exit 126; shift; n=$((n-1)); done; exec "$@"'
+"""Enter the tree before PostgreSQL forks: every child is then in it, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """What to start: binaries, cluster, user, and the files that lie outside of the volume."""
+
+    bindir: Path
+    data: Path
+    uid: int
+    library: Path
+    configuration: Path
+    log: Path
+
+
+class Launch:
+    """A postmaster that was spawned: its process, and the promise that it gets ready."""
+
+    def __init__(self, process: ProcessHandle, ready_fd: int) -> None:
+        self.process = process
+        self._ready_fd = ready_fd
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Until PostgreSQL accepts connections. Raises ComputeStartFailed when it ended instead, StartTimeout after `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        said: asyncio.Future[bytes] = loop.create_future()
+
+        def readable() -> None:
+            loop.remove_reader(self._ready_fd)
+            if not said.done():
+                said.set_result(os.read(self._ready_fd, 1))
+
+        loop.add_reader(self._ready_fd, readable)
+        try:
+            answer = await asyncio.wait_for(said, timeout_s)
+        except TimeoutError:
+            raise StartTimeout("the database is still starting (it may be recovering from a crash)", "try again in a moment") from None
+        finally:
+            loop.remove_reader(self._ready_fd)
+        if answer != b"R":
+            raise ComputeStartFailed("PostgreSQL ended while it started")
+
+    def close(self) -> None:
+        """Close the promise. Idempotent."""
+        if self._ready_fd >= 0:
+            os.close(self._ready_fd)
+            self._ready_fd = -1
+
+
+def spawn(plan: LaunchPlan, tree: Tree, listener_path: Path) -> Launch:
+    """Start the postmaster. It listens at `listener_path`, in a directory that only Torpor's user may enter."""
+    listener_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listener_path.unlink(missing_ok=True)
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listener.bind(str(listener_path))
+        listener.listen(_BACKLOG)
+        ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+        opened.callback(os.close, ready_write)
+        log = os.open(plan.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        opened.callback(os.close, log)
+        # Numbers above those that the child uses, so that no dup2 overwrites the source of a later one.
+        sources = [os.dup(fd) for fd in (log, listener.fileno(), ready_write)]
+        while min(sources) <= _READY_FD:
+            sources += [os.dup(fd) for fd in sources[-3:]]
+        for fd in sources:
+            opened.callback(os.close, fd)
+        log_fd, listener_fd, ready_fd = sources[-3:]
+        try:
+            pid = os.posix_spawn(
+                "/bin/sh",
+                command(plan, tree.entrances()),
+                {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"},
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log_fd, 1),
+                    (os.POSIX_SPAWN_DUP2, log_fd, 2),
+                    (os.POSIX_SPAWN_DUP2, listener_fd, _LISTENER_FD),
+                    (os.POSIX_SPAWN_DUP2, ready_fd, _READY_FD),
+                ],
+                setsid=True,
+                setsigmask=[],
+                setsigdef=range(1, 32),
+            )
+        except BaseException:
+            os.close(ready_read)
+            raise
+    tree.adopt(pid)
+    return Launch(ProcessHandle(pid), ready_read)
+
+
+def command(plan: LaunchPlan, entrances: list[Path]) -> list[str]:
+    """The command line: enter the tree, drop to the compute's user with no privileges left, become PostgreSQL."""
+    steps = ["sh", "-c", _ENTER, "sh", str(len(entrances)), *map(str, entrances)]
+    if os.geteuid() == 0:
+        # A System V namespace of its own: what a killed PostgreSQL leaves goes with it, and the host's limit on segments is per database.
+        steps += [_tool("unshare"), "--ipc", _tool("setpriv"), f"--reuid={plan.uid}", f"--regid={plan.uid}", "--clear-groups",
+                  "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]  # fmt: skip
+    steps += [_tool("env"), f"LD_PRELOAD={plan.library}", f"TORPOR_LISTENER_FD={_LISTENER_FD}", f"TORPOR_READY_FD={_READY_FD}"]
+    steps += [str(plan.bindir / "postgres"), "-D", str(plan.data)]
+    isolation = {
+        **ISOLATION,
+        "config_file": str(plan.configuration / "postgresql.conf"),
+        "hba_file": str(plan.configuration / "pg_hba.conf"),
+        "ident_file": str(plan.configuration / "pg_ident.conf"),
+    }
+    return steps + [part for name, value in isolation.items() for part in ("-c", f"{name}={value}")]
+
+
+def _tool(name: str) -> str:
+    path = shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin")
+    if path is None:
+        raise ComputeStartFailed(f"the program {name} (package util-linux) is missing", "install it")
+    return path
+
+
+def last_words(log: Path) -> str:
+    """The last error of a PostgreSQL log, for people: a FATAL or PANIC message, else its last line."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 8192))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        for line in reversed(lines):
+            for level in ("PANIC:", "FATAL:"):
+                if level in line:
+                    return line.partition(level)[2].strip()
+        if lines:
+            return lines[-1].strip()
+    return "it left no message"

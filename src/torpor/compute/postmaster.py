@@ -1,0 +1,212 @@
+"""One running PostgreSQL: its process tree, its sessions, and what can be done to it. Mechanism only; Compute decides when.
+
+Concurrency: one owner (a Compute) calls it, one operation at a time; `thaw` and `hand_over` may come at any time.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.base.cgroups import Tree
+from torpor.base.processes import ProcessHandle, start_ticks, tcp_sockets_of
+from torpor.compute.handover import AdoptedBackend, LifeLine, hand_over
+from torpor.compute.idleness import awake_causes
+from torpor.compute.launch import Launch, LaunchPlan, spawn
+from torpor.compute.service import ServiceSession
+from torpor.compute.sessions import Session, Sessions, TrafficSource
+from torpor.model.database import Role
+from torpor.model.sleep import AwakeReason
+from torpor.model.views import AwakeCause
+
+_FAST_SHUTDOWN_S = 60.0
+_IMMEDIATE_SHUTDOWN_S = 10.0
+_KILLED_S = 10.0
+_KILLED_LOOK_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeOutcome:
+    """Frozen when there are no causes; then `roles` are those that stay true until it is thawed."""
+
+    causes: tuple[AwakeCause, ...]
+    roles: tuple[Role, ...] = ()
+
+
+class Postmaster:
+    """A PostgreSQL that was launched or adopted."""
+
+    def __init__(self, tree: Tree, listener: Path, on_traffic: Callable[[Session], None], on_session_end: Callable[[], None]) -> None:
+        self.tree = tree
+        self.sessions = Sessions(on_traffic, on_session_end)
+        self.process: ProcessHandle | None = None
+        self._listener = listener
+        self._launch: Launch | None = None
+        self._service: ServiceSession | None = None
+        self._service_opening = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Postmaster {self.process!r} {self.sessions!r}>"
+
+    async def clear_remains(self, data: Path) -> None:
+        """End whatever an earlier compute left running on this cluster, and its pid file: two on one cluster would destroy it."""
+        await self._kill_tree()
+        pid_file = data / "postmaster.pid"
+        with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
+            pid = int(pid_file.read_text().splitlines()[0])
+            with contextlib.suppress(OSError):
+                if os.path.samefile(f"/proc/{pid}/cwd", data):
+                    stray = ProcessHandle(pid)
+                    stray.watch(lambda: None)
+                    stray.signal(signal.SIGKILL)
+                    await stray.wait(_KILLED_S)
+                    stray.close()
+            pid_file.unlink(missing_ok=True)
+
+    def launch(self, plan: LaunchPlan, on_exit: Callable[[], None]) -> ProcessHandle:
+        """Spawn the postmaster; `on_exit` is called when it ends."""
+        self._launch = spawn(plan, self.tree, self._listener)
+        self.process = self._launch.process
+        self.process.watch(on_exit)
+        return self.process
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Until it accepts connections. Raises ComputeStartFailed or StartTimeout."""
+        assert self._launch is not None
+        try:
+            await self._launch.wait_ready(timeout_s)
+        finally:
+            self._launch.close()
+
+    def adopt(self, process: ProcessHandle, door_port: int, on_exit: Callable[[], None]) -> bool:
+        """Take over a postmaster that an earlier Torpor launched, with its sessions. Works on a frozen one, too.
+
+        False when the kernel didn't let us at the sessions' sockets: they go on, but can't be watched.
+        """
+        self.process = process
+        process.watch(on_exit)
+        self.tree.adopt(process.pid)
+        try:
+            for pid in self.tree.pids():
+                for duplicate in tcp_sockets_of(pid, door_port):
+                    try:
+                        host = str(duplicate.getpeername()[0])
+                    except OSError:
+                        host = ""
+                    with contextlib.suppress(ProcessLookupError):
+                        self.sessions.add(Session(duplicate, AdoptedBackend(ProcessHandle(pid)), host, None))
+        except PermissionError:
+            return False
+        return True
+
+    async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, traffic: TrafficSource | None) -> Session:
+        """Give a client's socket to PostgreSQL; the caller keeps its own and closes it. Raises ComputeLost."""
+        duplicate = client.dup()
+        try:
+            line = LifeLine(await hand_over(self._listener, client, address, startup))
+        except BaseException:
+            duplicate.close()
+            raise
+        session = Session(duplicate, line, address[0], traffic)
+        self.sessions.add(session)
+        return session
+
+    async def service(self) -> ServiceSession:
+        """Torpor's own session, opened if need be. Raises ComputeLost."""
+        async with self._service_opening:
+            if self._service is None or self._service.broken:
+                self._service = await ServiceSession.open(self._listener)
+            return self._service
+
+    async def close_service(self) -> None:
+        """Log Torpor's own session out. Idempotent."""
+        if self._service is not None:
+            service, self._service = self._service, None
+            await service.close()
+
+    async def causes(self) -> tuple[AwakeCause, ...]:
+        """What keeps it from being frozen now, asked of PostgreSQL."""
+        service = await self.service()
+        return awake_causes(await service.activity(), self.sessions.pids())
+
+    async def freeze_if_quiet(self, still_wanted: Callable[[], bool]) -> FreezeOutcome:
+        """Freeze unless something is going on. Afterwards every session is waiting for its client, and no byte of any client is unread.
+
+        The order matters: counters, questions, freeze, counters again. Nothing can have begun in between without a byte arriving.
+        """
+        received, unread = self.sessions.received_bytes()
+        if unread:
+            return _recent("a client has just sent something")
+        service = await self.service()
+        causes = awake_causes(await service.activity(), self.sessions.pids())
+        if causes:
+            return FreezeOutcome(causes)
+        roles = tuple(await service.roles())
+        await self.close_service()
+        if not still_wanted():
+            return _recent("it is wanted")
+        try:
+            await self.tree.freeze()
+        except TimeoutError as error:
+            return FreezeOutcome((AwakeCause(AwakeReason.STATEMENT, str(error)),))
+        except BaseException:
+            self.tree.thaw()
+            raise
+        if self.sessions.received_bytes()[0] != received or not still_wanted():
+            self.tree.thaw()
+            return _recent("a client sent something at that moment")
+        return FreezeOutcome((), roles)
+
+    async def shut_down(self) -> bool:
+        """End PostgreSQL and all its processes. Whether it ended in order (a fast shutdown, with a checkpoint)."""
+        assert self.process is not None
+        self.process.signal(signal.SIGINT)
+        orderly = await self.process.wait(_FAST_SHUTDOWN_S)
+        if not orderly:
+            self.process.signal(signal.SIGQUIT)
+            await self.process.wait(_IMMEDIATE_SHUTDOWN_S)
+        await self.bury()
+        return orderly
+
+    async def bury(self) -> None:
+        """Make sure that nothing of it is left: processes, tree, listener. Idempotent."""
+        await self._kill_tree()
+        if self.process is not None:
+            if not self.process.exited:
+                self.process.signal(signal.SIGKILL)
+                await self.process.wait(_KILLED_S)
+            self.process.close()
+        if self._service is not None:
+            service, self._service = self._service, None
+            service.abandon()
+        if self._launch is not None:
+            self._launch.close()
+        await self.tree.remove()
+        shutil.rmtree(self._listener.parent, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Let go of it without touching it: Torpor leaves, PostgreSQL and its sessions stay."""
+        self.sessions.release()
+        if self._service is not None:
+            self._service.abandon()
+        if self.process is not None:
+            self.process.close()
+
+    async def _kill_tree(self) -> None:
+        pids = self.tree.pids()
+        if not pids:
+            return
+        self.tree.kill()
+        for _ in range(int(_KILLED_S / _KILLED_LOOK_S)):
+            if all(start_ticks(pid) is None for pid in pids):
+                return
+            await asyncio.sleep(_KILLED_LOOK_S)
+
+
+def _recent(detail: str) -> FreezeOutcome:
+    return FreezeOutcome((AwakeCause(AwakeReason.RECENT, detail),))

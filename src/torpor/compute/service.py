@@ -1,0 +1,192 @@
+"""Torpor's own session inside a compute: asks what runs and who may log in, and names databases.
+
+It is handed over like any client's, as Torpor's own role, over one end of a socket pair. Concurrency: one query at a time (a lock);
+a query that is cancelled ends the session, since its answer would meet the next question.
+"""
+
+import asyncio
+import importlib.resources
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from torpor.compute.handover import LifeLine, hand_over
+from torpor.compute.idleness import Activity
+from torpor.model.database import Role
+from torpor.model.errors import ComputeLost, TorporError
+from torpor.model.names import SERVICE_DATABASE, SERVICE_ROLE
+from torpor.pgwire.answers import DataRow, Notice, ReadyForQuery, parse_backend_message, query, terminate
+from torpor.pgwire.frames import FrameBuffer
+from torpor.pgwire.startup import StartupMessage
+
+Row = tuple[str | None, ...]
+
+_PATIENCE_S = 15.0
+_STARTUP = StartupMessage(
+    {
+        "user": SERVICE_ROLE,
+        "database": SERVICE_DATABASE,
+        "application_name": "torpor",
+        # Nothing that a tenant can set for roles or databases may reach this session.
+        "options": "-c search_path=pg_catalog -c statement_timeout=10s -c lock_timeout=5s -c idle_session_timeout=0 "
+        "-c default_transaction_read_only=off -c synchronous_commit=on -c log_statement=none -c log_min_duration_statement=-1 "
+        "-c extra_float_digits=1 -c datestyle=ISO -c client_encoding=UTF8",
+    }
+).encode()
+
+
+def sql(name: str) -> str:
+    """The text of `compute/sql/<name>.sql`."""
+    return (importlib.resources.files("torpor.compute") / "sql" / f"{name}.sql").read_text()
+
+
+_ACTIVITY, _ROLES, _CLAIM = sql("activity"), sql("roles"), sql("claim")
+
+
+class QueryFailed(TorporError):
+    """PostgreSQL refused a statement of Torpor's own."""
+
+    kind = "query_failed"
+
+
+class ServiceSession:
+    """One session. Open it with `open`, end it with `close`."""
+
+    def __init__(self, sock: socket.socket, line: LifeLine) -> None:
+        self._sock = sock
+        self._line = line
+        self._frames = FrameBuffer(1 << 26)
+        self._lock = asyncio.Lock()
+        self.broken = False
+
+    def __repr__(self) -> str:
+        return f"<ServiceSession pid={self._line.pid}{' broken' if self.broken else ''}>"
+
+    @classmethod
+    async def open(cls, listener: Path) -> "ServiceSession":
+        """Log in. Raises ComputeLost."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                line = LifeLine(await hand_over(listener, theirs, None, _STARTUP))
+            ours.setblocking(False)
+            session = cls(ours, line)
+        except BaseException:
+            ours.close()
+            raise
+        try:
+            await session._exchange(b"")
+        except BaseException:
+            session.abandon()
+            raise
+        return session
+
+    async def activity(self) -> list[Activity]:
+        """What the other processes of the compute do."""
+        return [_activity(row) for row in await self.query(_ACTIVITY)]
+
+    async def roles(self) -> list[Role]:
+        """Every role, as the door needs it."""
+        return [_role(row) for row in await self.query(_ROLES)]
+
+    async def role(self, name: str) -> Role | None:
+        """One role, None if there is none of that name."""
+        rows = await self.query(f"{_ROLES} AND rolname = {literal(name)}")
+        return _role(rows[0]) if rows else None
+
+    async def claim(self, name: str, verifier: str) -> None:
+        """Name a warm cluster's database and owner, and set the owner's password."""
+        await self.query(_CLAIM.format(name=identifier(name), verifier=literal(verifier)))
+
+    async def set_password(self, role: str, verifier: str) -> None:
+        """Give a role a password, by its verifier."""
+        await self.query(f"ALTER ROLE {identifier(role)} PASSWORD {literal(verifier)}")
+
+    async def end_clients(self) -> None:
+        """End all other sessions of clients."""
+        await self.query(
+            "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity "
+            "WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_catalog.pg_backend_pid()"
+        )
+
+    async def query(self, text: str) -> list[Row]:
+        """The rows of a simple query, of all its statements. Raises QueryFailed, or ComputeLost when the session broke."""
+        async with self._lock:
+            if self.broken:
+                raise ComputeLost("Torpor's own session with PostgreSQL broke")
+            try:
+                return await self._exchange(query(text))
+            except QueryFailed:
+                raise
+            except BaseException:
+                self.abandon()
+                raise
+
+    async def close(self) -> None:
+        """Log out and wait until the backend has ended (at most a second), so that a freeze doesn't catch it dying."""
+        if not self.broken:
+            try:
+                await asyncio.get_running_loop().sock_sendall(self._sock, terminate())
+                await asyncio.wait_for(self._line.wait_ended(), 1.0)
+            except (OSError, TimeoutError):
+                pass
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Drop the session at once. Idempotent."""
+        self.broken = True
+        self._sock.close()
+        self._line.close()
+
+    async def _exchange(self, request: bytes) -> list[Row]:
+        loop = asyncio.get_running_loop()
+        rows: list[Row] = []
+        failure: Notice | None = None
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                if request:
+                    await loop.sock_sendall(self._sock, request)
+                while True:
+                    data = await loop.sock_recv(self._sock, 65536)
+                    if not data:
+                        raise ComputeLost(failure.message if failure else "PostgreSQL ended Torpor's own session")
+                    for tag, body in self._frames.feed(data):
+                        match parse_backend_message(tag, body):
+                            case DataRow(values):
+                                rows.append(values)
+                            case Notice(is_error=True) as notice:
+                                failure = failure or notice
+                            case ReadyForQuery():
+                                if failure is not None:
+                                    raise QueryFailed(f"PostgreSQL refused a statement of Torpor's own: {failure.message}")
+                                return rows
+                            case _:
+                                pass
+        except OSError as error:
+            reason = "did not answer within 15 seconds" if isinstance(error, TimeoutError) else os.strerror(error.errno or 0)
+            raise ComputeLost(f"Torpor's own session with PostgreSQL broke: {reason}") from error
+
+
+def identifier(name: str) -> str:
+    """Quoted for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Quoted for SQL (standard_conforming_strings or not: a backslash is escaped by the E form)."""
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _activity(row: Row) -> Activity:
+    pid, kind, state, wait_type, wait, user, client, application, running_s, text, backup = (value or "" for value in row)
+    return Activity(int(pid), kind, state, wait_type, wait, user, client, application, float(running_s), text, backup == "t")
+
+
+def _role(row: Row) -> Role:
+    name, verifier, can_login, valid_until = row
+    assert name is not None
+    return Role(name, verifier, can_login == "t", float(valid_until) if valid_until is not None else None)
+
+
+__all__: Sequence[str] = ("QueryFailed", "ServiceSession", "identifier", "literal", "sql")

@@ -1,0 +1,159 @@
+"""The sessions that were handed to a compute: a duplicate of each client's socket, and how each ends.
+
+While the compute runs, the duplicates are only kept, for their counters. While it sleeps they are watched: the first readable byte on any
+of them wakes it. Concurrency: belongs to one event loop; watching costs nothing per sleeping session but a place in the kernel's epoll.
+"""
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import Callable
+
+from torpor.compute.handover import BackendEnd
+from torpor.metering.traffic import Traffic, tcp_traffic
+
+TrafficSource = Callable[[], Traffic]
+
+
+class Session:
+    """One client's session. The duplicate is closed when it ends."""
+
+    __slots__ = ("_duplicate", "_end", "_traffic", "client_host")
+
+    def __init__(self, duplicate: socket.socket, end: BackendEnd, client_host: str, traffic: TrafficSource | None) -> None:
+        self._duplicate = duplicate
+        self._end = end
+        self._traffic = traffic
+        self.client_host = client_host
+
+    def __repr__(self) -> str:
+        return f"<Session {self.client_host} {self._end!r}>"
+
+    @property
+    def pid(self) -> int | None:
+        """The backend's pid as PostgreSQL knows it; None until it has reported."""
+        return self._end.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether the backend has ended."""
+        return self._end.ended
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the backend has ended."""
+        self._end.when_ended(callback)
+
+    async def wait_ended(self) -> None:
+        """Until the backend has ended. Safe to cancel."""
+        await self._end.wait_ended()
+
+    def traffic(self) -> Traffic:
+        """Bytes of the session so far."""
+        return self._traffic() if self._traffic is not None else tcp_traffic(self._duplicate)
+
+    def unread_bytes(self) -> int:
+        """Bytes that the client sent and the backend has not read. At least 1 when the client has left."""
+        return int(struct.unpack("i", fcntl.ioctl(self._duplicate.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
+
+    def has_left(self) -> bool:
+        """Whether the client has closed its side (or reset it)."""
+        try:
+            return self._duplicate.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def fileno(self) -> int:
+        return self._duplicate.fileno()
+
+    def end(self) -> None:
+        """Note that the backend has ended. Idempotent."""
+        self._end.end()
+
+    def close(self) -> None:
+        """Let go of the socket. Idempotent."""
+        self._duplicate.close()
+        self._end.close()
+
+
+class Sessions:
+    """All sessions of one compute."""
+
+    def __init__(self, on_traffic: Callable[[Session], None], on_end: Callable[[], None]) -> None:
+        """`on_traffic` is called (while watching) when a client sent something or left; `on_end` after each session's end."""
+        self._live: set[Session] = set()
+        self._watching = False
+        self._on_traffic = on_traffic
+        self._on_end = on_end
+        self._past = Traffic()
+
+    def __repr__(self) -> str:
+        return f"<Sessions {len(self._live)}{' watched' if self._watching else ''}>"
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, session: Session) -> None:
+        """Keep `session` until it ends."""
+        self._live.add(session)
+        if self._watching:
+            self._watch_one(session)
+        session.when_ended(lambda: self._ended(session))
+
+    def pids(self) -> list[int | None]:
+        """Backend pids of the live sessions, None for those not reported yet."""
+        return [session.pid for session in self._live]
+
+    def has(self, client_host: str, pid: int) -> bool:
+        """Whether that client has a live session with that backend."""
+        return any(session.pid == pid and session.client_host == client_host for session in self._live)
+
+    def traffic(self) -> Traffic:
+        """Bytes of all sessions, ended ones included."""
+        return sum((session.traffic() for session in self._live), self._past)
+
+    def received_bytes(self) -> tuple[int, int]:
+        """What clients have sent to live sessions in all, and how much of it is unread."""
+        return sum(s.traffic().received for s in self._live), sum(s.unread_bytes() for s in self._live)
+
+    def watch(self) -> None:
+        """Begin to call `on_traffic`. Bytes that are there already count."""
+        self._watching = True
+        for session in self._live:
+            self._watch_one(session)
+
+    def unwatch(self) -> None:
+        """Stop calling `on_traffic`. Idempotent."""
+        if self._watching:
+            self._watching = False
+            loop = asyncio.get_running_loop()
+            for session in self._live:
+                loop.remove_reader(session.fileno())
+
+    def end_all(self) -> None:
+        """Every backend is gone: tell whoever waits."""
+        for session in list(self._live):
+            session.end()
+
+    def release(self) -> None:
+        """Let go of all sessions without ending them: Torpor leaves, PostgreSQL stays."""
+        self.unwatch()
+        for session in self._live:
+            session.close()
+        self._live.clear()
+
+    def _watch_one(self, session: Session) -> None:
+        asyncio.get_running_loop().add_reader(session.fileno(), self._on_traffic, session)
+
+    def _ended(self, session: Session) -> None:
+        if session not in self._live:
+            return
+        if self._watching:
+            asyncio.get_running_loop().remove_reader(session.fileno())
+        self._past += session.traffic()
+        self._live.discard(session)
+        session.close()
+        self._on_end()

@@ -1,0 +1,124 @@
+"""The template cluster of each major, of which all volumes are clones: made once, by initdb, with small WAL segments and checksums.
+
+Concurrency: made in worker processes; one caller at a time per major (the manager holds a lock).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import pwd
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torpor.compute.binaries import Postgres
+from torpor.compute.service import sql
+from torpor.model.errors import HostError
+from torpor.model.names import SERVICE_DATABASE, SERVICE_ROLE
+
+_INITDB_OPTIONS = (
+    "--wal-segsize=1",
+    "--data-checksums",
+    "--encoding=UTF8",
+    "--auth=trust",
+    "--no-instructions",
+    f"--username={SERVICE_ROLE}",
+)
+
+
+def locale_options(major: int) -> tuple[str, ...]:
+    """The fastest locale that knows UTF-8: PostgreSQL's own since 17, the C library's before."""
+    if major >= 17:
+        return ("--locale=C.UTF-8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    return ("--locale=C.UTF-8",)
+
+
+class Templates:
+    """The templates of all majors below one directory. Each is made once; those who ask meanwhile wait for it."""
+
+    def __init__(self, directory: Path, binaries: Callable[[int], Postgres]) -> None:
+        self._directory = directory
+        self._binaries = binaries
+        self._locks: dict[int, asyncio.Lock] = {}
+
+    async def data(self, major: int) -> Path:
+        """The PGDATA of a major's template. Raises BinariesMissing or TemplateFailed."""
+        postgres = self._binaries(major)
+        async with self._locks.setdefault(major, asyncio.Lock()):
+            return await ensure_template(self._directory, major, postgres.version, postgres.bindir)
+
+
+async def ensure_template(directory: Path, major: int, version: str, bindir: Path) -> Path:
+    """The PGDATA of the template for this very version and recipe, made if need be. Raises HostError with initdb's own words.
+
+    A directory is a template only under its final name; half-made ones are removed when the next is made.
+    """
+    recipe = hashlib.sha256(repr((version, _INITDB_OPTIONS, locale_options(major), sql("template"))).encode()).hexdigest()[:12]
+    final = directory / f"{major}-{recipe}"
+    if not await asyncio.to_thread(final.exists):
+        making = directory / f".making-{major}-{recipe}"
+        await asyncio.to_thread(_clear, making)
+        try:
+            await _make(making / "data", major, bindir)
+            await asyncio.to_thread(making.rename, final)
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
+            raise
+    return final / "data"
+
+
+def _clear(making: Path) -> None:
+    making.parent.mkdir(parents=True, exist_ok=True)
+    making.parent.chmod(0o711)
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(mode=0o700)
+
+
+async def _make(data: Path, major: int, bindir: Path) -> None:
+    uid = _initdb_uid()
+    if uid is not None:
+        os.chown(data.parent, uid, uid)
+    await _run([str(bindir / "initdb"), "-D", str(data), *_INITDB_OPTIONS, *locale_options(major)], uid)
+    # One statement a line, in single-user mode: no server, no socket.
+    single = [str(bindir / "postgres"), "--single", "-j", "-D", str(data), "-c", "exit_on_error=true", SERVICE_DATABASE]
+    await _run(single, uid, sql("template").replace(";\n", ";\n\n"))
+    for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+        (data / name).unlink()  # the real ones are shared and lie outside
+
+
+def _initdb_uid() -> int | None:
+    """initdb refuses root, and wants a user with a name."""
+    if os.geteuid() != 0:
+        return None
+    return pwd.getpwnam("nobody").pw_uid
+
+
+async def _run(command: list[str], uid: int | None, text: str = "") -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"},
+        user=uid,
+        group=uid,
+        extra_groups=[] if uid is not None else None,
+    )
+    try:
+        output, _ = await process.communicate(text.encode())
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        words = " ".join(output.decode(errors="replace").split())[-400:]
+        raise TemplateFailed(f"the template cluster could not be made by {command[0]}: {words}")
+
+
+class TemplateFailed(HostError):
+    """initdb or its first statements failed; Torpor can't make databases of this major."""
+
+    kind = "template_failed"
