@@ -1,0 +1,153 @@
+"""The use cases on databases: what the API offers. Each checks its input, does its work and answers with a view.
+
+Concurrency: called from many tasks at once. Two operations on one database are put in order by its compute.
+"""
+
+import asyncio
+import heapq
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torpor.catalog.catalog import Catalog
+from torpor.compute.fleet import Fleet
+from torpor.control.names import suggest_name
+from torpor.control.provisioning import Provisioner, new_password
+from torpor.control.views import Viewer, wake_view
+from torpor.model.errors import Conflict, DatabaseInUse, InvalidRequest
+from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
+from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, WakeView
+from torpor.pgwire.scram import make_verifier, parse_verifier
+
+TICKET_TTL_S = 60.0
+MAX_PAGE = 1000
+
+
+class Databases:
+    """All use cases on databases."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        fleet: Fleet,
+        provisioner: Provisioner,
+        viewer: Viewer,
+        default_major: int,
+        majors: Callable[[], Mapping[int, object]],
+        policy: SleepPolicy,
+        forget: Callable[[DatabaseId], None],
+    ) -> None:
+        self._catalog = catalog
+        self._fleet = fleet
+        self._provisioner = provisioner
+        self._viewer = viewer
+        self._default_major = default_major
+        self._majors = majors
+        self._policy = policy
+        self._forget = forget
+
+    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides) -> Created:
+        """A new database, its owner's password shown this once. All or nothing.
+
+        Raises InvalidName, InvalidRequest, DatabaseExists, PoolFull, ComputeStartFailed.
+        """
+        began = time.perf_counter()
+        name = check_database_name(name) if name is not None else suggest_name(self._fleet.find)
+        major = major or self._default_major
+        if major not in self._majors():
+            have = ", ".join(map(str, sorted(self._majors())))
+            raise InvalidRequest(
+                f"PostgreSQL {major} is not installed (installed: {have})", f"install it: `torpor postgres install {major}`"
+            )
+        overrides.apply(self._policy)
+        compute, password, warm = await self._provisioner.create(name, major, overrides)
+        view = self._viewer.view(compute)
+        return Created(view, self._viewer.credentials(name, password), warm, (time.perf_counter() - began) * 1000)
+
+    def get(self, name: str) -> DatabaseView:
+        """One database. Raises DatabaseNotFound."""
+        return self._viewer.view(self._fleet.compute(name))
+
+    def list(self, after: str | None, limit: int, tier: Tier | None, search: str | None) -> DatabasePage:
+        """A page in the order of names. Costs a look at every name (of the tier), and a view of those on the page."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidRequest(f"limit must be between 1 and {MAX_PAGE}")
+        if tier is None:
+            names = self._fleet.names()
+        else:
+            names = [
+                c.database.name for c in self._fleet.in_tier(tier) if c.database.name is not None and self._fleet.find(c.database.name)
+            ]
+        wanted = (name for name in names if (after is None or name > after) and (not search or search in name))
+        page = heapq.nsmallest(limit + 1, wanted)
+        views = tuple(self._viewer.view(self._fleet.compute(name)) for name in page[:limit])
+        return DatabasePage(views, page[limit - 1] if len(page) > limit else None)
+
+    async def detail(self, name: str) -> DatabaseDetail:
+        """Everything about one database; asks PostgreSQL what keeps it awake, and never wakes it."""
+        return await self._viewer.detail(self._fleet.compute(name))
+
+    async def update(self, name: str, overrides: SleepOverrides) -> DatabaseDetail:
+        """Replace the database's own idle times. Takes effect at once."""
+        compute = self._fleet.compute(name)
+        overrides.apply(self._policy)
+        self._catalog.set_overrides(compute.database.id, overrides)
+        self._fleet.update(replace(compute.database, overrides=overrides))
+        return await self._viewer.detail(compute)
+
+    async def delete(self, name: str, force: bool) -> None:
+        """Remove a database with all its bytes. Raises DatabaseInUse with open connections, unless `force`."""
+        compute = self._fleet.compute(name)
+        if compute.connections and not force:
+            raise DatabaseInUse(f"database {name} has {compute.connections} open connections", "close them, or use force")
+        await self._provisioner.remove(compute)
+        self._forget(compute.database.id)
+
+    async def sleep(self, name: str, tier: Tier | None, force: bool) -> DatabaseView:
+        """Go down to `tier` now (None: as deep as connections survive). Raises Conflict while something runs, DatabaseInUse."""
+        compute = self._fleet.compute(name)
+        if tier is Tier.AWAKE:
+            raise InvalidRequest("awake is no sleep tier", "use frozen, paged or stopped")
+        await compute.sleep(tier or (Tier.PAGED if compute.can_page else Tier.FROZEN), SleepReason.API, force)
+        return self._viewer.view(compute)
+
+    async def wake(self, name: str) -> WakeView | None:
+        """Wake it; the wake that it took, None when it was awake already."""
+        wake = await self._fleet.compute(name).wake(WakeReason.API, "api")
+        return wake_view(wake) if wake is not None else None
+
+    async def reset_password(self, name: str) -> Credentials:
+        """Give the owner a new password; the old one stops working at once, open connections go on."""
+        compute = self._fleet.compute(name)
+        password = new_password()
+        verifier = await asyncio.to_thread(make_verifier, password)
+        async with compute.awake(WakeReason.MAINTENANCE, "password reset"):
+            await compute.set_password(name, verifier)
+        return self._viewer.credentials(name, password)
+
+    async def ticket(self, name: str) -> Credentials:
+        """A password for the owner that works for a minute's logins; the lasting one stays. Wakes nothing."""
+        compute = self._fleet.compute(name)
+        role = await self._fleet.role(compute.database, name)
+        verifier = parse_verifier(role.verifier) if role is not None and role.verifier is not None else None
+        if verifier is None:
+            raise Conflict(f"role {name} of database {name} has no SCRAM password", f"give it one: `torpor url {name} --reset-password`")
+        password = secrets.token_urlsafe(24)
+        made = await asyncio.to_thread(make_verifier, password, verifier.salt, verifier.iterations)
+        self._fleet.tickets.add(compute.database.id, name, made, TICKET_TTL_S)
+        return self._viewer.credentials(name, password, time.time() + TICKET_TTL_S)
+
+    def wakes(self, name: str, limit: int) -> tuple[WakeView, ...]:
+        """The newest wakes, newest first."""
+        return self._viewer.wakes(self._fleet.compute(name), limit)
+
+    def log_file(self, name: str) -> Path:
+        """Where PostgreSQL's own log of a database lies. The file may not exist yet."""
+        return self._fleet.compute(name).log_file
+
+    def host(self) -> HostView:
+        """The host at a glance."""
+        return self._viewer.host()

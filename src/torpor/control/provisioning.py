@@ -1,0 +1,150 @@
+"""Makes and removes databases step by step: row, volume, compute, name. Whatever fails or is killed in between leaves nothing behind.
+
+Concurrency: several at once; each step that another process could see is recorded in the catalog before it is taken.
+"""
+
+import asyncio
+import os
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torpor.base.clock import Clock
+from torpor.base.logs import get_logger
+from torpor.catalog.catalog import Catalog
+from torpor.compute.compute import Compute
+from torpor.compute.fleet import Fleet
+from torpor.compute.warmpool import WarmPool
+from torpor.model.database import Database, DatabaseState
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import SleepOverrides, SleepReason, Tier, WakeReason
+from torpor.pgwire.scram import make_verifier
+from torpor.storage.volumes import Volumes
+
+log = get_logger(__name__)
+
+_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_PASSWORD_BYTES = 18
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where PostgreSQL's POSIX segments are
+
+
+def new_id() -> DatabaseId:
+    """A DatabaseId that nobody has."""
+    return DatabaseId("d" + "".join(secrets.choice(_ID_ALPHABET) for _ in range(12)))
+
+
+def new_password() -> str:
+    """A password that needs no escaping in a URL."""
+    return secrets.token_urlsafe(_PASSWORD_BYTES)
+
+
+class Provisioner:
+    """Makes databases and takes them away."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        volumes: Volumes,
+        fleet: Fleet,
+        template: Callable[[int], Awaitable[Path]],
+        clock: Clock,
+        uid_base: int,
+    ) -> None:
+        self._catalog = catalog
+        self._volumes = volumes
+        self._fleet = fleet
+        self._template = template
+        self._clock = clock
+        self._uid_base = uid_base
+        self.warm_pool: WarmPool | None = None
+        self._creating = 0
+
+    def is_busy(self) -> bool:
+        """Whether somebody waits for a create."""
+        return self._creating > 0
+
+    async def make_warm(self, major: int) -> Compute:
+        """One more sleeping compute without a name."""
+        compute = await self._make(None, major, SleepOverrides())
+        id = compute.database.id
+        try:
+            async with compute.awake(WakeReason.CREATED, "for the warm pool"):
+                pass
+            await compute.sleep(Tier.FROZEN, SleepReason.IDLE)
+            self._catalog.set_state(id, DatabaseState.WARM)
+        except BaseException:
+            await self.remove(compute)
+            raise
+        return self._fleet.update(replace(compute.database, state=DatabaseState.WARM))
+
+    async def create(self, name: str, major: int, overrides: SleepOverrides) -> tuple[Compute, str, bool]:
+        """A user's database, awake, with its owner's password; the last value says whether the warm pool had one.
+
+        All or nothing: after an error, or a crash and the next start, there is no trace of it. Raises DatabaseExists, PoolFull, ….
+        """
+        self._creating += 1
+        try:
+            password = new_password()
+            # 4,096 rounds take 5 ms: in a thread, while the compute wakes.
+            verifying = asyncio.create_task(asyncio.to_thread(make_verifier, password), name="make verifier")
+            compute, warm = await self._claim_or_make(name, major, overrides)
+            try:
+                async with compute.awake(WakeReason.CREATED, "create"):
+                    await compute.claim(name, await verifying)
+                self._catalog.set_state(compute.database.id, DatabaseState.READY)
+            except BaseException:
+                await self.remove(compute)
+                raise
+            self._fleet.update(replace(compute.database, state=DatabaseState.READY))
+        finally:
+            self._creating -= 1
+        return compute, password, warm
+
+    async def remove(self, compute: Compute) -> None:
+        """Remove a database with all its bytes; a crash in between is finished by the next start."""
+        id = compute.database.id
+        self._catalog.set_state(id, DatabaseState.DELETING)
+        self._fleet.update(replace(compute.database, state=DatabaseState.DELETING))
+        await compute.discard()
+        await self._volumes.remove(id)
+        await asyncio.to_thread(_drop_shared_memory, compute.database.uid)
+        self._catalog.remove_database(id)
+        self._fleet.remove(id)
+
+    async def _claim_or_make(self, name: str, major: int, overrides: SleepOverrides) -> tuple[Compute, bool]:
+        warm = self.warm_pool.take(major) if self.warm_pool is not None else None
+        if warm is None:
+            return await self._make(name, major, overrides), False
+        try:
+            self._catalog.claim(warm.database.id, name, overrides)
+        except BaseException:
+            assert self.warm_pool is not None
+            self.warm_pool.put(warm)
+            raise
+        claimed = replace(warm.database, name=name, state=DatabaseState.CLAIMING, overrides=overrides)
+        return self._fleet.update(claimed), True
+
+    async def _make(self, name: str | None, major: int, overrides: SleepOverrides) -> Compute:
+        template = await self._template(major)
+        uid = self._catalog.free_uid(self._uid_base) if os.geteuid() == 0 else os.geteuid()
+        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides)
+        self._catalog.add_database(database)
+        try:
+            await self._volumes.clone(template, database.id, uid)
+        except BaseException:
+            self._catalog.remove_database(database.id)
+            raise
+        return self._fleet.add(database)
+
+
+def _drop_shared_memory(uid: int) -> None:
+    """PostgreSQL cleans its shared memory when it starts again after a kill; a removed one never does."""
+    if os.geteuid() != 0:
+        return
+    for path in _SHARED_MEMORY.glob("PostgreSQL.*"):
+        try:
+            if path.lstat().st_uid == uid:
+                path.unlink()
+        except FileNotFoundError:
+            continue

@@ -1,0 +1,164 @@
+"""Turns computes into what users are shown.
+
+Concurrency: reads memory and a few kernel files; only `detail` waits, for PostgreSQL's own word and a walk of the volume (in a thread).
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+from urllib.parse import quote
+
+from torpor.base.clock import Clock
+from torpor.base.memory import HostMemory
+from torpor.compute.compute import Compute
+from torpor.compute.fleet import Fleet
+from torpor.metering.traffic import Traffic
+from torpor.model.database import Wake
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import Tier
+from torpor.model.views import AwakeCause, Credentials, DatabaseDetail, DatabaseView, HostView, NextStep, StepView, WakeView
+from torpor.storage.volumes import Volumes
+
+_RECENT_WAKES = 10
+
+
+class WakeHistory(Protocol):
+    """What is known of past wakes."""
+
+    def recent(self, id: DatabaseId, limit: int) -> tuple[Wake, ...]: ...
+    def last(self, id: DatabaseId) -> Wake | None: ...
+    def count(self, id: DatabaseId) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What doesn't change while Torpor runs. `door` and `api` are addresses as people type them."""
+
+    version: str
+    door: str
+    public_host: str
+    public_port: int
+    api: str
+    data_dir: str
+    started_at: float
+    sandbox: str
+    lacks: tuple[str, ...]
+
+
+class Viewer:
+    """Makes views."""
+
+    def __init__(
+        self,
+        facts: Callable[[], HostFacts],
+        fleet: Fleet,
+        wakes: WakeHistory,
+        volumes: Volumes,
+        clock: Clock,
+        memory: Callable[[], HostMemory],
+        past_traffic: Callable[[DatabaseId], Traffic],
+        warm: Callable[[], int],
+    ) -> None:
+        self._make_facts = facts
+        self._fleet = fleet
+        self._wakes = wakes
+        self._volumes = volumes
+        self._clock = clock
+        self._memory = memory
+        self._past_traffic = past_traffic
+        self._warm = warm
+
+    def view(self, compute: Compute) -> DatabaseView:
+        """One database as lists show it."""
+        database, usage = compute.database, compute.usage()
+        traffic = self._past_traffic(database.id) + compute.traffic()
+        last = self._wakes.last(database.id)
+        return DatabaseView(
+            id=database.id,
+            name=database.label,
+            major=database.major,
+            url=self._url(database.label, None),
+            tier=compute.tier,
+            tier_since=compute.tier_since,
+            tier_reason=compute.tier_reason,
+            created_at=database.created_at,
+            connections=compute.connections,
+            cpu_ms=usage.cpu_ns / 1e6,
+            memory_bytes=usage.memory_bytes,
+            swap_bytes=usage.swap_bytes,
+            ingress_bytes=traffic.received,
+            egress_bytes=traffic.sent,
+            wakes=self._wakes.count(database.id),
+            last_wake=wake_view(last) if last is not None else None,
+            awake_because=compute.known_causes(),
+        )
+
+    async def detail(self, compute: Compute) -> DatabaseDetail:
+        """Everything about one database."""
+        causes = await compute.causes()
+        disk_bytes = await asyncio.to_thread(self._volumes.disk_bytes, compute.database.id)
+        view = self.view(compute)
+        step = compute.next_step()
+        blocked = compute.tier is Tier.AWAKE and any(cause.reason != "recent" for cause in causes)
+        now, mono = self._clock.time(), self._clock.monotonic()
+        return DatabaseDetail(
+            database=view if compute.tier is not Tier.AWAKE else _with_causes(view, causes),
+            policy=compute.policy,
+            overrides=compute.database.overrides,
+            next_step=NextStep(step[0], None if blocked else now + max(0.0, step[1])) if step is not None else None,
+            disk_bytes=disk_bytes,
+            volume=str(self._volumes.path(compute.database.id)),
+            sandbox=self._facts.sandbox,
+            last_activity_at=now - (mono - compute.last_activity) if compute.last_activity is not None else None,
+            broken=compute.broken,
+            recent_wakes=self.wakes(compute, _RECENT_WAKES),
+        )
+
+    def wakes(self, compute: Compute, limit: int) -> tuple[WakeView, ...]:
+        """The newest wakes, newest first."""
+        return tuple(wake_view(wake) for wake in self._wakes.recent(compute.database.id, limit))
+
+    def credentials(self, name: str, password: str, expires_at: float | None = None) -> Credentials:
+        """An owner's password with the URL that carries it."""
+        return Credentials(name, password, self._url(name, password), expires_at)
+
+    def host(self) -> HostView:
+        """The host at a glance."""
+        memory, facts = self._memory(), self._facts
+        return HostView(
+            version=facts.version,
+            door=facts.door,
+            api=facts.api,
+            data_dir=facts.data_dir,
+            started_at=facts.started_at,
+            databases=len(self._fleet),
+            tiers=self._fleet.counts(),
+            warm=self._warm(),
+            connections=sum(c.connections for tier in (Tier.AWAKE, Tier.FROZEN, Tier.PAGED) for c in self._fleet.in_tier(tier)),
+            memory_total_bytes=memory.total_bytes,
+            memory_used_bytes=memory.used_bytes,
+            swap_used_bytes=memory.swap_used_bytes,
+            pool=self._volumes.description,
+            lacks=facts.lacks,
+        )
+
+    @cached_property
+    def _facts(self) -> HostFacts:
+        return self._make_facts()
+
+    def _url(self, name: str, password: str | None) -> str:
+        secret = f":{quote(password, safe='')}" if password is not None else ""
+        host = f"[{self._facts.public_host}]" if ":" in self._facts.public_host else self._facts.public_host
+        return f"postgresql://{name}{secret}@{host}:{self._facts.public_port}/{name}"
+
+
+def wake_view(wake: Wake) -> WakeView:
+    """A wake as users see it."""
+    steps = tuple(StepView(step.name, step.elapsed_ms) for step in wake.steps)
+    return WakeView(wake.at, wake.reason, wake.tier, wake.detail, wake.elapsed_ms, steps)
+
+
+def _with_causes(view: DatabaseView, causes: tuple[AwakeCause, ...]) -> DatabaseView:
+    return replace(view, awake_because=causes)

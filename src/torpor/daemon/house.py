@@ -1,0 +1,239 @@
+"""The composition root: makes every part, wires them, starts and stops them in order.
+
+Concurrency: `start` and `stop` are each called once, on the event loop that everything then runs on.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from torpor import __version__
+from torpor.api.server import ApiServer
+from torpor.api.token import load_or_create, token_path
+from torpor.base import memory
+from torpor.base.cgroups import detect
+from torpor.base.clock import SystemClock
+from torpor.base.host.facts import probe
+from torpor.base.host.findings import Status, findings
+from torpor.base.host.pool import ensure_pool_mounted
+from torpor.base.host.zram import ensure_zram
+from torpor.base.logs import get_logger
+from torpor.base.tasks import TaskOwner
+from torpor.base.telemetry import Telemetry
+from torpor.catalog.catalog import Catalog
+from torpor.compute import binaries
+from torpor.compute.binaries import Postgres
+from torpor.compute.compute import Surroundings
+from torpor.compute.configuration import pg_hba_conf, postgresql_conf
+from torpor.compute.fleet import Fleet
+from torpor.compute.ladder import Ladder
+from torpor.compute.template import Templates
+from torpor.compute.warmpool import WarmPool
+from torpor.control.databases import Databases
+from torpor.control.provisioning import Provisioner
+from torpor.control.reconcile import Reconciler
+from torpor.control.views import HostFacts, Viewer
+from torpor.daemon.directory import DataDirectory
+from torpor.daemon.metrics import register
+from torpor.door.listener import Door
+from torpor.insights.wakes import WakeLog
+from torpor.metering.ledger import TrafficLedger
+from torpor.model.errors import BinariesMissing, DataDirectoryUnusable, TorporError
+from torpor.model.names import DatabaseId
+from torpor.model.settings import Settings
+from torpor.model.sleep import Tier
+from torpor.native import LIBRARY
+from torpor.storage.volumes import Volumes
+
+log = get_logger(__name__)
+
+_FLUSH_EVERY_S = 2.0
+
+
+class House:
+    """A whole Torpor."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Make every part. Raises HostError for what the host lacks; then nothing was started."""
+        self._settings = settings
+        self._clock = SystemClock()
+        self._tasks = TaskOwner("daemon")
+        with contextlib.ExitStack() as undo:
+            self._directory = directory = DataDirectory(Path(settings.data_dir))
+            undo.callback(directory.close)
+            _ensure_host(directory.path)
+            self._binaries = _binaries(settings)
+            library = directory.publish_library(LIBRARY)
+            files = {"pg_hba.conf": pg_hba_conf(), "pg_ident.conf": ""}
+            configurations = {
+                major: directory.write_configuration(major, files | {"postgresql.conf": postgresql_conf(major, settings.max_connections)})
+                for major in self._binaries
+            }
+            self._catalog = Catalog.open(directory.path / "catalog.sqlite")
+            undo.callback(self._catalog.close)
+            token = load_or_create(directory.path)
+            self._volumes = Volumes(directory.path / "volumes")
+            self._trees = detect(directory.instance)
+            self._wakes = WakeLog(self._catalog.save_wakes, self._catalog.wakes, self._catalog.last_wakes())
+            self._traffic = TrafficLedger(self._catalog.add_traffic, self._catalog.traffic())
+            ladder = self._ladder = Ladder(self._clock, self._tasks, memory.read, settings.memory_high_percent)
+            around = Surroundings(
+                trees=self._trees,
+                volumes=self._volumes,
+                catalog=self._catalog,
+                clock=self._clock,
+                tasks=self._tasks,
+                binaries=self._postgres,
+                configuration=lambda major: configurations[major],
+                run=directory.path / "run",
+                logs=directory.path / "logs",
+                library=library,
+                policy=settings.sleep_policy,
+                starts=asyncio.Semaphore(2 * (os.cpu_count() or 1)),
+                start_timeout_s=settings.start_timeout_s,
+                on_wake=self._wakes.record,
+            )
+            self._fleet = fleet = Fleet(around, ladder)
+            templates = Templates(self._volumes.root / ".templates", self._postgres)
+            provisioner = Provisioner(self._catalog, self._volumes, fleet, templates.data, self._clock, settings.uid_base)
+            self._warm_pool = provisioner.warm_pool = WarmPool(
+                settings.warm_pool_size, settings.postgres_major, provisioner.make_warm, provisioner.is_busy, self._clock, self._tasks
+            )
+            self._reconciler = Reconciler(
+                self._catalog, self._volumes, self._trees, fleet, provisioner, self._warm_pool, directory.path / "run"
+            )
+            secret = hashlib.sha256(b"mock authentication " + token.encode()).digest()
+            self.door = Door(
+                fleet,
+                host=settings.door_host,
+                port=settings.door_port,
+                login_timeout_s=settings.login_timeout_s,
+                max_logins=settings.max_logins,
+                mock_secret=secret,
+                relay=settings.relay,
+            )
+            viewer = Viewer(self._facts, fleet, self._wakes, self._volumes, self._clock, memory.read, self._traffic.past, self._warm_count)
+            databases = Databases(
+                self._catalog,
+                fleet,
+                provisioner,
+                viewer,
+                settings.postgres_major,
+                lambda: self._binaries,
+                settings.sleep_policy,
+                self._forget,
+            )
+            telemetry = Telemetry()
+            register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read)
+            self.api = ApiServer(databases, token, telemetry.render, settings.api_host, settings.api_port, token_path(directory.path))
+            telemetry.add(self.api.requests)
+            self._started_at = self._clock.time()
+            undo.pop_all()
+
+    async def start(self) -> None:
+        """Take the addresses, set right what the last Torpor left, and open. Raises HostError; then nothing runs that did not before."""
+        try:
+            self.api.bind()
+            found = await self._reconciler.reconcile(self._directory.previous_door_port())
+            log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
+            await self.door.start()
+            await self.api.start()
+        except BaseException:
+            await self.stop(leave=True)
+            raise
+        host, port = self.door.address
+        self._directory.announce(self.api.url, host, port, __version__)
+        self._ladder.start()
+        self._warm_pool.start()
+        self._tasks.spawn_endless(self._flush_regularly, "flush records")
+
+    async def stop(self, leave: bool) -> None:
+        """Close the door and the API, then end every compute in order; with `leave` they stay, for the next Torpor to adopt."""
+        await self.door.stop_accepting()
+        await self.api.stop()
+        await self.door.close()
+        if leave:
+            await self._fleet.leave_all()
+        else:
+            await self._fleet.stop_all()
+        await self._tasks.stop()
+        self._flush()
+        if not leave:
+            await self._trees.close()
+            self._directory.retract()
+        self._catalog.close()
+        self._directory.close()
+
+    @property
+    def warm(self) -> str:
+        """The state of the warm pool for people."""
+        return f"{len(self._warm_pool)} of {self._warm_pool.size}"
+
+    def _facts(self) -> HostFacts:
+        host, port = self.door.address
+        public = self._settings.public_host
+        found = findings(probe(self._directory.path))
+        return HostFacts(
+            version=__version__,
+            door=f"{host}:{port}",
+            public_host=public,
+            public_port=port,
+            api=self.api.url,
+            data_dir=str(self._directory.path),
+            started_at=self._started_at,
+            sandbox=f"{'own user' if os.geteuid() == 0 else 'shared user'}, {self._trees.description}",
+            lacks=tuple(f"{item.name}: {item.cost}" for item in found if item.status is Status.LACK),
+        )
+
+    def _postgres(self, major: int) -> Postgres:
+        if major not in self._binaries:
+            # It may have been installed since the start.
+            self._binaries |= {m: p for m, p in _binaries(self._settings).items() if m not in self._binaries}
+        if major not in self._binaries:
+            raise BinariesMissing(f"PostgreSQL {major} is not installed", f"install it: `torpor postgres install {major}`")
+        return self._binaries[major]
+
+    def _warm_count(self) -> int:
+        return len(self._warm_pool)
+
+    def _forget(self, id: DatabaseId) -> None:
+        self._wakes.forget(id)
+        self._traffic.forget(id)
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await self._clock.sleep(_FLUSH_EVERY_S)
+            self._flush()
+
+    def _flush(self) -> None:
+        for compute in self._fleet.in_tier(Tier.AWAKE):
+            self._traffic.note(compute.database.id, compute.traffic())
+        try:
+            self._wakes.flush()
+            self._traffic.flush()
+        except TorporError as error:
+            log.warning("records could not be saved yet", cause=error.message)
+
+
+def _ensure_host(data_dir: Path) -> None:
+    try:
+        ensure_pool_mounted(data_dir)
+    except Exception as error:  # an empty place where volumes should be is no place to start
+        raise DataDirectoryUnusable(str(error)) from error
+    try:
+        ensure_zram(data_dir)
+    except Exception as error:
+        log.warning("the zram swap of `torpor host setup` isn't there", cause=str(error))
+
+
+def _binaries(settings: Settings) -> dict[int, Postgres]:
+    found = binaries.find(Path(settings.postgres_home), settings.pg_bindir)
+    if settings.postgres_major not in found:
+        have = f" (installed: {', '.join(map(str, sorted(found)))})" if found else ""
+        raise BinariesMissing(
+            f"PostgreSQL {settings.postgres_major} is not installed in {settings.postgres_home}{have}",
+            f"install it: `torpor postgres install {settings.postgres_major}`",
+        )
+    return found

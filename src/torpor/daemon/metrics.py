@@ -1,0 +1,64 @@
+"""What /metrics shows of the whole: readings of the fleet, the door, the warm pool and the host. Per database only while it is awake,
+so that the page grows with what runs, never with what sleeps.
+
+Concurrency: callbacks on the loop, from memory and a few kernel files.
+"""
+
+from collections.abc import Callable, Iterable
+
+from torpor.base.memory import HostMemory
+from torpor.base.telemetry import Reading, Readings, Telemetry
+from torpor.compute.compute import Compute
+from torpor.compute.fleet import Fleet
+from torpor.compute.warmpool import WarmPool
+from torpor.door.stats import DoorStats
+from torpor.insights.wakes import WakeLog
+from torpor.model.sleep import Tier
+
+
+def register(
+    telemetry: Telemetry, fleet: Fleet, door: DoorStats, warm_pool: WarmPool, wakes: WakeLog, memory: Callable[[], HostMemory]
+) -> None:
+    """Add all families to `telemetry`."""
+
+    def awake(value: Callable[[Compute], float]) -> Callable[[], Iterable[Reading]]:
+        return lambda: (((compute.database.label,), value(compute)) for compute in fleet.in_tier(Tier.AWAKE))
+
+    def one(value: Callable[[], float]) -> Callable[[], Iterable[Reading]]:
+        return lambda: [((), value())]
+
+    telemetry.add(wakes.histogram)
+    for readings in (
+        Readings("torpor_databases", "Databases of users.", one(lambda: len(fleet))),
+        Readings(
+            "torpor_computes", "Computes by sleep tier, warm ones included.",
+            lambda: (((str(tier),), count) for tier, count in fleet.counts().items()), ("tier",),
+        ),
+        Readings("torpor_warm_computes", "Computes that wait for a create.", one(lambda: len(warm_pool))),
+        Readings("torpor_door_accepted_total", "Connections accepted by the door.", one(lambda: door.accepted), type="counter"),
+        Readings("torpor_door_pending", "Connections whose client has not proven who it is.", one(lambda: door.pending)),
+        Readings("torpor_door_waiting", "Clients that are logged in and wait for their compute.", one(lambda: door.waiting)),
+        Readings("torpor_door_relayed", "Sessions whose bytes pass through the relay.", one(lambda: door.relayed)),
+        Readings(
+            "torpor_door_logins_total", "Connections at the door by how they ended there.",
+            lambda: (((str(outcome),), count) for outcome, count in door.logins.items()), ("outcome",), "counter",
+        ),
+        Readings("torpor_database_connections", "Open connections of awake databases.", awake(lambda c: c.connections), ("database",)),
+        Readings(
+            "torpor_database_cpu_seconds_total", "Processor time of awake databases since Torpor started.",
+            awake(lambda c: c.usage().cpu_ns / 1e9), ("database",), "counter",
+        ),
+        Readings("torpor_database_memory_bytes", "Memory of awake databases.", awake(lambda c: c.usage().memory_bytes), ("database",)),
+        Readings(
+            "torpor_database_received_bytes_total", "Bytes from clients of awake databases since Torpor started.",
+            awake(lambda c: c.traffic().received), ("database",), "counter",
+        ),
+        Readings(
+            "torpor_database_sent_bytes_total", "Bytes to clients of awake databases since Torpor started.",
+            awake(lambda c: c.traffic().sent), ("database",), "counter",
+        ),
+        Readings("torpor_host_memory_used_bytes", "Memory of the host that can't be given back.", one(lambda: memory().used_bytes)),
+        Readings("torpor_host_memory_total_bytes", "Memory of the host.", one(lambda: memory().total_bytes)),
+        Readings("torpor_host_swap_used_bytes", "Swap in use on the host.", one(lambda: memory().swap_used_bytes)),
+    ):  # fmt: skip
+        telemetry.add(readings)
