@@ -122,7 +122,7 @@ def _pool(facts: HostFacts, wishes: Wishes) -> Step:
         return Step(name, State.DONE, f"{facts.data.path} ({facts.data.filesystem}) shares blocks between files")
     size = min(facts.data.free_bytes // 2, _MAX_DEFAULT_POOL_BYTES) if wishes.pool_size_bytes is None else wishes.pool_size_bytes
     if size < MIN_POOL_BYTES:
-        text = f"a pool takes at least {show_bytes(MIN_POOL_BYTES)}, this one would have {show_bytes(size)}: give --pool-size or free some space"
+        text = f"it takes at least {show_bytes(MIN_POOL_BYTES)}, this one would have {show_bytes(size)}: give a larger --pool-size"
         return Step(name, State.FAILED, text)
     if size > facts.data.free_bytes + facts.data.total_bytes:
         return Step(name, State.FAILED, f"{show_bytes(size)} is more than the disk has: give a smaller --pool-size")

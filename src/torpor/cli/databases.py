@@ -1,0 +1,228 @@
+"""The commands that make, list, change, put to sleep, wake and remove databases: each one request, and its answer in words."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from torpor.cli import text
+from torpor.cli.client import Client, database_path
+from torpor.cli.errors import CommandError, Exit
+from torpor.cli.invocation import Invocation, confirm, with_invocation
+from torpor.cli.passwords import Password, with_login
+from torpor.model.sleep import Tier
+from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, WakeView
+
+_PAGE_SIZE = 500
+
+
+class IdleTime(click.ParamType[float | str]):
+    """Seconds, "never", or (where there is something to go back to) "default"."""
+
+    name = "seconds"
+
+    def __init__(self, *, resettable: bool = False) -> None:
+        self._resettable = resettable
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """A number, or one of the words."""
+        words = ("never", "default") if self._resettable else ("never",)
+        if isinstance(value, float) or value in words:
+            return value  # type: ignore[no-any-return]  # narrowed by the line above
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not an idle time: give seconds or {' or '.join(words)}", param, ctx)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--major", type=int, help="PostgreSQL major (default: the one Torpor is set to).")
+@click.option("--freeze-after", type=IdleTime(), help="Idle seconds before it is frozen, or never.")
+@click.option("--page-after", type=IdleTime(), help="Seconds frozen before its memory is reclaimed, or never.")
+@click.option("--stop-after", type=IdleTime(), help="Seconds frozen before it is stopped, or never.")
+@with_invocation
+def create(
+    invocation: Invocation,
+    name: str | None,
+    major: int | None,
+    freeze_after: float | str | None,
+    page_after: float | str | None,
+    stop_after: float | str | None,
+) -> None:
+    """Make a database and print its URL, with the password, on stdout.
+
+    The password is shown this once and kept for `torpor url` in a file of yours on this machine. Without NAME a name is chosen.
+    """
+    client = invocation.connect()
+    wanted = {"name": name, "major": major, "freeze_after_s": freeze_after, "page_after_s": page_after, "stop_after_s": stop_after}
+    with invocation.waiting(f"making {name or 'a database'}"):
+        answer = client.post("/v1/databases", {key: value for key, value in wanted.items() if value is not None})
+    created = client.decode(Created, answer)
+    # The URL first: whatever else goes wrong, it isn't lost.
+    invocation.emit(answer, created.credentials.url)
+    _keep(invocation, client, created.database.id, created.credentials)
+    origin = "from the warm pool" if created.from_warm_pool else "made from scratch"
+    made = created.database.name
+    invocation.hint(f"{made} is ready: PostgreSQL {created.database.major}, {origin} in {text.milliseconds(created.elapsed_ms)}")
+    invocation.hint(f"next: torpor psql {made}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--reset-password", is_flag=True, help="Make a new password. The old one stops working; open connections stay.")
+@with_invocation
+def url(invocation: Invocation, name: str, reset_password: bool) -> None:
+    """Print a database's URL with its password, when this machine knows it."""
+    client = invocation.connect()
+    view = client.fetch(DatabaseDetail, database_path(name)).database
+    if reset_password:
+        with invocation.waiting(f"making a new password for {name}"):
+            answer = client.post(database_path(name, "password"))
+        credentials = client.decode(Credentials, answer)
+        invocation.emit(answer, credentials.url)
+        _keep(invocation, client, view.id, credentials)
+        return
+    known = invocation.passwords(client).get(view.id)
+    if known is None:
+        message = f"the password of {name} isn't known on this machine, as it is shown once, at creation"
+        raise CommandError(message, f"`torpor url {name} --reset-password` makes a new one", kind="password_unknown")
+    full = with_login(view.url, known.role, known.password)
+    invocation.emit({"url": full, "role": known.role, "password": known.password}, full)
+
+
+@click.command()
+@click.option("--tier", type=click.Choice([str(tier) for tier in Tier]), help="Only those in this tier.")
+@click.option("--search", help="Only those whose name contains this.")
+@with_invocation
+def ls(invocation: Invocation, tier: str | None, search: str | None) -> None:
+    """List databases."""
+    client = invocation.connect()
+    answers = list(pages(client, tier, search))
+    views = [view for answer in answers for view in answer["databases"]]
+    if invocation.json:
+        invocation.emit({"databases": views, "next": None}, "")
+        return
+    if not views:
+        invocation.hint("no databases" + (" like that" if tier or search else " yet; make one with `torpor create`"))
+        return
+    now = time.time()
+    rows = [_row(client.decode(DatabaseView, view), now) for view in views]
+    invocation.emit(None, text.table(["NAME", "TIER", "SINCE", "CONNS", "MEMORY", "LAST-WAKE"], rows, frozenset({2, 3, 4})))
+
+
+@click.command(name="set")
+@click.argument("name")
+@click.option("--freeze-after", type=IdleTime(resettable=True), help="Idle seconds before it is frozen, never, or default.")
+@click.option("--page-after", type=IdleTime(resettable=True), help="Seconds frozen before its memory is reclaimed, never, or default.")
+@click.option("--stop-after", type=IdleTime(resettable=True), help="Seconds frozen before it is stopped, never, or default.")
+@with_invocation
+def set_(
+    invocation: Invocation,
+    name: str,
+    freeze_after: float | str | None,
+    page_after: float | str | None,
+    stop_after: float | str | None,
+) -> None:
+    """Change a database's idle times; "default" goes back to Torpor's own."""
+    given = {"freeze_after_s": freeze_after, "page_after_s": page_after, "stop_after_s": stop_after}
+    body = {key: None if value == "default" else value for key, value in given.items() if value is not None}
+    if not body:
+        message = "there is nothing to change"
+        raise CommandError(message, "give --freeze-after, --page-after or --stop-after", kind="usage", code=Exit.USAGE)
+    client = invocation.connect()
+    answer = client.patch(database_path(name), body)
+    invocation.emit(answer, lambda: f"{name}: {policy_text(client.decode(DatabaseDetail, answer))}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--tier", type=click.Choice(["frozen", "paged", "stopped"]), help="How deep (default: frozen).")
+@click.option("--force", is_flag=True, help="Also when something runs in it, or connections are open.")
+@with_invocation
+def sleep(invocation: Invocation, name: str, tier: str | None, force: bool) -> None:
+    """Put a database to sleep now, without waiting for its idle time."""
+    client = invocation.connect()
+    body: dict[str, Any] = {"force": force} | ({"tier": tier} if tier else {})
+    with invocation.waiting(f"putting {name} to sleep"):
+        answer = client.post(database_path(name, "sleep"), body)
+    invocation.emit(answer, lambda: f"{name} is {client.decode(DatabaseView, answer).tier}")
+
+
+@click.command()
+@click.argument("name")
+@with_invocation
+def wake(invocation: Invocation, name: str) -> None:
+    """Wake a database. Connecting to it does the same."""
+    client = invocation.connect()
+    with invocation.waiting(f"waking {name}"):
+        answer = client.post(database_path(name, "wake"))
+
+    def words() -> str:
+        if answer["wake"] is None:
+            return f"{name} was awake already"
+        woken = client.decode(WakeView, answer["wake"])
+        steps = text.waterfall([(step.name, step.elapsed_ms) for step in woken.steps], "  ")
+        return "\n".join([f"{name} is awake, from {woken.tier} in {text.milliseconds(woken.elapsed_ms)}", *steps])
+
+    invocation.emit(answer, words)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also when connections are open; and don't ask.")
+@with_invocation
+def rm(invocation: Invocation, name: str, force: bool) -> None:
+    """Remove a database and all its data, for ever."""
+    client = invocation.connect()
+    view = client.fetch(DatabaseDetail, database_path(name)).database
+    if not force:
+        confirm(invocation, f"Remove {name} and all its data for ever?")
+    with invocation.waiting(f"removing {name}"):
+        client.delete(database_path(name), force="true" if force else None)
+    invocation.passwords(client).forget(view.id)
+    invocation.emit({"removed": name, "id": view.id}, f"{name} is removed")
+
+
+def pages(client: Client, tier: str | None = None, search: str | None = None) -> Iterator[dict[str, Any]]:
+    """All pages of the list, as the API gives them."""
+    after: str | None = None
+    while True:
+        answer = client.get("/v1/databases", after=after, limit=_PAGE_SIZE, tier=tier, search=search)
+        if not isinstance(answer, dict) or "databases" not in answer:
+            client.decode(DatabasePage, answer)
+        yield answer
+        after = answer.get("next")
+        if after is None:
+            return
+
+
+def last_wake(view: DatabaseView, now: float) -> str:
+    """The last wake in a cell."""
+    woken = view.last_wake
+    return (
+        "-" if woken is None else f"{text.age(woken.at, now)} ago, {woken.reason}, {text.milliseconds(woken.elapsed_ms)} from {woken.tier}"
+    )
+
+
+def policy_text(detail: DatabaseDetail) -> str:
+    """The sleep policy in a line, with a mark on what is the database's own."""
+    parts = []
+    for word, field in (("freeze", "freeze_after_s"), ("page", "page_after_s"), ("stop", "stop_after_s")):
+        own = " (own)" if getattr(detail.overrides, field) is not None else ""
+        parts.append(f"{word} after {text.idle_time(getattr(detail.policy, field))}{own}")
+    return ", ".join(parts)
+
+
+def _row(view: DatabaseView, now: float) -> list[str]:
+    memory = "-" if view.tier is Tier.STOPPED else text.size(view.memory_bytes)
+    return [view.name, str(view.tier), text.age(view.tier_since, now), str(view.connections), memory, last_wake(view, now)]
+
+
+def _keep(invocation: Invocation, client: Client, database_id: str, credentials: Credentials) -> None:
+    """Remember a password; failing to is a warning, as the database is there and its URL is printed."""
+    try:
+        invocation.passwords(client).put(database_id, Password(credentials.role, credentials.password))
+    except CommandError as error:
+        click.echo(f"torpor: {error}", err=True)

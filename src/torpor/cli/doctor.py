@@ -1,0 +1,85 @@
+"""`torpor doctor`: the host's findings and Torpor's own. Needs neither root nor a running Torpor; changes nothing."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from torpor.base.host.facts import probe
+from torpor.base.host.findings import Finding, Status, findings, missing_essentials
+from torpor.cli.binaries import places
+from torpor.cli.client import find_api
+from torpor.cli.errors import CommandError, Exit
+from torpor.cli.invocation import Invocation, with_invocation
+from torpor.compute import binaries
+from torpor.model.errors import BinariesMissing
+from torpor.model.settings import DEFAULT_MAJOR
+from torpor.native import LIBRARY
+
+_MARKS = {Status.OK: ("ok", "green"), Status.WARN: ("warn", "yellow"), Status.LACK: ("LACK", "red")}
+
+
+@click.command()
+@with_invocation
+@click.pass_context
+def doctor(context: click.Context, invocation: Invocation) -> None:
+    """What this host has and lacks, what each lack costs, what to do. Fails only when something essential is missing."""
+    items = (*findings(probe(invocation.data_dir)), *own_findings(invocation, LIBRARY))
+    missing = missing_essentials(items)
+    invocation.emit({"findings": [asdict(item) for item in items], "ok": not missing}, lambda: "\n".join(_lines(items)))
+    if missing:
+        context.exit(Exit.REFUSED)
+
+
+def own_findings(invocation: Invocation, library: Path) -> tuple[Finding, ...]:
+    """What the host package knows nothing of: PostgreSQL, the C library, the daemon."""
+    return (_postgres(invocation), _library(library), _daemon(invocation))
+
+
+def _postgres(invocation: Invocation) -> Finding:
+    name, (home, bindir) = "PostgreSQL", places(invocation)
+    remedy = f"`torpor postgres install {DEFAULT_MAJOR}`, or set pg_bindir to your system's"
+    try:
+        found = binaries.find(home, bindir)
+    except BinariesMissing as error:
+        return Finding(name, Status.LACK, error.message, "databases can't be started", error.hint or remedy, essential=True)
+    if not found:
+        return Finding(name, Status.LACK, f"none in {home}", "databases can't be started", remedy, essential=True)
+    return Finding(name, Status.OK, ", ".join(f"{one.version} ({one.bindir})" for _, one in sorted(found.items())))
+
+
+def _library(library: Path) -> Finding:
+    name = "socket library"
+    if os.access(library, os.R_OK):
+        return Finding(name, Status.OK, str(library))
+    cost = "connections can't be handed over, so their bytes pass through Torpor at less than half the speed"
+    return Finding(
+        name, Status.WARN, f"{library} isn't built", cost, "install gcc and libc6-dev and run `make setup`, or reinstall the package"
+    )
+
+
+def _daemon(invocation: Invocation) -> Finding:
+    try:
+        address = find_api(invocation.given_data_dir, os.environ)
+    except CommandError as error:
+        return Finding("Torpor", Status.OK, error.message, "", error.hint)
+    return Finding("Torpor", Status.OK, f"its API is said to be at {address.url}")
+
+
+def _lines(items: tuple[Finding, ...]) -> list[str]:
+    width = max(len(item.name) for item in items)
+    result = []
+    for item in items:
+        mark, color = _MARKS[item.status]
+        result.append(f"{click.style(mark.ljust(4), fg=color)}  {item.name.ljust(width)}  {item.found}")
+        indent = " " * (width + 8)
+        if item.cost:
+            result.append(f"{indent}cost: {item.cost}")
+        if item.remedy:
+            result.append(f"{indent}do:   {item.remedy}")
+    lacking = sum(item.status is Status.LACK for item in items)
+    warned = sum(item.status is Status.WARN for item in items)
+    if lacking or warned:
+        result += ["", f"{lacking} lacking, {warned} could be better"]
+    return [*result] if lacking or warned else [*result, "", "nothing is missing"]

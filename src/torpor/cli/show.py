@@ -1,0 +1,101 @@
+"""`torpor show`: one database, everything."""
+
+import time
+
+import click
+
+from torpor.cli import text
+from torpor.cli.client import database_path
+from torpor.cli.databases import policy_text
+from torpor.cli.invocation import Invocation, with_invocation
+from torpor.model.sleep import Tier
+from torpor.model.views import DatabaseDetail, DatabaseView, WakeView
+
+_LABEL_WIDTH = 13
+_RECENT = 10
+
+
+@click.command()
+@click.argument("name")
+@with_invocation
+def show(invocation: Invocation, name: str) -> None:
+    """All there is to say about one database: what woke it, why it is awake, what comes next."""
+    client = invocation.connect()
+    answer = client.get(database_path(name))
+    invocation.emit(answer, lambda: "\n".join(lines(client.decode(DatabaseDetail, answer), time.time())))
+
+
+def lines(detail: DatabaseDetail, now: float) -> list[str]:
+    """The whole page. Pure."""
+    view = detail.database
+    result = [f"{view.name}  PostgreSQL {view.major}, made {text.duration(now - view.created_at)} ago, id {view.id}", view.url, ""]
+    if detail.broken:
+        result += [_line("broken", text.clean(detail.broken)), ""]
+    result.append(_line("tier", f"{view.tier} for {text.duration(now - view.tier_since)}{_because(view)}"))
+    result += _awake(view)
+    result.append(_line("next", _next(detail, now)))
+    result.append(_line("last wake", "none yet" if view.last_wake is None else _wake(view.last_wake, now)))
+    if view.last_wake is not None:
+        result += text.waterfall([(step.name, step.elapsed_ms) for step in view.last_wake.steps], " " * _LABEL_WIDTH)
+    if detail.last_activity_at is not None:
+        result.append(_line("last active", f"{text.duration(now - detail.last_activity_at)} ago"))
+    result += [
+        "",
+        _line("idle times", policy_text(detail)),
+        _line("connections", str(view.connections)),
+        _line("memory", _memory(view)),
+        _line("CPU", f"{view.cpu_ms / 1000:.1f} s since it was started"),
+        _line("disk", text.size(detail.disk_bytes)),
+        _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
+        _line("volume", text.clean(detail.volume)),
+        _line("sandbox", text.clean(detail.sandbox)),
+    ]
+    return result + _recent(detail, now)
+
+
+def _line(label: str, value: str) -> str:
+    return f"{label.ljust(_LABEL_WIDTH)}{value}"
+
+
+def _because(view: DatabaseView) -> str:
+    return "" if view.tier_reason is None else f" ({view.tier_reason})"
+
+
+def _awake(view: DatabaseView) -> list[str]:
+    if view.tier is not Tier.AWAKE:
+        return []
+    causes = [f"{cause.reason}: {text.clean(cause.detail, 120)}" if cause.detail else str(cause.reason) for cause in view.awake_because]
+    return [_line("awake by" if position == 0 else "", cause) for position, cause in enumerate(causes)]
+
+
+def _next(detail: DatabaseDetail, now: float) -> str:
+    step = detail.next_step
+    if step is None:
+        return "stays as it is"
+    if step.at is None:
+        return f"{step.tier}, once nothing keeps it {detail.database.tier}"
+    return f"{step.tier} in {text.duration(step.at - now)} if nothing happens"
+
+
+def _wake(wake: WakeView, now: float) -> str:
+    who = f" ({text.clean(wake.detail, 80)})" if wake.detail else ""
+    return f"{text.duration(now - wake.at)} ago by {wake.reason}{who}, from {wake.tier} in {text.milliseconds(wake.elapsed_ms)}"
+
+
+def _memory(view: DatabaseView) -> str:
+    if view.tier is Tier.STOPPED:
+        return "none"
+    return text.size(view.memory_bytes) + (f", and {text.size(view.swap_bytes)} in swap" if view.swap_bytes else "")
+
+
+def _recent(detail: DatabaseDetail, now: float) -> list[str]:
+    wakes = detail.recent_wakes[:_RECENT]
+    if not wakes:
+        return []
+    rows = [
+        [f"{text.age(wake.at, now)} ago", str(wake.reason), str(wake.tier), text.milliseconds(wake.elapsed_ms), text.clean(wake.detail, 60)]
+        for wake in wakes
+    ]
+    head = f"wakes: {detail.database.wakes} in all, the newest {len(wakes)}:"
+    table = text.table(["WHEN", "REASON", "FROM", "TOOK", "DETAIL"], rows, frozenset({0, 3}))
+    return ["", head, *[f"  {line}" for line in table.splitlines()]]

@@ -1,0 +1,199 @@
+"""An in-memory twin of the HTTP API: real sockets, no PostgreSQL. It answers with the views of the model, encoded field by field."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, TorporError, Unauthorized
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
+from torpor.model.views import (
+    AwakeCause,
+    Created,
+    Credentials,
+    DatabaseDetail,
+    DatabasePage,
+    DatabaseView,
+    HostView,
+    NextStep,
+    StepView,
+    WakeView,
+)
+
+TOKEN = "token-for-tests"
+NOW = 1_800_000_000.0
+WAKE = WakeView(NOW, WakeReason.TRAFFIC, Tier.FROZEN, "10.0.0.7 as app", 4.25, (StepView("thaw", 0.75), StepView("ready", 3.5)))
+
+
+def view(name: str, tier: Tier = Tier.AWAKE, number: int = 0) -> DatabaseView:
+    """A database as lists show it."""
+    return DatabaseView(
+        id=DatabaseId(f"d{number:012d}".replace("0", "a").replace("1", "b").replace("8", "h").replace("9", "i")),
+        name=name,
+        major=18,
+        url=f"postgresql://owner@127.0.0.1:7432/{name}",
+        tier=tier,
+        tier_since=NOW,
+        tier_reason=WakeReason.TRAFFIC if tier is Tier.AWAKE else SleepReason.IDLE,
+        created_at=NOW - 86400,
+        connections=2,
+        cpu_ms=1234.5,
+        memory_bytes=0 if tier is Tier.STOPPED else 17 << 20,
+        swap_bytes=3 << 20,
+        ingress_bytes=1000,
+        egress_bytes=5000,
+        wakes=7,
+        last_wake=WAKE,
+        awake_because=(AwakeCause(AwakeReason.STATEMENT, "pid 42: select \x1b[2Jpg_sleep(60)"),) if tier is Tier.AWAKE else (),
+    )
+
+
+@dataclass
+class Twin:
+    """The databases, what was asked, and what to answer."""
+
+    databases: dict[str, DatabaseView] = field(default_factory=dict)
+    overrides: dict[str, SleepOverrides] = field(default_factory=dict)
+    requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
+    log: bytes = b"first line\nsecond \xe2\x82\xac line\n"
+    passwords: int = 0
+    # Called with each request before it is answered; may raise a TorporError.
+    hook: Callable[[str, str], None] = lambda method, path: None
+    url: str = ""
+
+    def add(self, *views: DatabaseView) -> None:
+        for one in views:
+            self.databases[one.name] = one
+
+    def handle(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        self.requests.append((method, path, query, body))
+        self.hook(method, path)
+        if path == "/v1/host":
+            return 200, self._host()
+        if path == "/v1/databases":
+            return (201, self._create(body)) if method == "POST" else (200, self._list(query))
+        _, _, _, name, *rest = [unquote(part) for part in path.split("/")]
+        if name not in self.databases:
+            raise DatabaseNotFound(f"there is no database {name!r}", "`torpor ls` lists them")
+        return self._one(method, name, rest[0] if rest else "", query, body)
+
+    def _one(self, method: str, name: str, verb: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        found = self.databases[name]
+        match method, verb:
+            case "GET", "":
+                return 200, self._detail(name)
+            case "PATCH", "":
+                self.overrides[name] = replace(self.overrides.get(name, SleepOverrides()), **body)
+                return 200, self._detail(name)
+            case "DELETE", "":
+                if found.connections and query.get("force") != "true":
+                    raise DatabaseInUse(f"{name} has 2 open connections", "close them or use force")
+                del self.databases[name]
+                return 204, None
+            case "POST", "sleep":
+                if found.tier is Tier.AWAKE and not body["force"]:
+                    raise Conflict(f"{name} is busy", "use force")
+                self.databases[name] = replace(found, tier=Tier(body.get("tier", "frozen")))
+                return 200, self.databases[name]
+            case "POST", "wake":
+                self.databases[name] = replace(found, tier=Tier.AWAKE)
+                return 200, {"wake": None if found.tier is Tier.AWAKE else asdict(WAKE)}
+            case "POST", "password" | "tickets":
+                return 200, self._credentials(name)
+            case "GET", "logs":
+                return 200, self.log
+        raise AssertionError((method, verb))
+
+    def _credentials(self, name: str) -> Credentials:
+        self.passwords += 1
+        password = f"s/e c@{self.passwords}"
+        return Credentials("owner", password, f"postgresql://owner:s%2Fe%20c%40{self.passwords}@127.0.0.1:7432/{name}")
+
+    def _create(self, body: dict[str, Any]) -> Created:
+        name = body.get("name") or "calm-heron"
+        if name in self.databases:
+            raise DatabaseExists(f"there is a database {name!r} already", "choose another name")
+        self.add(view(name, number=len(self.databases)))
+        self.overrides[name] = SleepOverrides(**{key: value for key, value in body.items() if key.endswith("_s")})
+        return Created(self.databases[name], self._credentials(name), True, 12.5)
+
+    def _list(self, query: dict[str, str]) -> DatabasePage:
+        chosen = [
+            one
+            for name, one in sorted(self.databases.items())
+            if name > query.get("after", "") and query.get("tier", one.tier) == one.tier and query.get("search", "") in name
+        ]
+        limit = int(query["limit"])
+        return DatabasePage(tuple(chosen[:limit]), chosen[limit - 1].name if len(chosen) > limit else None)
+
+    def _detail(self, name: str) -> DatabaseDetail:
+        overrides = self.overrides.get(name, SleepOverrides())
+        return DatabaseDetail(
+            self.databases[name],
+            overrides.apply(SleepPolicy()),
+            overrides,
+            NextStep(Tier.PAGED, NOW + 30),
+            25 << 20,
+            "/data/volumes/d1",
+            "bubblewrap",
+            NOW - 3,
+            "",
+            (WAKE,) * 12,
+        )
+
+    def _host(self) -> HostView:
+        tiers = {tier: sum(one.tier is tier for one in self.databases.values()) for tier in Tier}
+        return HostView(
+            "0.1.0", "127.0.0.1:7432", self.url, "/data", NOW - 60, len(self.databases), tiers, 4, 2, 8 << 30, 1 << 30, 1 << 20, "xfs"
+        )
+
+
+@contextmanager
+def serving(twin: Twin) -> Iterator[str]:
+    """Serve the twin on a free port; yields its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            parts = urlsplit(self.path)
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+            try:
+                if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                    raise Unauthorized("the bearer token is wrong", "send the right one")
+                status, value = twin.handle(self.command, parts.path, query, body)
+            except TorporError as error:
+                status = error.http_status
+                value = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint, "sqlstate": error.sqlstate}}
+            content = b"" if status == 204 else value if isinstance(value, bytes) else json.dumps(value, default=asdict).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = answer
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        twin.url = f"http://127.0.0.1:{server.server_address[1]}"
+        yield twin.url
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
