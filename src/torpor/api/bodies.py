@@ -1,0 +1,146 @@
+"""What requests may hold: the fields of bodies and queries, with their limits. Unknown fields are refused. Pure."""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from torpor.model.errors import InvalidRequest
+from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier
+from torpor.model.views import WakeView
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+MAX_PAGE = 1000
+MAX_LOG_LINES = 10_000
+
+Idle = Annotated[
+    float | Literal["never"] | None, Meta(description='Seconds, "never", or null for the daemon\'s setting.', examples=[30, "never", None])
+]
+Name = Annotated[str, Meta(description="1 to 63 of a-z, 0-9 and '-', beginning with a letter, not ending in '-'.", examples=["shop"])]
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which databases to list."""
+
+    after: Annotated[str | None, Meta(description="Continue after this name: `next` of the page before.")] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
+    tier: Annotated[Tier | None, Meta(description="Only those in this sleep tier.")] = None
+    search: Annotated[str | None, Meta(description="Only those whose name holds this text.")] = None
+
+
+class ForceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether to go on although the database is in use."""
+
+    force: Annotated[bool, Meta(description="Close open connections.")] = False
+
+
+class WakesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many wakes to show."""
+
+    limit: Annotated[int, Meta(ge=1, le=100, description="How many at most; 100 are kept.")] = 20
+
+
+class LogsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which part of the log to show."""
+
+    lines: Annotated[int, Meta(ge=0, le=MAX_LOG_LINES, description="How many of the last lines.")] = 200
+    follow: Annotated[bool, Meta(description="Stay connected and send what is written from now on.")] = False
+
+
+class CreateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A database to make. Everything may be left out."""
+
+    name: Annotated[Name | None, Meta(description="Left out or null: a name is made up.")] = None
+    major: Annotated[int | None, Meta(description="PostgreSQL major. Left out or null: the daemon's setting.", examples=[18])] = None
+    freeze_after_s: Idle = None
+    page_after_s: Idle = None
+    stop_after_s: Idle = None
+
+    def overrides(self) -> SleepOverrides:
+        """The idle times that it sets."""
+        return checked(SleepOverrides(self.freeze_after_s, self.page_after_s, self.stop_after_s))
+
+
+class UpdateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Idle times to change. What is left out stays as it is."""
+
+    freeze_after_s: Idle | UnsetType = UNSET
+    page_after_s: Idle | UnsetType = UNSET
+    stop_after_s: Idle | UnsetType = UNSET
+
+    def overrides(self, current: SleepOverrides) -> SleepOverrides:
+        """`current` with these changes."""
+        return checked(
+            SleepOverrides(
+                current.freeze_after_s if self.freeze_after_s is UNSET else self.freeze_after_s,
+                current.page_after_s if self.page_after_s is UNSET else self.page_after_s,
+                current.stop_after_s if self.stop_after_s is UNSET else self.stop_after_s,
+            )
+        )
+
+
+class SleepBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How deep to sleep."""
+
+    tier: Annotated[Literal["frozen", "paged", "stopped"], Meta(description="How deep.")] = "frozen"
+    force: Annotated[bool, Meta(description="Also while something runs; stopping then closes open connections.")] = False
+
+
+class WakeAnswer(msgspec.Struct, frozen=True):
+    """What the wake took. `wake` is null when the database was awake."""
+
+    wake: WakeView | None
+
+
+class WakesAnswer(msgspec.Struct, frozen=True):
+    """Wakes, newest first."""
+
+    wakes: tuple[WakeView, ...]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """That Torpor answers, and which version it is."""
+
+    status: Literal["ok"]
+    version: str
+
+
+def checked(overrides: SleepOverrides) -> SleepOverrides:
+    """`overrides`, when they are in range whatever they are applied to. Raises InvalidRequest."""
+    overrides.apply(SleepPolicy())
+    return overrides
+
+
+def read_body(raw: bytes, type: type[T]) -> T:
+    """Decode a JSON body; none at all counts as {}. Raises InvalidRequest naming what is wrong and what is known."""
+    try:
+        return msgspec.json.decode(raw or b"{}", type=type)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the request body is not right: {_lower(error)}", _known(type)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest("the request body is not JSON", f"{_lower(error)}") from error
+
+
+def read_query(pairs: list[tuple[str, str]], type: type[T]) -> T:
+    """Decode a query. Raises InvalidRequest naming what is wrong and what is known."""
+    values: dict[str, Any] = dict(pairs)
+    if len(values) != len(pairs):
+        raise InvalidRequest("a query parameter is given twice", _known(type))
+    try:
+        return msgspec.convert(values, type, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the query is not right: {_lower(error)}", _known(type)) from error
+
+
+def _lower(error: Exception) -> str:
+    text = str(error)
+    return (text[:1].lower() + text[1:])[:300]
+
+
+def _known(type: type[msgspec.Struct]) -> str:
+    return f"known fields: {', '.join(type.__struct_fields__)}" if type.__struct_fields__ else "none is known here"

@@ -1,0 +1,70 @@
+"""Example values for the documentation: the same nouns that the API answers with. Pure."""
+
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
+from torpor.model.views import (
+    Created,
+    Credentials,
+    DatabaseDetail,
+    DatabasePage,
+    DatabaseView,
+    HostView,
+    NextStep,
+    StepView,
+    WakeView,
+)
+
+_AT = 1_795_000_000.0
+
+WAKE = WakeView(_AT, WakeReason.CONNECTION, Tier.FROZEN, "shop from 127.0.0.1", 1.4, (StepView("thaw", 0.9), StepView("hand over", 0.5)))
+DATABASE = DatabaseView(
+    id=DatabaseId("dk3v5q2mzab7w"),
+    name="shop",
+    major=18,
+    url="postgresql://shop@127.0.0.1:7432/shop",
+    tier=Tier.AWAKE,
+    tier_since=_AT,
+    tier_reason=WakeReason.CONNECTION,
+    created_at=_AT - 3600,
+    connections=1,
+    cpu_ms=120.5,
+    memory_bytes=18_000_000,
+    swap_bytes=0,
+    ingress_bytes=1200,
+    egress_bytes=56_000,
+    wakes=3,
+    last_wake=WAKE,
+    awake_because=(),
+)
+PAGE = DatabasePage((DATABASE,), None)
+DETAIL = DatabaseDetail(
+    database=DATABASE,
+    policy=SleepPolicy(30.0, 30.0, None),
+    overrides=SleepOverrides(30.0, None, "never"),
+    next_step=NextStep(Tier.FROZEN, _AT + 30),
+    disk_bytes=1_900_000,
+    volume="clone",
+    sandbox="user",
+    last_activity_at=_AT,
+    broken="",
+    recent_wakes=(WAKE,),
+)
+CREDENTIALS = Credentials("shop", "correct-horse-battery", "postgresql://shop:correct-horse-battery@127.0.0.1:7432/shop")
+TICKET = Credentials("shop", "ticket-of-a-minute", "postgresql://shop:ticket-of-a-minute@127.0.0.1:7432/shop", _AT + 60)
+CREATED = Created(DATABASE, CREDENTIALS, True, 21.7)
+HOST = HostView(
+    version="0.1.0",
+    door="127.0.0.1:7432",
+    api="http://127.0.0.1:7480",
+    data_dir="/var/lib/torpor",
+    started_at=_AT - 7200,
+    databases=3,
+    tiers={Tier.AWAKE: 1, Tier.STOPPED: 2},
+    warm=4,
+    connections=1,
+    memory_total_bytes=8 << 30,
+    memory_used_bytes=1 << 30,
+    swap_used_bytes=0,
+    pool="xfs with reflinks",
+    lacks=(),
+)

@@ -1,0 +1,189 @@
+"""The API's server: uvicorn inside the daemon's own loop.
+
+Concurrency: uvicorn makes a task a request. Its own main loop, which wakes ten times a second, isn't run, and no signal handlers are
+installed: the daemon decides when to stop. Stopping has two phases: no new requests and an end to endless ones, then, after a grace,
+an end to all. Bounded: a head of 64 KiB that must arrive within 10 s, a body see `asgi`.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import Server
+
+from torpor.api.app import App
+from torpor.api.operations import Context
+from torpor.api.ports import Databases
+from torpor.base.logs import get_logger
+from torpor.base.telemetry import Counter
+from torpor.model.errors import AddressInUse, BadSettings
+
+log = get_logger(__name__)
+
+HEAD_TIMEOUT_S = 10.0
+MAX_HEAD_BYTES = 64 * 1024
+_BACKLOG = 1024
+_ABORT_S = 1.0
+
+
+class ApiServer:
+    """The API of one daemon. `render` gives the metrics; `token_file` is named to those who come without the token."""
+
+    def __init__(
+        self, databases: Databases, token: str, render: Callable[[], bytes], host: str, port: int, token_file: Path, grace_s: float = 3.0
+    ) -> None:
+        self._host, self._port, self._grace_s = host, port, grace_s
+        self._context = Context(databases, render)
+        self._app = App(self._context, token, f"the content of {token_file}", lambda: self.url)
+        self._socket: socket.socket | None = None
+        self._server: Server | None = None
+
+    def __repr__(self) -> str:
+        state = "stopping" if self._context.stopping.is_set() else "serving" if self._server else "bound" if self._socket else "new"
+        return f"<ApiServer {self._host}:{self._port} {state}>"
+
+    @property
+    def url(self) -> str:
+        """Where it is reached, once bound."""
+        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
+
+    @property
+    def requests(self) -> Counter:
+        """How many requests were served, for the telemetry."""
+        return self._app.requests
+
+    def bind(self) -> None:
+        """Take the address, without serving yet; clients that connect wait. Raises AddressInUse or BadSettings. Idempotent."""
+        if self._socket is None:
+            self._socket = _bind(self._host, self._port)
+            self._port = self._socket.getsockname()[1]
+
+    async def start(self) -> None:
+        """Bind, unless that was done, and serve."""
+        self.bind()
+        config = Config(
+            cast(Any, self._app),
+            http=_Protocol,
+            loop="none",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level=logging.CRITICAL,  # garbage on the port is no news
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=None,
+        )
+        config.load()
+        server = Server(config)
+        server.lifespan = config.lifespan_class(config)
+        await server.startup(sockets=[cast(socket.socket, self._socket)])
+        self._server = server
+        log.info("the API listens", url=self.url)
+
+    async def stop(self) -> None:
+        """Stop within the grace and a second. Idempotent; works before `start` as well."""
+        self._context.stopping.set()
+        server, self._server = self._server, None
+        listener, self._socket = self._socket, None
+        if server is not None:
+            await _stop(server, self._grace_s)
+        if listener is not None:
+            listener.close()
+
+
+async def _stop(server: Server, grace_s: float) -> None:
+    for listener in server.servers:
+        listener.close()
+    state = server.server_state
+    for connection in list(state.connections):
+        connection.shutdown()  # idle ones close now, the others after their answer
+    if tasks := set(state.tasks):
+        _, late = await asyncio.wait(tasks, timeout=grace_s)
+        for task in late:
+            task.cancel()
+        if late:
+            log.warning("requests were cut off by the stop", requests=len(late))
+            await asyncio.wait(late, timeout=_ABORT_S)
+    for connection in list(state.connections):
+        cast(_Protocol, connection).abort()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise BadSettings(f"api_host {host!r} is no address: {error.strerror}", "give one of this host, for instance 127.0.0.1") from error
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUse(
+                f"the API can't listen on {host}:{port}, another program does", "end it, or give another api_port (0 takes a free one)"
+            ) from error
+        raise BadSettings(f"the API can't listen on {host}:{port}: {error.strerror}", "give another api_host or api_port") from error
+    return listener
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, with a deadline and a size limit for the head of a request, which it lacks."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+    _in_head = True
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clear_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:  # counted afterwards, since one read may hold a head and a body
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.abort()
+
+    def on_message_begin(self) -> None:
+        if not self._in_head:
+            self._head_bytes = 0
+            self._in_head = True
+            self._await_head()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._clear_deadline()
+        super().on_headers_complete()
+
+    def abort(self) -> None:
+        """Close at once, whatever is unsent."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _await_head(self) -> None:
+        self._clear_deadline()
+        self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self.abort)
+
+    def _clear_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
