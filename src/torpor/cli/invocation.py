@@ -12,14 +12,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from torpor.cli.client import Client, find_api
 from torpor.cli.errors import CommandError
-from torpor.cli.passwords import Passwords
-from torpor.daemon.configuration import default_data_dir
+
+if TYPE_CHECKING:
+    from torpor.cli.client import Client
+    from torpor.cli.passwords import Passwords
 
 P = ParamSpec("P")
 # Most answers come faster, and something that flashes by tells nobody anything.
@@ -38,16 +39,23 @@ class Invocation:
         """The data directory, whether anything is there or not."""
         if self.given_data_dir is not None:
             return self.given_data_dir.absolute()
+        from torpor.daemon.configuration import default_data_dir
+
         return Path(os.environ.get("TORPOR_DATA_DIR") or default_data_dir(os.environ)).absolute()
 
-    def connect(self) -> Client:
+    def connect(self) -> "Client":
         """A client of the running Torpor, closed when the command ends. Raises CommandError when there is none to be found."""
+        # Imported here, as a third of the time that a command takes to start goes into http.client.
+        from torpor.cli.client import Client, find_api
+
         client = Client(find_api(self.given_data_dir, os.environ))
         click.get_current_context().call_on_close(client.close)
         return client
 
-    def passwords(self, client: Client) -> Passwords:
+    def passwords(self, client: "Client") -> "Passwords":
         """The passwords known on this machine."""
+        from torpor.cli.passwords import Passwords
+
         return Passwords(os.environ, client.address.url)
 
     def emit(self, value: Any, text: str | Callable[[], str]) -> None:

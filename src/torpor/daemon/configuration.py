@@ -4,7 +4,6 @@ Reads one file and nothing else; no clock, no tasks. The command line uses it to
 it imports next to nothing.
 """
 
-import difflib
 import math
 import os
 import types
@@ -119,6 +118,8 @@ def _exists(file: Path) -> bool:
 def _check_known(name: str, origin: str) -> None:
     if name in _types():
         return
+    import difflib
+
     near = difflib.get_close_matches(name, _types(), n=1)
     hint = f"did you mean {near[0]}?" if near else "`torpor serve --help` lists the settings"
     raise BadSettings(f"{name[:80]!r} in {origin} is not a setting", hint)
