@@ -40,5 +40,5 @@ def put_to_sleep(torpor: RunningTorpor, name: str, tier: str = "frozen") -> None
 
 def newest_wake(torpor: RunningTorpor, name: str) -> tuple[str, str]:
     """Why the database was last woken, and from which tier."""
-    wake = call(torpor, "GET", f"/v1/databases/{name}/wakes?limit=1")[0]
+    wake = call(torpor, "GET", f"/v1/databases/{name}/wakes?limit=1")["wakes"][0]
     return wake["reason"], wake["tier"]

@@ -4,11 +4,11 @@ Concurrency: made in worker processes; one caller at a time per major (the manag
 """
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import pwd
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torpor.compute.service import sql
 from torpor.model.errors import HostError
 from torpor.model.names import SERVICE_DATABASE, SERVICE_ROLE
 
+_PATIENCE_S = 300.0
 _INITDB_OPTIONS = (
     "--wal-segsize=1",
     "--data-checksums",
@@ -95,26 +96,23 @@ def _initdb_uid() -> int | None:
 
 
 async def _run(command: list[str], uid: int | None, text: str = "") -> None:
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+    # In a thread: the event loop's own way of starting processes can't change their user.
+    done = await asyncio.to_thread(
+        subprocess.run,
+        command,
+        input=text.encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         cwd="/",
         env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"},
         user=uid,
         group=uid,
         extra_groups=[] if uid is not None else None,
+        timeout=_PATIENCE_S,
+        check=False,
     )
-    try:
-        output, _ = await process.communicate(text.encode())
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        raise
-    if process.returncode != 0:
-        words = " ".join(output.decode(errors="replace").split())[-400:]
+    if done.returncode != 0:
+        words = " ".join(done.stdout.decode(errors="replace").split())[-400:]
         raise TemplateFailed(f"the template cluster could not be made by {command[0]}: {words}")
 
 

@@ -17,6 +17,11 @@ _LONGEST_TAIL = "run/dabcdefghijkl/door.sock"
 _TRAVERSABLE = 0o711
 
 
+def instance_name(data_dir: Path) -> str:
+    """Names the cgroups of the Torpor on a data directory."""
+    return "torpor-" + hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:8]
+
+
 class DataDirectory:
     """A locked data directory. `close` gives the lock back."""
 
@@ -59,7 +64,7 @@ class DataDirectory:
     @property
     def instance(self) -> str:
         """Names this Torpor's cgroups: several can run on one host."""
-        return "torpor-" + hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:8]
+        return instance_name(self.path)
 
     def publish_library(self, built: Path) -> Path:
         """A copy of the preloaded library that every user can read. Running computes keep the version that they loaded."""

@@ -1,0 +1,202 @@
+"""Starts the real `torpor serve` in a data directory of its own, for tests and benchmarks, and checks that it leaves nothing behind.
+
+Blocking; call from async code in a thread. Several can run side by side.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.running import call
+from torpor.base.cgroups import detect
+from torpor.daemon.directory import instance_name
+
+_PATIENCE_S = 60.0
+_ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class MadeDatabase:
+    """A database as `POST /v1/databases` gave it."""
+
+    name: str
+    id: str
+    url: str
+    password: str
+
+    def url_as(self, role: str, password: str, inner: str | None = None) -> str:
+        """The same address for another role, or another database inside."""
+        host = self.url.rpartition("@")[2].partition("/")[0]
+        return f"postgresql://{role}:{password}@{host}/{inner or self.name}"
+
+
+class Server:
+    """One Torpor. Use as a context manager; settings are those of `torpor serve`."""
+
+    def __init__(self, data_dir: Path | None = None, **settings: object) -> None:
+        # Computes run under users of their own: every directory above must let them through, as pytest's don't.
+        self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix="torpor-test-", dir="/var/tmp"))
+        self.data_dir.chmod(0o711)
+        self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, **settings}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.door_port = 0
+        self.api_url = ""
+        self.token = ""
+
+    def __enter__(self) -> "Server":
+        try:
+            self.start()
+        except BaseException:
+            self.destroy()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.destroy()
+
+    @property
+    def log(self) -> str:
+        """What the daemon said."""
+        path = self.data_dir / "serve.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process."""
+        assert self.process is not None
+        return self.process.pid
+
+    def command(self) -> list[str]:
+        """The command line of the daemon."""
+        flags = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in self.settings.items()]
+        return [sys.executable, "-c", "from torpor.cli import main; main()", "serve", f"--data-dir={self.data_dir}", *flags]
+
+    def environment(self) -> dict[str, str]:
+        """That of the tests, without settings that would get in the way."""
+        kept = {"TORPOR_POSTGRES_HOME", "TORPOR_PG_BINDIR"}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_") or name in kept}
+        return {**own, "PYTHONPATH": str(_ROOT / "src")}
+
+    def start(self) -> None:
+        """Start it (again) and wait until it serves."""
+        announcement = self.data_dir / "api.json"
+        with contextlib.suppress(FileNotFoundError):
+            before: str | None = announcement.read_text()
+        if not announcement.exists():
+            before = None
+        with (self.data_dir / "serve.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment(), start_new_session=True
+            )
+        deadline = time.monotonic() + _PATIENCE_S
+        while not announcement.exists() or announcement.read_text() == before:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"torpor serve ended with {self.process.returncode}:\n{self.log[-4000:]}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"torpor serve did not start:\n{self.log[-4000:]}")
+            time.sleep(0.01)
+        facts = json.loads(announcement.read_text())
+        self.door_port, self.api_url = facts["door_port"], facts["url"]
+        # Whoever starts it again wants the same addresses: open connections and URLs point there.
+        self.settings |= {"door_port": self.door_port, "api_port": int(self.api_url.rpartition(":")[2])}
+        self.token = (self.data_dir / "token").read_text().strip()
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it in order; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(_PATIENCE_S)
+        self.process = None
+        return code
+
+    def destroy(self) -> None:
+        """End everything and remove every trace, whatever state it is in. Raises when something was left behind."""
+        try:
+            if self.process is not None and self.process.poll() is None:
+                self.stop()
+        finally:
+            left = self.remains()
+            trees = detect(instance_name(self.data_dir))
+            for name in trees.names():
+                trees.open(name).kill()
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 5
+            while self.remains() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self._remove_cgroups()
+            shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    def remains(self) -> list[int]:
+        """Processes of its computes that still run."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    if Path(os.readlink(entry / "cwd")).is_relative_to(self.data_dir):
+                        found.append(int(entry.name))
+        return found
+
+    def call(self, method: str, path: str, body: object = None) -> Any:
+        """One call of the API; raises urllib.error.HTTPError for what it refuses."""
+        return call(self, method, path, body)
+
+    def create(self, name: str | None = None, **settings: object) -> MadeDatabase:
+        """Make a database; each call makes another."""
+        made = self.call("POST", "/v1/databases", {"name": name, **settings})
+        database, credentials = made["database"], made["credentials"]
+        return MadeDatabase(database["name"], database["id"], credentials["url"], credentials["password"])
+
+    def view(self, name: str) -> Any:
+        """`GET /v1/databases/<name>`: everything about it."""
+        return self.call("GET", f"/v1/databases/{name}")
+
+    def tier(self, name: str) -> str:
+        """The tier in which a database is."""
+        return str(self.view(name)["database"]["tier"])
+
+    def sleep(self, name: str, tier: str, force: bool = False) -> None:
+        """Bring a database down to `tier` now."""
+        view = self.call("POST", f"/v1/databases/{name}/sleep", {"tier": tier, "force": force})
+        assert view["tier"] == tier, view
+
+    def wait_tier(self, name: str, tier: str, patience_s: float = 20.0) -> float:
+        """Until the database is in `tier`; how long it took in seconds."""
+        began = time.monotonic()
+        while (now := self.tier(name)) != tier:
+            if time.monotonic() - began > patience_s:
+                raise TimeoutError(f"{name} is {now}, not {tier}: {self.view(name)['database']['awake_because']}")
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def postmaster(self, database: MadeDatabase) -> int:
+        """The pid of a database's postmaster."""
+        return int((self.data_dir / "volumes" / database.id / "data" / "postmaster.pid").read_text().split()[0])
+
+    def _remove_cgroups(self) -> None:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            head, _, tail = line.partition(" - ")
+            if tail.startswith("cgroup"):
+                parent = Path(head.split(" ")[4]) / instance_name(self.data_dir)
+                if parent.exists():
+                    for child in [*parent.iterdir(), parent]:
+                        if child.is_dir():
+                            with contextlib.suppress(OSError):
+                                child.rmdir()
