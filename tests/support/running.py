@@ -8,17 +8,27 @@ from urllib.request import Request, urlopen
 class RunningDatabase(Protocol):
     """A database that was made for a test. `url` is what a user gets, password and all."""
 
-    name: str
-    url: str
-    password: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def password(self) -> str: ...
 
 
 class RunningTorpor(Protocol):
     """A server that runs for the test."""
 
-    door_port: int
-    api_url: str
-    token: str
+    @property
+    def door_port(self) -> int: ...
+
+    @property
+    def api_url(self) -> str: ...
+
+    @property
+    def token(self) -> str: ...
 
     def create(self, name: str | None = None) -> RunningDatabase:
         """Make a database; each call makes another."""
