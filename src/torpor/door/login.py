@@ -107,6 +107,7 @@ class Login:
         self._who = ""
         self._cause = ""
         self._farewell: bytes | None = None
+        self._relays: list[Relay] = []
 
     def __repr__(self) -> str:
         return f"<Login {self._address[0]} {self._who or 'unknown'} {'settled' if self._is_settled else 'waits for ' + self._awaited}>"
@@ -136,6 +137,8 @@ class Login:
             self._refuse(TorporError("internal error in the door", "Torpor's log says more"))
         finally:
             self._sock.close()
+            for relay in self._relays:
+                relay.close()
 
     def abandon(self) -> None:
         """Send this connection away although its task never ran."""
@@ -254,14 +257,14 @@ class Login:
         stats.waiting += 1
         try:
             async with self._doorway.computes.awake(database, WakeReason.CONNECTION, detail) as compute:
-                relay = await self._hand_over(compute, way.startup.encode())
+                await self._hand_over(compute, way.startup.encode())
         finally:
             stats.waiting -= 1
             waiting[database.id] -= 1
             if not waiting[database.id]:
                 del waiting[database.id]
         self._count(LoginOutcome.HANDED_OVER)
-        if relay is not None:
+        for relay in self._relays:
             await self._carry(relay)
 
     async def _cancel(self, request: CancelRequest) -> None:
@@ -269,22 +272,20 @@ class Login:
         self._count(LoginOutcome.CANCEL)
         for compute in self._doorway.computes.cancel(self._address[0], request.pid):
             with contextlib.suppress(Unavailable):
-                relay = await self._hand_over(compute, request.encode())
-                if relay is not None:
-                    await self._carry(relay)
+                await self._hand_over(compute, request.encode())
+        for relay in self._relays:
+            await self._carry(relay)
 
-    async def _hand_over(self, compute: AwakeCompute, packet: bytes) -> Relay | None:
+    async def _hand_over(self, compute: AwakeCompute, packet: bytes) -> None:
         if not self._doorway.relay:
             await compute.hand_over(self._sock, self._address, packet)
-            return None
+            return
         relay = Relay(self._sock)
+        self._relays.append(relay)
         try:
             await compute.hand_over(relay.far, self._address, packet, relay.traffic)
-        except BaseException:
-            relay.close()
-            raise
-        relay.far.close()
-        return relay
+        finally:
+            relay.far.close()
 
     async def _carry(self, relay: Relay) -> None:
         self._doorway.stats.relayed += 1

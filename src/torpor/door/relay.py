@@ -52,7 +52,7 @@ class Relay:
         await linger(self._client)
 
     def close(self) -> None:
-        """Give up a relay that didn't run. Idempotent."""
+        """Close both ends, also of a relay that never ran. Idempotent."""
         self._near.close()
         self.far.close()
 

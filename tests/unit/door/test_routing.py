@@ -1,0 +1,128 @@
+"""Which database a client wants: every form of address, and every contradiction."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torpor.door.routing import route
+from torpor.model.errors import DatabaseNotFound, LoginForbidden, RoutingConflict, TorporError
+from torpor.pgwire.startup import StartupMessage
+
+
+def way(**parameters: str) -> tuple[str, str, str | None]:
+    found = route(StartupMessage({"user": "app", **parameters}))
+    return found.target, found.inner_database, found.startup.parameters.get("options")
+
+
+@pytest.mark.parametrize(
+    ("database", "target", "inner"),
+    [("shop", "shop", "shop"), ("shop.other", "shop", "other"), ("shop.a.b", "shop", "a.b"), ("shop-2.Über", "shop-2", "Über")],
+)
+def test_by_database_name(database: str, target: str, inner: str) -> None:
+    assert way(database=database) == (target, inner, None)
+
+
+def test_without_a_database_by_the_users_name_as_postgresql_does() -> None:
+    assert way() == ("app", "app", None)
+    assert way(database="") == ("app", "app", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ("endpoint=shop", None),
+        ("--cluster=shop", None),
+        (" endpoint=shop ", None),
+        ("endpoint=shop --cluster=shop", None),
+        ("-c geqo=off endpoint=shop", "-c geqo=off"),
+        ("--cluster=shop -c search_path=a\\ b -c x=y", "-c search_path=a\\ b -c x=y"),
+        ("-c\tgeqo=off\nendpoint=sh\\op", "-c geqo=off"),
+        ("endpoint=shop -c search_path=endpoint=other", "-c search_path=endpoint=other"),
+        ("endpoint=shop -c endpoint=other", "-c endpoint=other"),
+        ("endpoint=shop x\\", "x\\"),
+    ],
+)
+def test_by_options(options: str, left: str | None) -> None:
+    assert way(options=options) == ("shop", "shop", left)
+
+
+@pytest.mark.parametrize(
+    ("database", "inner"), [("", "shop"), ("shop", "shop"), ("other", "other"), ("shop.other", "other"), ("shop.a.b", "a.b")]
+)
+def test_options_and_database_name_that_agree(database: str, inner: str) -> None:
+    assert way(options="endpoint=shop", database=database) == ("shop", inner, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "database"),
+    [
+        ("endpoint=shop", "blog.other"),
+        ("endpoint=shop --cluster=blog", "shop"),
+        ("endpoint=shop endpoint=blog", ""),
+        ("endpoint= endpoint=a", ""),
+    ],
+)
+def test_forms_that_name_different_databases_are_refused(options: str, database: str) -> None:
+    with pytest.raises(RoutingConflict):
+        way(options=options, database=database)
+
+
+def test_other_options_stay_as_they_are() -> None:
+    assert way(database="shop", options="-c geqo=off")[2] == "-c geqo=off"
+    assert way(database="shop", options="-c endpoint=x") == ("shop", "shop", "-c endpoint=x")
+
+
+@pytest.mark.parametrize("replication", ["true", "on", "1", "YES"])
+def test_physical_replication_without_a_database_needs_options(replication: str) -> None:
+    with pytest.raises(RoutingConflict, match="physical replication"):
+        way(database="replication", replication=replication)
+    assert way(database="replication", replication=replication, options="endpoint=shop")[0] == "shop"
+    assert way(database="shop", replication=replication)[0] == "shop"
+
+
+def test_logical_replication_goes_by_database_name() -> None:
+    assert way(database="shop", replication="database") == ("shop", "shop", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["Shop", "postgres", "torpor", "a_b", "-x", "x-", "x" * 64, ".other", "shop.", "sh op", "a\nb", "\udcff", "template1"]
+)
+def test_names_that_no_database_can_have_are_not_found(name: str) -> None:
+    with pytest.raises(DatabaseNotFound) as caught:
+        way(database=name)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 100
+
+
+@pytest.mark.parametrize("options", ["endpoint=", "--cluster=", "endpoint=UP", "endpoint=a.b"])
+def test_options_that_name_no_possible_database_are_not_found(options: str) -> None:
+    with pytest.raises(DatabaseNotFound):
+        way(options=options)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"user": ""}, {"database": "shop"}])
+def test_a_user_has_to_be_named(parameters: dict[str, str]) -> None:
+    with pytest.raises(LoginForbidden, match="no PostgreSQL user name"):
+        route(StartupMessage(parameters))
+
+
+def test_the_rest_of_the_startup_message_is_kept_in_order() -> None:
+    found = route(StartupMessage({"user": "app", "application_name": "x", "database": "shop.other", "client_encoding": "LATIN1"}, 2))
+    assert list(found.startup.parameters.items()) == [
+        ("user", "app"),
+        ("application_name", "x"),
+        ("database", "other"),
+        ("client_encoding", "LATIN1"),
+    ]
+    assert found.startup.minor == 2
+    assert found.user == "app"
+
+
+@given(st.dictionaries(st.sampled_from(["user", "database", "options", "replication"]), st.text(max_size=30)))
+def test_whatever_strangers_send_is_routed_or_refused(parameters: dict[str, str]) -> None:
+    try:
+        found = route(StartupMessage(parameters))
+    except TorporError as error:
+        assert error.message.isprintable()
+    else:
+        assert found.startup.parameters["database"]
