@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from tests.support.running import call
 from torpor.base.cgroups import detect
@@ -157,6 +158,15 @@ class Server:
     def call(self, method: str, path: str, body: object = None) -> Any:
         """One call of the API; raises urllib.error.HTTPError for what it refuses."""
         return call(self, method, path, body)
+
+    def refusal(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Status and error of a call that must be refused."""
+        try:
+            answer = self.call(method, path, body)
+        except HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())["error"]
+        raise AssertionError(f"{method} {path} was not refused: {answer}")
 
     def create(self, name: str | None = None, **settings: object) -> MadeDatabase:
         """Make a database; each call makes another."""

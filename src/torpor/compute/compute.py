@@ -7,7 +7,6 @@ synchronous, so that it can be done right in the callback that saw a byte arrive
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -20,8 +19,9 @@ from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle, boot_id
 from torpor.base.tasks import TaskOwner
 from torpor.catalog.catalog import Catalog
+from torpor.compute import logfile
 from torpor.compute.binaries import Postgres
-from torpor.compute.launch import LaunchPlan, last_words
+from torpor.compute.launch import LaunchPlan
 from torpor.compute.lifecycle import TIERS, ComputeState, check_move
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.sessions import Session, TrafficSource
@@ -46,7 +46,6 @@ log = get_logger(__name__)
 _RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are told to come back long before
 _FAILURE_REMEMBERED_S = 3.0
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
-_LOG_LIMIT_BYTES = 8 << 20
 
 
 class SleepListener(Protocol):
@@ -169,11 +168,10 @@ class Compute:
         """What keeps it awake, asked of PostgreSQL now; empty when it is asleep. Never wakes it."""
         if self.state is not ComputeState.AWAKE or self._postmaster is None:
             return self.known_causes()
-        async with self._held():
-            try:
-                return await self._postmaster.causes() or (self._default_cause(),)
-            except TorporError as error:
-                return (AwakeCause(AwakeReason.RECENT, f"PostgreSQL did not say: {error.message}"),)
+        try:
+            return await self._postmaster.causes() or (self._default_cause(),)
+        except TorporError:  # it fell asleep or ended while it was asked
+            return self.known_causes()
 
     def next_step(self) -> tuple[Tier, float] | None:
         """The next step down and in how many seconds from now it is due if nothing happens; None when none will come."""
@@ -325,8 +323,7 @@ class Compute:
             self._postmaster = None
         if self.state is not ComputeState.STOPPED:
             self._go(ComputeState.STOPPED, SleepReason.API)
-        with contextlib.suppress(FileNotFoundError):
-            self.log_file.unlink()
+        logfile.remove(self.log_file)
 
     async def leave(self) -> None:
         """Let go of a running compute without touching it, for the next Torpor to adopt."""
@@ -351,6 +348,7 @@ class Compute:
         if frozen and not watchable:
             postmaster.tree.thaw()
         elif frozen:
+            postmaster.asleep = True
             self._go(ComputeState.FREEZING, None)
             self._go(ComputeState.FROZEN, None)
             postmaster.sessions.watch()
@@ -454,7 +452,7 @@ class Compute:
         if isinstance(error, BinariesMissing | StartTimeout):
             self._failure = error
         else:
-            words = last_words(self.log_file) if isinstance(error, ComputeStartFailed) else str(error)
+            words = logfile.last_words(self.log_file) if isinstance(error, ComputeStartFailed) else str(error)
             self._failure = ComputeStartFailed(
                 f"database {self.database.label} can't start: {words}", f"the whole story: `torpor logs {self.database.label}`"
             )
@@ -466,9 +464,8 @@ class Compute:
         clock = self._around.clock
         began_at, began, tier = clock.time(), clock.monotonic(), self.tier
         postmaster = self._live()
-        postmaster.tree.thaw()
+        postmaster.thaw()
         elapsed_ms = (clock.monotonic() - began) * 1000
-        postmaster.sessions.unwatch()
         self._go(ComputeState.AWAKE, reason)
         self._begin_dozing()
         wake = Wake(self.database.id, began_at, reason, tier, detail, elapsed_ms, (Step("thaw", elapsed_ms),))
@@ -507,7 +504,7 @@ class Compute:
             await self._wait_moving()
             if self.state is not ComputeState.AWAKE or self._dozing is not asyncio.current_task():
                 return
-            self._keep_log_small()
+            logfile.keep_small(self.log_file)
             now = self._live().sessions.traffic()
             if now != seen and seen is not None:
                 self._touch()
@@ -542,7 +539,7 @@ class Compute:
         try:
             self._around.catalog.save_roles(self.database.id, outcome.roles)
         except BaseException:  # without them a sleeper could not check passwords
-            postmaster.tree.thaw()
+            postmaster.thaw()
             self._go(ComputeState.AWAKE, None)
             raise
         self._go(ComputeState.FROZEN, reason)
@@ -573,7 +570,7 @@ class Compute:
         """The postmaster ended. Starting and stopping see to it themselves; else it crashed."""
         if self.state in (ComputeState.STARTING, ComputeState.STOPPING, ComputeState.STOPPED):
             return
-        log.error("PostgreSQL died", database=self.database.label, tier=str(self.tier), words=last_words(self.log_file))
+        log.error("PostgreSQL died", database=self.database.label, tier=str(self.tier), words=logfile.last_words(self.log_file))
         self._around.catalog.forget_roles(self.database.id)  # whatever was changed since they were saved is unknown
         crashed = self._live()
         self._past_cpu_ns += crashed.tree.usage().cpu_ns
@@ -587,20 +584,6 @@ class Compute:
         self._postmaster = None
         self._around.catalog.forget_compute(self.database.id)
         self._go(ComputeState.STOPPED, reason)
-
-    def _keep_log_small(self) -> None:
-        with contextlib.suppress(OSError):
-            if self.log_file.stat().st_size > _LOG_LIMIT_BYTES:
-                # PostgreSQL appends to the open file: it is copied and cut, not renamed.
-                os.replace(_copy(self.log_file), self.log_file.with_suffix(".log.1"))
-                os.truncate(self.log_file, 0)
-
-
-def _copy(path: Path) -> Path:
-    target = path.with_suffix(".log.new")
-    target.write_bytes(path.read_bytes())
-    target.chmod(0o600)
-    return target
 
 
 def _spell(causes: tuple[AwakeCause, ...]) -> str:

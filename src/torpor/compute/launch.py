@@ -134,17 +134,3 @@ def _tool(name: str) -> str:
     if path is None:
         raise ComputeStartFailed(f"the program {name} (package util-linux) is missing", "install it")
     return path
-
-
-def last_words(log: Path) -> str:
-    """The last error of a PostgreSQL log, for people: a FATAL or PANIC message, else its last line."""
-    with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 8192))
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        for line in reversed(lines):
-            for level in ("PANIC:", "FATAL:"):
-                if level in line:
-                    return line.partition(level)[2].strip()
-        if lines:
-            return lines[-1].strip()
-    return "it left no message"

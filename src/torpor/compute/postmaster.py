@@ -21,6 +21,7 @@ from torpor.compute.launch import Launch, LaunchPlan, spawn
 from torpor.compute.service import ServiceSession
 from torpor.compute.sessions import Session, Sessions, TrafficSource
 from torpor.model.database import Role
+from torpor.model.errors import ComputeLost
 from torpor.model.sleep import AwakeReason
 from torpor.model.views import AwakeCause
 
@@ -48,7 +49,8 @@ class Postmaster:
         self._listener = listener
         self._launch: Launch | None = None
         self._service: ServiceSession | None = None
-        self._service_opening = asyncio.Lock()
+        self._service_lock = asyncio.Lock()  # opening, closing and freezing exclude each other
+        self.asleep = False
 
     def __repr__(self) -> str:
         return f"<Postmaster {self.process!r} {self.sessions!r}>"
@@ -117,14 +119,20 @@ class Postmaster:
         return session
 
     async def service(self) -> ServiceSession:
-        """Torpor's own session, opened if need be. Raises ComputeLost."""
-        async with self._service_opening:
+        """Torpor's own session, opened if need be. Raises ComputeLost, also while it sleeps: asking never wakes."""
+        async with self._service_lock:
+            if self.asleep:
+                raise ComputeLost("the compute is asleep")
             if self._service is None or self._service.broken:
                 self._service = await ServiceSession.open(self._listener)
             return self._service
 
     async def close_service(self) -> None:
         """Log Torpor's own session out. Idempotent."""
+        async with self._service_lock:
+            await self._log_out()
+
+    async def _log_out(self) -> None:
         if self._service is not None:
             service, self._service = self._service, None
             await service.close()
@@ -147,20 +155,28 @@ class Postmaster:
         if causes:
             return FreezeOutcome(causes)
         roles = tuple(await service.roles())
-        await self.close_service()
-        if not still_wanted():
-            return _recent("it is wanted")
-        try:
-            await self.tree.freeze()
-        except TimeoutError as error:
-            return FreezeOutcome((AwakeCause(AwakeReason.STATEMENT, str(error)),))
-        except BaseException:
-            self.tree.thaw()
-            raise
-        if self.sessions.received_bytes()[0] != received or not still_wanted():
-            self.tree.thaw()
-            return _recent("a client sent something at that moment")
+        async with self._service_lock:
+            await self._log_out()
+            if not still_wanted():
+                return _recent("it is wanted")
+            try:
+                await self.tree.freeze()
+            except TimeoutError as error:
+                return FreezeOutcome((AwakeCause(AwakeReason.STATEMENT, str(error)),))
+            except BaseException:
+                self.tree.thaw()
+                raise
+            if self.sessions.received_bytes()[0] != received or not still_wanted():
+                self.tree.thaw()
+                return _recent("a client sent something at that moment")
+            self.asleep = True
         return FreezeOutcome((), roles)
+
+    def thaw(self) -> None:
+        """Let it run on. Idempotent, immediate."""
+        self.asleep = False
+        self.tree.thaw()
+        self.sessions.unwatch()
 
     async def shut_down(self) -> bool:
         """End PostgreSQL and all its processes. Whether it ended in order (a fast shutdown, with a checkpoint)."""

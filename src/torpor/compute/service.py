@@ -5,6 +5,7 @@ a query that is cancelled ends the session, since its answer would meet the next
 """
 
 import asyncio
+import contextlib
 import importlib.resources
 import os
 import socket
@@ -125,13 +126,12 @@ class ServiceSession:
 
     async def close(self) -> None:
         """Log out and wait until the backend has ended (at most a second), so that a freeze doesn't catch it dying."""
-        if not self.broken:
-            try:
-                await asyncio.get_running_loop().sock_sendall(self._sock, terminate())
-                await asyncio.wait_for(self._line.wait_ended(), 1.0)
-            except (OSError, TimeoutError):
-                pass
-        self.abandon()
+        async with self._lock:  # whoever is asking gets the answer first
+            if not self.broken:
+                with contextlib.suppress(OSError, TimeoutError):
+                    await asyncio.get_running_loop().sock_sendall(self._sock, terminate())
+                    await asyncio.wait_for(self._line.wait_ended(), 1.0)
+            self.abandon()
 
     def abandon(self) -> None:
         """Drop the session at once. Idempotent."""

@@ -13,6 +13,9 @@ from collections.abc import Callable
 
 from torpor.compute.handover import BackendEnd
 from torpor.metering.traffic import Traffic, tcp_traffic
+from torpor.pgwire.answers import terminate
+
+_GOODBYE = terminate()
 
 TrafficSource = Callable[[], Traffic]
 
@@ -58,9 +61,9 @@ class Session:
         return int(struct.unpack("i", fcntl.ioctl(self._duplicate.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
 
     def has_left(self) -> bool:
-        """Whether the client has closed its side (or reset it)."""
+        """Whether the client has closed its side, reset it, or said goodbye."""
         try:
-            return self._duplicate.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return self._duplicate.recv(len(_GOODBYE), socket.MSG_PEEK | socket.MSG_DONTWAIT) in (b"", _GOODBYE)
         except BlockingIOError:
             return False
         except OSError:

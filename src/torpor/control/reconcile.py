@@ -82,8 +82,8 @@ class Reconciler:
                         compute.broken = "its volume is missing"
                         log.error("volume missing", database=database.label, volume=str(self._volumes.path(database.id)))
         for id in on_disk - {database.id for database in databases}:
-            await self._volumes.remove(id)  # its row never was written, or is gone: nobody was told that it exists
-            found.removed += 1
+            # A row is written before its volume and removed after it, so this is a catalog that was lost or replaced: touch nothing.
+            log.error("unknown volume left alone", volume=str(self._volumes.path(id)))
         return found
 
     def _adopt(self, door_port: int, found: Findings) -> set[DatabaseId]:
