@@ -36,7 +36,9 @@ def demo(invocation: Invocation, keep: bool, yes: bool) -> None:
             return
         click.echo(f"\n{words}")
         if pauses:
-            click.pause("  (any key goes on)")
+            click.echo("  (any key goes on)", nl=False)
+            click.getchar()  # not click.pause(), which takes Ctrl-C for a key
+            click.echo("\r                   \r", nl=False)
 
     def after(step: Timed) -> None:
         if not invocation.json:
@@ -50,7 +52,7 @@ def demo(invocation: Invocation, keep: bool, yes: bool) -> None:
     rows = [[step.name, text.milliseconds(step.elapsed_ms), step.note] for step in tour.timed]
     value = {"database": tour.name, "kept": keep, "steps": [asdict(step) for step in tour.timed]}
     invocation.emit(value, lambda: "\n" + text.table(["STEP", "TIME", ""], rows, frozenset({1})))
-    invocation.hint(f"\n{tour.name} is yours: torpor psql {tour.name}" if keep else f"\n{tour.name} is removed; next: torpor create shop")
+    invocation.hint(f"\n{tour.name} is yours: torpor psql {tour.name}" if keep else "\nnext: torpor create shop")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from torpor.base.host import packages
+from torpor.base.host import packages, record
 from torpor.base.host import setup as executors
 from torpor.base.host.facts import probe
 from torpor.base.host.machine import HostActionFailed, Machine
@@ -89,7 +89,8 @@ def setup(
 def undo(context: click.Context, invocation: Invocation) -> None:
     """Take back exactly what `torpor host setup` did on this host. Databases in the pool stay in its file."""
     _require_root("undo")
-    _require_stopped(invocation.data_dir, "undo")
+    if _told(lambda: record.load(invocation.data_dir)).pool_made:
+        _require_stopped(invocation.data_dir, "undo")
     _report(context, invocation, executors.undo(invocation.data_dir, Machine()))
 
 

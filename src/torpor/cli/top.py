@@ -158,7 +158,7 @@ def _render(sample: Sample, trouble: str) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, expand=True)
+    table = Table(box=None, pad_edge=False)
     for position, name in enumerate(_HEAD):
         table.add_column(name, justify="right" if position in _RIGHT else "left", no_wrap=True, overflow="ellipsis")
     for view in sample.databases:

@@ -121,9 +121,13 @@ def _undo_pool(data_dir: Path, machine: Machine) -> tuple[State, str]:
     known = record.load(data_dir)
     if not known.pool_made:
         return State.DONE, "none was made"
+    was_mounted = os.path.ismount(data_dir / POOL_DIRECTORY_NAME)
     gone = pool.unmount_pool(data_dir, machine)
     if not gone:
-        return State.CHANGED, f"unmounted; its volumes are kept in {data_dir / POOL_IMAGE_NAME}, which the next `torpor serve` mounts again"
+        return (
+            State.CHANGED if was_mounted else State.DONE,
+            f"unmounted; its volumes are kept in {data_dir / POOL_IMAGE_NAME}, which the next `torpor serve` mounts again",
+        )
     record.save(data_dir, replace(known, pool_made=False))
     return State.CHANGED, "unmounted and, as it was empty, removed"
 
