@@ -200,9 +200,12 @@ def real_directory() -> Iterator[Path]:
 
 @contextmanager
 def only_user_of_zram() -> Iterator[None]:
-    with open("/var/tmp/torpor-zram.lock", "w") as lock:
+    lock = os.open("/sys/block", os.O_RDONLY)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 @pytest.mark.root
