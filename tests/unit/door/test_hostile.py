@@ -188,11 +188,11 @@ async def test_half_logins_above_the_limit_give_way_too() -> None:
 async def test_logins_that_are_done_with_their_part_do_not_give_way() -> None:
     twin = Twin()
     twin.may_wake.clear()
-    async with open_door(twin, max_logins=1) as door, client_of(door) as waiting, client_of(door) as silent:
+    async with open_door(twin, max_logins=1) as door, client_of(door) as waiting:
         waiting.say(startup())
         await scram(waiting)
         await until(lambda: door.stats.waiting == 1)
-        async with client_of(door) as newcomer:
+        async with client_of(door) as silent, client_of(door) as newcomer:
             await until(lambda: door.stats.accepted == 3)
             assert (await silent.hear_refusal()).sqlstate == "53300"
             newcomer.say(startup(database="nowhere"))
