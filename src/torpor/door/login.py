@@ -104,6 +104,7 @@ class Login:
         self._awaited = "the startup message"
         self._gives_way = False
         self._is_settled = False
+        self._is_handing_over = False
         self._who = ""
         self._cause = ""
         self._farewell: bytes | None = None
@@ -123,7 +124,8 @@ class Login:
         try:
             await self._conduct()
         except asyncio.CancelledError:
-            if not self._is_settled:
+            # Cut off in the middle of a hand-over, nobody knows whether PostgreSQL has the client already: then leave it alone.
+            if not self._is_settled and not self._is_handing_over:
                 self._refuse(shutting_down())
             raise
         except ClientGone:
@@ -258,12 +260,12 @@ class Login:
         try:
             async with self._doorway.computes.awake(database, WakeReason.CONNECTION, detail) as compute:
                 await self._hand_over(compute, way.startup.encode())
+                self._count(LoginOutcome.HANDED_OVER)
         finally:
             stats.waiting -= 1
             waiting[database.id] -= 1
             if not waiting[database.id]:
                 del waiting[database.id]
-        self._count(LoginOutcome.HANDED_OVER)
         for relay in self._relays:
             await self._carry(relay)
 
@@ -277,6 +279,7 @@ class Login:
             await self._carry(relay)
 
     async def _hand_over(self, compute: AwakeCompute, packet: bytes) -> None:
+        self._is_handing_over = True
         if not self._doorway.relay:
             await compute.hand_over(self._sock, self._address, packet)
             return

@@ -12,7 +12,7 @@ from tests.unit.door.twin import MOCK_SECRET, Twin, client_of, open_door, outcom
 from torpor.door.listener import Door, _cannot_listen
 from torpor.door.stats import LoginOutcome
 from torpor.model.errors import AddressInUse
-from torpor.pgwire.answers import query
+from torpor.pgwire.answers import Notice, query
 
 
 def make_door(host: str, port: int) -> Door:
@@ -113,6 +113,17 @@ async def test_closing_tells_logins_that_torpor_shuts_down_and_leaves_sessions_a
         assert outcomes(door) == {LoginOutcome.HANDED_OVER: 1, LoginOutcome.SHUTDOWN: 3}
         done.say(query("still here"))
         await done.hear()
+
+
+async def test_closing_in_the_middle_of_a_hand_over_leaves_the_session_alone() -> None:
+    twin = Twin()
+    twin.shop.may_report.clear()
+    async with open_door(twin) as door, client_of(door) as client:
+        await log_in(client)
+        assert door.stats.waiting == 1
+        await door.close()
+        client.say(query("still here"))
+        assert isinstance(await client.hear(), Notice)
 
 
 async def test_a_door_that_was_never_started_can_be_closed() -> None:

@@ -57,6 +57,8 @@ class TwinCompute:
         self.major = major
         self.sessions: list[HandedOver] = []
         self.failure: Exception | None = None
+        self.may_report = asyncio.Event()
+        self.may_report.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def hand_over(
@@ -70,6 +72,7 @@ class TwinCompute:
         self.sessions.append(session)
         task = asyncio.get_running_loop().create_task(self._serve(client.dup(), session))
         await asyncio.sleep(0)  # so that the task owns its socket
+        await self.may_report.wait()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return session
