@@ -71,10 +71,10 @@ class TwinCompute:
         assert len(startup) == struct.unpack("!i", startup[:4])[0]
         self.sessions.append(session)
         task = asyncio.get_running_loop().create_task(self._serve(client.dup(), session))
-        await asyncio.sleep(0)  # so that the task owns its socket
-        await self.may_report.wait()
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        await asyncio.sleep(0)  # so that the task owns its socket
+        await self.may_report.wait()
         return session
 
     async def stop(self) -> None:
@@ -171,7 +171,8 @@ async def open_door(
         for compute in twin.computes.values():
             await compute.stop()
         assert (door.stats.pending, door.stats.waiting, door.stats.relayed) == (0, 0, 0)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, left
 
 
 class Client:
