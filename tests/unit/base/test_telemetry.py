@@ -2,9 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import Gauge as LibraryGauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from torpor.base.telemetry import Counter, Gauge, Histogram, Metric, Reading, Readings, Telemetry
@@ -124,18 +126,23 @@ def test_mistakes_are_noticed() -> None:
         Counter("a", "", ("x",)).add()
 
 
-def test_a_thousand_databases_render_within_20_ms() -> None:
+def test_a_thousand_databases_render_much_faster_than_with_the_library() -> None:
+    """Rendering holds up the loop. A ratio, since machines differ: prometheus-client takes some 200 ms here, this registry 15."""
     names = [f"tenant-{n:05}" for n in range(1000)]
-    telemetry = Telemetry()
-    for metric in ("connections", "cpu_seconds", "memory_bytes", "swap_bytes", "ingress_bytes", "egress_bytes", "wakes"):
+    metrics = ("connections", "cpu_seconds", "memory_bytes", "swap_bytes", "ingress_bytes", "egress_bytes", "wakes")
+    telemetry, library = Telemetry(), CollectorRegistry()
+    for metric in metrics:
         telemetry.add(Readings(f"torpor_database_{metric}", "X.", lambda: [((name,), 12345.678) for name in names], ("database",)))
-    wakes = telemetry.add(Histogram("torpor_wake_ms", "X.", ("tier", "reason")))
-    for n in range(28):
-        wakes.observe(n, f"tier{n % 4}", f"reason{n % 7}")
-    took = []
-    for _ in range(5):
-        start = time.perf_counter()
-        text = telemetry.render()
-        took.append(time.perf_counter() - start)
-    assert text.count(b"\n") > 7000
-    assert min(took) < 0.020, f"took {min(took) * 1000:.1f} ms"
+        gauge = LibraryGauge(f"torpor_database_{metric}", "X.", ["database"], registry=library)
+        for name in names:
+            gauge.labels(name).set(12345.678)
+
+    def fastest(render: Callable[[], bytes]) -> float:
+        took = []
+        for _ in range(5):
+            start = time.process_time()
+            assert render().count(b"\n") > 7000
+            took.append(time.process_time() - start)
+        return min(took)
+
+    assert fastest(telemetry.render) < fastest(lambda: generate_latest(library)) / 2
