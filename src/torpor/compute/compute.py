@@ -8,23 +8,19 @@ synchronous, so that it can be done right in the callback that saw a byte arrive
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torpor.base.cgroups import Trees, Usage
-from torpor.base.clock import Clock
+from torpor.base.cgroups import Usage
 from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle, boot_id
-from torpor.base.tasks import TaskOwner
-from torpor.catalog.catalog import Catalog
 from torpor.compute import logfile
-from torpor.compute.binaries import Postgres
 from torpor.compute.launch import LaunchPlan
 from torpor.compute.lifecycle import TIERS, ComputeState, check_move
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.sessions import Session, TrafficSource
+from torpor.compute.surroundings import SleepListener, Surroundings
 from torpor.metering.traffic import Traffic
 from torpor.model.database import ComputeRecord, Database, Role, Step, Wake
 from torpor.model.errors import (
@@ -36,42 +32,17 @@ from torpor.model.errors import (
     ShuttingDown,
     StartTimeout,
     TorporError,
+    Unavailable,
 )
 from torpor.model.sleep import AwakeReason, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import AwakeCause
-from torpor.storage.volumes import Volumes
 
 log = get_logger(__name__)
 
 _RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are told to come back long before
+_START_SLOT_S = 2.0
 _FAILURE_REMEMBERED_S = 3.0
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
-
-
-class SleepListener(Protocol):
-    """Is told of every change of tier: keeps the ladder and the counts."""
-
-    def tier_changed(self, compute: "Compute", before: Tier) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What all computes of one Torpor share."""
-
-    trees: Trees
-    volumes: Volumes
-    catalog: Catalog
-    clock: Clock
-    tasks: TaskOwner
-    binaries: Callable[[int], Postgres]
-    configuration: Callable[[int], Path]
-    run: Path
-    logs: Path
-    library: Path
-    policy: SleepPolicy
-    starts: asyncio.Semaphore
-    start_timeout_s: float
-    on_wake: Callable[[Wake], None]
 
 
 class Compute:
@@ -283,6 +254,8 @@ class Compute:
                     )
                 if self.state is ComputeState.AWAKE and not force and (causes := await self.causes()) and not _only_recent(causes):
                     raise Conflict(f"{self.database.label} is busy: {_spell(causes)}", "wait for it, or use force")
+                if (self.connections or self._holds) and not force:
+                    continue  # somebody came while PostgreSQL was asked
                 await self.stop(reason)
             elif self.state is ComputeState.AWAKE:
                 self._move(self._freeze(reason), "freeze")
@@ -317,12 +290,13 @@ class Compute:
         self._removed = True
         await self._wait_moving()
         await self._end_dozing()
-        if self._postmaster is not None:
-            await self._postmaster.bury()
-            self._postmaster.sessions.end_all()
-            self._postmaster = None
+        postmaster, self._postmaster = self._postmaster, None
         if self.state is not ComputeState.STOPPED:
+            # Before the processes end: what is seen of their end is no crash.
             self._go(ComputeState.STOPPED, SleepReason.API)
+        if postmaster is not None:
+            await postmaster.bury()
+            postmaster.sessions.end_all()
         logfile.remove(self.log_file)
 
     async def leave(self) -> None:
@@ -409,18 +383,24 @@ class Compute:
         def step(name: str) -> None:
             steps.append(Step(name, (clock.monotonic() - began) * 1000 - sum(step.elapsed_ms for step in steps)))
 
-        async with around.starts:
+        async with contextlib.AsyncExitStack() as slot:
+            await slot.enter_async_context(around.starts)
             step("queue")
             self._go(ComputeState.STARTING, reason)
             try:
                 plan = self._plan()
+                if not plan.data.is_dir():
+                    raise Unavailable("its volume is missing")
                 postmaster = self._postmaster = self._new_postmaster()
                 await postmaster.clear_remains(plan.data)
                 step("prepare")
                 process = postmaster.launch(plan, self._exited)
                 around.catalog.record_compute(ComputeRecord(self.database.id, process.pid, process.start_ticks, boot_id()))
                 step("spawn")
-                await postmaster.wait_ready(_RECOVERY_PATIENCE_S)
+                if not await postmaster.wait_ready(_START_SLOT_S):
+                    await slot.aclose()  # one that recovers for minutes must not hold up the others
+                    if not await postmaster.wait_ready(_RECOVERY_PATIENCE_S):
+                        raise ComputeStartFailed(f"it was not ready after {_RECOVERY_PATIENCE_S:.0f} s")
                 step("ready")
             except BaseException as error:
                 await self._start_failed(error)
@@ -520,7 +500,10 @@ class Compute:
         postmaster = self._live()
         self._go(ComputeState.FREEZING, None)
         try:
-            outcome = await postmaster.freeze_if_quiet(lambda: self._holds == 0 and self.state is ComputeState.FREEZING)
+            outcome = await postmaster.freeze_if_quiet(
+                lambda: self._holds == 0 and self.state is ComputeState.FREEZING,
+                lambda roles: self._around.catalog.save_roles(self.database.id, roles),
+            )
         except BaseException as error:
             if self.state is ComputeState.FREEZING:
                 self._go(ComputeState.AWAKE, None)
@@ -536,12 +519,6 @@ class Compute:
             self._go(ComputeState.AWAKE, None)
             self._touch()
             return
-        try:
-            self._around.catalog.save_roles(self.database.id, outcome.roles)
-        except BaseException:  # without them a sleeper could not check passwords
-            postmaster.thaw()
-            self._go(ComputeState.AWAKE, None)
-            raise
         self._go(ComputeState.FROZEN, reason)
         postmaster.sessions.watch()
 
@@ -549,7 +526,8 @@ class Compute:
         postmaster = self._live()
         quiet = self.state in (ComputeState.FROZEN, ComputeState.PAGED) and not self.connections
         if self.state in (ComputeState.FROZEN, ComputeState.PAGED):
-            self._thaw(WakeReason.MAINTENANCE, "to stop in order")
+            postmaster.thaw()  # only to end in order: no wake that anybody asked for
+            self._go(ComputeState.AWAKE, None)
         await self._end_dozing()
         self._go(ComputeState.STOPPING, reason)
         if not quiet:  # roles may have changed since they were last saved

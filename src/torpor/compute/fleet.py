@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from torpor.base.clock import Clock
 from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle, boot_id
-from torpor.compute.compute import Compute, Surroundings
+from torpor.compute.compute import Compute
 from torpor.compute.ladder import Ladder
+from torpor.compute.postmaster import accepts_connections
+from torpor.compute.surroundings import Surroundings
 from torpor.model.database import ComputeRecord, Database, DatabaseState, Role
 from torpor.model.errors import DatabaseNotFound, TorporError
 from torpor.model.names import DatabaseId
@@ -166,7 +168,7 @@ class Fleet:
     # -- beginning and end
 
     def adopt(self, record: ComputeRecord, door_port: int) -> bool:
-        """Take over a compute that an earlier Torpor left running; False when it isn't there any more."""
+        """Take over a compute that an earlier Torpor left running; False when it isn't there any more, or not ready."""
         compute = self._by_id.get(record.database_id)
         if compute is None or record.boot_id != boot_id():
             return False
@@ -174,7 +176,8 @@ class Fleet:
             process = ProcessHandle(record.pid)
         except (ProcessLookupError, OSError):
             return False
-        if process.start_ticks != record.start_ticks:
+        # One that still starts or stops would refuse clients: it is ended like any remains, and started when it is wanted.
+        if process.start_ticks != record.start_ticks or not accepts_connections(self._around.volumes.data(record.database_id)):
             process.close()
             return False
         compute.adopt(process, door_port)

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +29,23 @@ _FAST_SHUTDOWN_S = 60.0
 _IMMEDIATE_SHUTDOWN_S = 10.0
 _KILLED_S = 10.0
 _KILLED_LOOK_S = 0.002
+_PID_FILE = "postmaster.pid"
+_STATUS_LINE = 7  # of postmaster.pid, counted from 0
+
+
+def accepts_connections(data: Path) -> bool:
+    """Whether the postmaster of a cluster says that it is ready: neither still starting nor shutting down."""
+    try:
+        return (data / _PID_FILE).read_text().splitlines()[_STATUS_LINE].strip() == "ready"
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 @dataclass(frozen=True, slots=True)
 class FreezeOutcome:
-    """Frozen when there are no causes; then `roles` are those that stay true until it is thawed."""
+    """Frozen when there are no causes."""
 
     causes: tuple[AwakeCause, ...]
-    roles: tuple[Role, ...] = ()
 
 
 class Postmaster:
@@ -58,7 +67,7 @@ class Postmaster:
     async def clear_remains(self, data: Path) -> None:
         """End whatever an earlier compute left running on this cluster, and its pid file: two on one cluster would destroy it."""
         await self._kill_tree()
-        pid_file = data / "postmaster.pid"
+        pid_file = data / _PID_FILE
         with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
             pid = int(pid_file.read_text().splitlines()[0])
             with contextlib.suppress(OSError):
@@ -68,7 +77,7 @@ class Postmaster:
                     stray.signal(signal.SIGKILL)
                     await stray.wait(_KILLED_S)
                     stray.close()
-            pid_file.unlink(missing_ok=True)
+        _remove_locks(data)
 
     def launch(self, plan: LaunchPlan, on_exit: Callable[[], None]) -> ProcessHandle:
         """Spawn the postmaster; `on_exit` is called when it ends."""
@@ -77,13 +86,10 @@ class Postmaster:
         self.process.watch(on_exit)
         return self.process
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Until it accepts connections. Raises ComputeStartFailed or StartTimeout."""
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Until it accepts connections; False when it doesn't yet after `timeout_s`. Raises ComputeStartFailed."""
         assert self._launch is not None
-        try:
-            await self._launch.wait_ready(timeout_s)
-        finally:
-            self._launch.close()
+        return await self._launch.wait_ready(timeout_s)
 
     def adopt(self, process: ProcessHandle, door_port: int, on_exit: Callable[[], None]) -> bool:
         """Take over a postmaster that an earlier Torpor launched, with its sessions. Works on a frozen one, too.
@@ -95,12 +101,12 @@ class Postmaster:
         self.tree.adopt(process.pid)
         try:
             for pid in self.tree.pids():
-                for duplicate in tcp_sockets_of(pid, door_port):
-                    try:
-                        host = str(duplicate.getpeername()[0])
-                    except OSError:
-                        host = ""
-                    with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+                    for duplicate in tcp_sockets_of(pid, door_port):
+                        try:
+                            host = str(duplicate.getpeername()[0])
+                        except OSError:
+                            host = ""
                         self.sessions.add(Session(duplicate, AdoptedBackend(ProcessHandle(pid)), host, None))
         except PermissionError:
             return False
@@ -142,10 +148,11 @@ class Postmaster:
         service = await self.service()
         return awake_causes(await service.activity(), self.sessions.pids())
 
-    async def freeze_if_quiet(self, still_wanted: Callable[[], bool]) -> FreezeOutcome:
+    async def freeze_if_quiet(self, still_wanted: Callable[[], bool], save_roles: Callable[[Sequence[Role]], None]) -> FreezeOutcome:
         """Freeze unless something is going on. Afterwards every session is waiting for its client, and no byte of any client is unread.
 
         The order matters: counters, questions, freeze, counters again. Nothing can have begun in between without a byte arriving.
+        `save_roles` gets the roles before the freeze: a Torpor that is killed right after it leaves a sleeper whose roles are known.
         """
         received, unread = self.sessions.received_bytes()
         if unread:
@@ -154,7 +161,7 @@ class Postmaster:
         causes = awake_causes(await service.activity(), self.sessions.pids())
         if causes:
             return FreezeOutcome(causes)
-        roles = tuple(await service.roles())
+        save_roles(await service.roles())
         async with self._service_lock:
             await self._log_out()
             if not still_wanted():
@@ -170,7 +177,7 @@ class Postmaster:
                 self.tree.thaw()
                 return _recent("a client sent something at that moment")
             self.asleep = True
-        return FreezeOutcome((), roles)
+        return FreezeOutcome(())
 
     def thaw(self) -> None:
         """Let it run on. Idempotent, immediate."""
@@ -226,3 +233,9 @@ class Postmaster:
 
 def _recent(detail: str) -> FreezeOutcome:
     return FreezeOutcome((AwakeCause(AwakeReason.RECENT, detail),))
+
+
+def _remove_locks(data: Path) -> None:
+    """PostgreSQL refuses to start over an empty one, and over one whose pid a stranger has by now or that waits to be reaped."""
+    for lock in (data / _PID_FILE, *data.glob(".s.PGSQL.*")):
+        lock.unlink(missing_ok=True)
