@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable
@@ -22,6 +23,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def boot_id() -> str:
     """Identifies this run of the kernel."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def dying_with_us(command: list[str]) -> list[str]:
+    """The command line that also ends, by SIGKILL, when the thread that started it does: no orphan goes on writing."""
+    return ["setpriv", "--pdeathsig=KILL", *command] if shutil.which("setpriv") else command
 
 
 def start_ticks(pid: int) -> int | None:
@@ -41,6 +47,16 @@ def descendants(pid: int) -> list[int]:
             for task in os.listdir(f"/proc/{current}/task"):
                 found.extend(int(child) for child in Path(f"/proc/{current}/task/{task}/children").read_text().split())
     return found
+
+
+def uid_runs(uid: int) -> bool:
+    """Whether any process on this host runs under that user."""
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if os.stat(f"/proc/{name}").st_uid == uid:
+                    return True
+    return False
 
 
 class ProcessHandle:

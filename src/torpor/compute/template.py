@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from torpor.base.processes import dying_with_us
 from torpor.compute.binaries import Postgres
 from torpor.compute.service import sql
 from torpor.model.errors import HostError
@@ -99,7 +100,7 @@ async def _run(command: list[str], uid: int | None, text: str = "") -> None:
     # In a thread: the event loop's own way of starting processes can't change their user.
     done = await asyncio.to_thread(
         subprocess.run,
-        command,
+        dying_with_us(command),
         input=text.encode(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torpor.base.clock import Clock
 from torpor.base.logs import get_logger
+from torpor.base.processes import uid_runs
 from torpor.catalog.catalog import Catalog
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
@@ -139,8 +140,11 @@ class Provisioner:
 
 
 def _drop_shared_memory(uid: int) -> None:
-    """PostgreSQL cleans its shared memory when it starts again after a kill; a removed one never does."""
-    if os.geteuid() != 0:
+    """PostgreSQL cleans its shared memory when it starts again after a kill; a removed one never does.
+
+    Nothing goes while a process runs under that uid: it would be another Torpor's, whose uids overlap with ours.
+    """
+    if os.geteuid() != 0 or uid_runs(uid):
         return
     for path in _SHARED_MEMORY.glob("PostgreSQL.*"):
         try:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torpor.base.host.facts import can_reflink
+from torpor.base.processes import dying_with_us
 from torpor.model.errors import DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId, is_database_id
 
@@ -69,7 +70,10 @@ class Volumes:
             making.mkdir(mode=0o700)
             arguments = ["cp", "--archive", "--no-preserve=ownership", "--reflink=auto", "--", str(source), str(making / "data")]
             process = await asyncio.create_subprocess_exec(
-                *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+                *dying_with_us(arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
             )
             try:
                 _, stderr = await process.communicate()
