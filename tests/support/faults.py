@@ -1,0 +1,164 @@
+"""What the tests of faults and recovery share: polling, PostgreSQL's own programs, and checks of what a Torpor left on the host."""
+
+import asyncio
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.error import HTTPError
+
+import asyncpg
+import psycopg
+
+from tests.support.server import MadeDatabase, Server
+from torpor.base.cgroups import detect
+from torpor.compute import binaries
+from torpor.daemon.configuration import load
+from torpor.daemon.directory import instance_name
+from torpor.model.names import is_database_id
+
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[object, ...]]
+
+
+def program(name: str, major: int = 18) -> str:
+    """The path of one of PostgreSQL's programs as Torpor has it installed."""
+    settings = load({}, os.environ)
+    return str(binaries.find(Path(settings.postgres_home), "")[major].bindir / name)
+
+
+def run_program(name: str, *arguments: str, patience_s: float = 60, **options: str) -> "subprocess.CompletedProcess[str]":
+    """Run it to its end; `options` are further environment variables."""
+    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **options}
+    return subprocess.run([program(name), *arguments], env=environment, capture_output=True, text=True, timeout=patience_s)
+
+
+def eventually(ask: Callable[[], T], patience_s: float = 10.0) -> T:
+    """What `ask` says once that is true. Raises TimeoutError with its last answer."""
+    deadline = time.monotonic() + patience_s
+    while not (answer := ask()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still {answer!r}")
+        time.sleep(0.005)
+    return answer
+
+
+def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
+    """Do `work` meanwhile; what it raised is in the list once the thread has ended."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, failures
+
+
+def processes_of(server: Server, id: str) -> list[int]:
+    """All processes whose working directory is in the volume of that database."""
+    volume = server.data_dir / "volumes" / id
+    found = []
+    for pid in server.remains():
+        try:
+            if Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(volume):
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def child(postmaster: int, kind: str) -> int:
+    """The pid of a PostgreSQL process by what it calls itself, such as "checkpointer"."""
+    for pid in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split():
+        if kind in Path(f"/proc/{pid}/cmdline").read_text():
+            return int(pid)
+    raise LookupError(kind)
+
+
+def put_to_sleep(server: Server, database: MadeDatabase, tier: str = "frozen") -> None:
+    """Bring it down now. A backend needs a moment after its answer until PostgreSQL shows it waiting: asked too early, Torpor refuses."""
+
+    def asleep() -> bool:
+        try:
+            server.sleep(database.name, tier)
+        except HTTPError as error:
+            with error:
+                if error.code != 409:
+                    raise
+            return False
+        return True
+
+    eventually(asleep)
+
+
+def stop_database(server: Server, database: MadeDatabase) -> None:
+    """Stop it in order once its last session has ended."""
+    eventually(lambda: not server.view(database.name)["database"]["connections"])
+    put_to_sleep(server, database, "stopped")
+
+
+def assert_nothing_half_made(server: Server) -> None:
+    """Volumes, processes and cgroups are those of databases that the API shows, and of the warm pool once that is full."""
+    wanted = server.settings["warm_pool_size"]
+    eventually(lambda: server.call("GET", "/v1/host")["warm"] == wanted, 20)
+    ids = {database["id"] for database in server.call("GET", "/v1/databases?limit=1000")["databases"]}
+    warm = server.call("GET", "/v1/host")["warm"]
+    volumes = {path.name for path in (server.data_dir / "volumes").iterdir() if path.name != ".templates"}
+    assert ids <= volumes
+    assert len(volumes - ids) == warm, volumes - ids
+    owners = {id for id in volumes if processes_of(server, id)}
+    strays = set(server.remains()) - {pid for id in owners for pid in processes_of(server, id)}
+    # A process that ended between the two looks is no stray.
+    assert not {pid for pid in strays if Path(f"/proc/{pid}/cwd").exists()}
+    cgroups = {name for name in detect(instance_name(server.data_dir)).names() if is_database_id(name)}
+    assert cgroups <= volumes
+    runs = {path.name for path in (server.data_dir / "run").iterdir()}
+    assert runs <= volumes
+
+
+class Inserter:
+    """Inserts rows one by one, each its own transaction, and knows which of them were acknowledged."""
+
+    def __init__(self, url: str, number: int) -> None:
+        self.acknowledged = 0
+        self.number = number
+        self._connection = psycopg.connect(url, autocommit=True)
+        self._stopped = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End it in order."""
+        self._stopped.set()
+        self.thread.join(10)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped.is_set():
+                self._connection.execute("INSERT INTO acknowledged VALUES (%s, %s)", (self.number, self.acknowledged))
+                self.acknowledged += 1
+        except psycopg.Error:
+            return  # the compute was killed
+        finally:
+            self._connection.close()
+
+
+def refusal_of(url: str, patience_s: float = 20, **options: str) -> tuple[str, str]:
+    """SQLSTATE and text (with the hint) of the refusal that a client gets."""
+
+    async def ask() -> tuple[str, str]:
+        try:
+            connection = await asyncpg.connect(url, timeout=patience_s, server_settings=options)
+        except asyncpg.PostgresError as error:
+            return str(error.sqlstate), f"{error} {error.hint or ''}".strip()
+        await connection.close()
+        raise AssertionError(f"{url} was not refused")
+
+    return asyncio.run(ask())
