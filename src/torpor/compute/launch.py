@@ -15,7 +15,7 @@ from pathlib import Path
 from torpor.base.cgroups import Tree
 from torpor.base.processes import ProcessHandle
 from torpor.compute.configuration import ISOLATION
-from torpor.model.errors import ComputeStartFailed, StartTimeout
+from torpor.model.errors import ComputeStartFailed
 
 _LISTENER_FD, _READY_FD = 3, 4
 _BACKLOG = 4096
@@ -42,8 +42,8 @@ class Launch:
         self.process = process
         self._ready_fd = ready_fd
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Until PostgreSQL accepts connections. Raises ComputeStartFailed when it ended instead, StartTimeout after `timeout_s`."""
+    async def wait_ready(self, timeout_s: float) -> bool:
+        """Until PostgreSQL accepts connections; False when it doesn't yet after `timeout_s`. Raises ComputeStartFailed when it ended."""
         loop = asyncio.get_running_loop()
         said: asyncio.Future[bytes] = loop.create_future()
 
@@ -56,11 +56,13 @@ class Launch:
         try:
             answer = await asyncio.wait_for(said, timeout_s)
         except TimeoutError:
-            raise StartTimeout("the database is still starting (it may be recovering from a crash)", "try again in a moment") from None
+            return False
         finally:
             loop.remove_reader(self._ready_fd)
+        self.close()
         if answer != b"R":
             raise ComputeStartFailed("PostgreSQL ended while it started")
+        return True
 
     def close(self) -> None:
         """Close the promise. Idempotent."""
