@@ -25,10 +25,10 @@ from torpor.base.telemetry import Telemetry
 from torpor.catalog.catalog import Catalog
 from torpor.compute import binaries
 from torpor.compute.binaries import Postgres
-from torpor.compute.compute import Surroundings
 from torpor.compute.configuration import pg_hba_conf, postgresql_conf
 from torpor.compute.fleet import Fleet
 from torpor.compute.ladder import Ladder
+from torpor.compute.surroundings import Surroundings
 from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
 from torpor.control.databases import Databases

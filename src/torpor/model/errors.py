@@ -1,33 +1,33 @@
 """The one error tree. Each error has a kind, an SQLSTATE, an HTTP status and a text that is safe to show to clients.
 
-    TorporError
-    ├── Refused                     the request can't be served as it is; the caller can mend it
-    │   ├── InvalidName             42602  400   a name breaks the rules
-    │   ├── InvalidRequest          22023  400   a value is out of range or malformed
-    │   ├── DatabaseExists          42P04  409   the name is taken
-    │   ├── DatabaseNotFound        3D000  404   no database of that name
-    │   ├── DatabaseInUse           55006  409   open connections forbid it
-    │   ├── Conflict                55000  409   the database is in a state that forbids it
-    │   ├── Unauthorized            28000  401   the bearer token is missing or wrong
-    │   ├── ProtocolViolation       08P01  400   the client doesn't speak the protocol
-    │   ├── RoutingConflict         08004  400   two forms of address name different databases, or none is given
-    │   ├── WrongPassword           28P01  401   also for a role that doesn't exist, so that nobody can probe
-    │   ├── LoginForbidden          28000  403   the role exists and its password is right, or it is Torpor's own
-    │   ├── LoginTimeout            08006  408   the client took too long before it was logged in
-    │   └── TooManyConnections      53300  503   a limit of the door is reached
-    ├── Unavailable                 a fault on our side; trying again later can help
-    │   ├── ComputeStartFailed      58000  503   PostgreSQL did not start; the cause is in the text
-    │   ├── ComputeLost             57P02  503   PostgreSQL went away while we talked to it
-    │   ├── StartTimeout            57P03  503   still starting (for instance recovering from a crash)
-    │   ├── PoolFull                53100  507   the storage pool has no room
-    │   └── ShuttingDown            57P01  503   Torpor is stopping
-    └── HostError                   the host lacks something; `torpor serve` ends with `exit_code`
-        ├── AddressInUse            exit 11
-        ├── DataDirectoryUnusable   exit 12
-        ├── AlreadyRunning          exit 13
-        ├── BinariesMissing         exit 14
-        ├── CatalogUnusable         exit 15
-        └── BadSettings             exit 16
+TorporError
+├── Refused                     the request can't be served as it is; the caller can mend it
+│   ├── InvalidName             42602  400   a name breaks the rules
+│   ├── InvalidRequest          22023  400   a value is out of range or malformed
+│   ├── DatabaseExists          42P04  409   the name is taken
+│   ├── DatabaseNotFound        3D000  404   no database of that name
+│   ├── DatabaseInUse           55006  409   open connections forbid it
+│   ├── Conflict                55000  409   the database is in a state that forbids it
+│   ├── Unauthorized            28000  401   the bearer token is missing or wrong
+│   ├── ProtocolViolation       08P01  400   the client doesn't speak the protocol
+│   ├── RoutingConflict         08004  400   two forms of address name different databases, or none is given
+│   ├── WrongPassword           28P01  401   also for a role that doesn't exist, so that nobody can probe
+│   ├── LoginForbidden          28000  403   the role exists and its password is right, or it is Torpor's own
+│   ├── LoginTimeout            08006  408   the client took too long before it was logged in
+│   └── TooManyConnections      53300  503   a limit of the door is reached
+├── Unavailable                 a fault on our side; trying again later can help
+│   ├── ComputeStartFailed      58000  503   PostgreSQL did not start; the cause is in the text
+│   ├── ComputeLost             57P02  503   PostgreSQL went away while we talked to it
+│   ├── StartTimeout            57P03  503   still starting (for instance recovering from a crash)
+│   ├── PoolFull                53100  507   the storage pool has no room
+│   └── ShuttingDown            57P01  503   Torpor is stopping
+└── HostError                   the host lacks something; `torpor serve` ends with `exit_code`
+    ├── AddressInUse            exit 11
+    ├── DataDirectoryUnusable   exit 12
+    ├── AlreadyRunning          exit 13
+    ├── BinariesMissing         exit 14
+    ├── CatalogUnusable         exit 15
+    └── BadSettings             exit 16
 """
 
 from typing import ClassVar
