@@ -157,7 +157,11 @@ class Server:
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         """One call of the API; raises urllib.error.HTTPError for what it refuses."""
-        return call(self, method, path, body)
+        try:
+            return call(self, method, path, body)
+        except HTTPError as error:
+            error.add_note(self.log[-1500:])
+            raise
 
     def refusal(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Status and error of a call that must be refused."""

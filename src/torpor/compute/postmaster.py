@@ -41,6 +41,15 @@ def accepts_connections(data: Path) -> bool:
         return False
 
 
+def _postmaster_on(data: Path) -> int | None:
+    """The pid in a cluster's pid file, if that process really runs on the cluster."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pid = int((data / _PID_FILE).read_text().splitlines()[0])
+        if os.path.samefile(f"/proc/{pid}/cwd", data):
+            return pid
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class FreezeOutcome:
     """Frozen when there are no causes."""
@@ -67,16 +76,13 @@ class Postmaster:
     async def clear_remains(self, data: Path) -> None:
         """End whatever an earlier compute left running on this cluster, and its pid file: two on one cluster would destroy it."""
         await self._kill_tree()
-        pid_file = data / _PID_FILE
-        with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
-            pid = int(pid_file.read_text().splitlines()[0])
-            with contextlib.suppress(OSError):
-                if os.path.samefile(f"/proc/{pid}/cwd", data):
-                    stray = ProcessHandle(pid)
-                    stray.watch(lambda: None)
-                    stray.signal(signal.SIGKILL)
-                    await stray.wait(_KILLED_S)
-                    stray.close()
+        if (pid := _postmaster_on(data)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                stray = ProcessHandle(pid)
+                stray.watch(lambda: None)
+                stray.signal(signal.SIGKILL)
+                await stray.wait(_KILLED_S)
+                stray.close()
         _remove_locks(data)
 
     def launch(self, plan: LaunchPlan, on_exit: Callable[[], None]) -> ProcessHandle:

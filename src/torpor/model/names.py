@@ -26,10 +26,11 @@ def check_database_name(text: str) -> str:
     """Return `text` when it can name a database, else raise InvalidName saying what is wrong with it."""
     if _NAME.fullmatch(text) is None:
         raise InvalidName(
-            f"{text[:80]!r} can't name a database: use 1 to {MAX_NAME_LENGTH} of a-z, 0-9 and '-', beginning with a letter and not ending in '-'"
+            f"{text[:80]!r} can't name a database",
+            f"use 1 to {MAX_NAME_LENGTH} of a-z, 0-9 and '-', beginning with a letter and not ending in '-'",
         )
     if text in _RESERVED or text.startswith("pg-"):
-        raise InvalidName(f"{text!r} is reserved: choose another name")
+        raise InvalidName(f"{text!r} is reserved", "choose another name")
     return text
 
 
