@@ -10,7 +10,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torpor.base.cgroups import Usage
 from torpor.base.logs import get_logger
@@ -20,7 +20,7 @@ from torpor.compute.launch import LaunchPlan
 from torpor.compute.lifecycle import TIERS, ComputeState, check_move
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.sessions import Session, TrafficSource
-from torpor.compute.surroundings import SleepListener, Surroundings
+from torpor.compute.surroundings import Surroundings
 from torpor.metering.traffic import Traffic
 from torpor.model.database import ComputeRecord, Database, Role, Step, Wake
 from torpor.model.errors import (
@@ -43,6 +43,12 @@ _RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are tol
 _START_SLOT_S = 2.0
 _FAILURE_REMEMBERED_S = 3.0
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
+
+
+class SleepListener(Protocol):
+    """Is told of every change of tier: keeps the ladder and the counts."""
+
+    def tier_changed(self, compute: "Compute", before: Tier) -> None: ...
 
 
 class Compute:
