@@ -353,7 +353,8 @@ class SignalTree:
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 ticks += int(fields[11]) + int(fields[12])
-                resident += (int(fields[21]) - int(Path(f"/proc/{pid}/statm").read_text().split()[2])) * os.sysconf("SC_PAGE_SIZE")
+                pages = Path(f"/proc/{pid}/statm").read_text().split()  # not rss of `stat`, which lags behind and can be less than `shared`
+                resident += (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
         return Usage(ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), resident, 0)
 
     def kill(self) -> None:
