@@ -13,8 +13,11 @@ from torpor.model.sleep import AwakeReason
 from torpor.model.views import AwakeCause
 
 _QUIET_STATES = frozenset({"idle", "idle in transaction", "idle in transaction (aborted)"})
+_SESSION_TYPES = frozenset({"client backend", "walsender"})
 _REPLICATION_TYPES = frozenset({"logical replication apply worker", "logical replication parallel worker",
-                                "logical replication tablesync worker", "walreceiver"})  # fmt: skip
+                                "logical replication tablesync worker", "walreceiver",
+                                "logical replication worker"})  # fmt: skip
+"""The last one is what PostgreSQL 16 calls its apply and tablesync workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +49,14 @@ def awake_causes(rows: Sequence[Activity], sessions: Collection[int | None]) -> 
     `sessions` are the backend pids of all handed-over sessions; None stands for one that has not reported its pid yet.
     """
     causes = [cause for row in rows if (cause := _cause(row)) is not None]
-    seen = {row.pid for row in rows if row.backend_type in ("client backend", "walsender")}
+    seen = {row.pid for row in rows if row.backend_type in _SESSION_TYPES}
     known = {pid for pid in sessions if pid is not None}
     if None in sessions or not known <= seen:
         causes.append(AwakeCause(AwakeReason.LOGIN, "a session is being opened or closed"))
     causes.extend(
         AwakeCause(AwakeReason.UNWATCHED, row.label)
         for row in rows
-        if row.backend_type == "client backend" and row.pid not in known and row.state in _QUIET_STATES
+        if row.backend_type in _SESSION_TYPES and row.pid not in known and row.state in _QUIET_STATES
     )
     return tuple(causes)
 
