@@ -58,8 +58,11 @@ class Tree(Protocol):
         """Whether the kernel holds the tree frozen."""
         ...
 
-    def reclaim(self) -> None:
-        """Push the memory of the tree out to swap and drop its cache. Blocking, up to seconds; best effort."""
+    def reclaim(self) -> int:
+        """Push memory of the tree out to swap and drop its cache; the bytes that are left. Blocking, up to seconds; best effort.
+
+        One pass leaves what was used lately (measured: 5 of 20 MB), and moves it to where the next pass takes from.
+        """
         ...
 
     def usage(self) -> Usage:
@@ -237,13 +240,14 @@ class CgroupTree:
         assert self._freezer_v1 is not None
         return _read(self._freezer_v1 / "freezer.state").strip() == "FROZEN"
 
-    def reclaim(self) -> None:
+    def reclaim(self) -> int:
         # Both interfaces report failure when not everything could go: what went, went.
         with contextlib.suppress(OSError):
             if self._memory_v1 is not None:
                 (self._memory_v1 / "memory.force_empty").write_text("0")
             elif self._unified is not None:
-                (self._unified / "memory.reclaim").write_text(_read(self._unified / "memory.current") or "0")
+                (self._unified / "memory.reclaim").write_text(str(self._memory_bytes()))
+        return self._memory_bytes()
 
     def usage(self) -> Usage:
         if self._unified is not None:
@@ -251,14 +255,17 @@ class CgroupTree:
         else:
             cpu_ns = int(_read(self._cpu_v1 / "cpuacct.usage") or 0) if self._cpu_v1 else 0
         if self._memory_v1 is not None:
-            memory = int(_read(self._memory_v1 / "memory.usage_in_bytes") or 0)
             swap = _figure(self._memory_v1 / "memory.stat", "swap")
         elif self._unified is not None:
-            memory = int(_read(self._unified / "memory.current") or 0)
             swap = int(_read(self._unified / "memory.swap.current") or 0)
         else:
-            memory = swap = 0
-        return Usage(cpu_ns, memory, swap)
+            swap = 0
+        return Usage(cpu_ns, self._memory_bytes(), swap)
+
+    def _memory_bytes(self) -> int:
+        if self._memory_v1 is not None:
+            return int(_read(self._memory_v1 / "memory.usage_in_bytes") or 0)
+        return int(_read(self._unified / "memory.current") or 0) if self._unified is not None else 0
 
     def kill(self) -> None:
         if self._unified is not None:
@@ -344,8 +351,9 @@ class SignalTree:
     def is_frozen(self) -> bool:
         return self._frozen
 
-    def reclaim(self) -> None:
+    def reclaim(self) -> int:
         """Not possible without cgroups."""
+        return self.usage().memory_bytes
 
     def usage(self) -> Usage:
         ticks = resident = 0

@@ -42,6 +42,8 @@ log = get_logger(__name__)
 _RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are told to come back long before
 _START_SLOT_S = 2.0
 _FAILURE_REMEMBERED_S = 3.0
+_RECLAIM_PASSES = 5
+_RECLAIM_PROGRESS = 0.95  # a pass that leaves more than this share of what there was is the last
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
 
 
@@ -280,9 +282,14 @@ class Compute:
         if self.state is not ComputeState.FROZEN or self._postmaster is None:
             return
         tree = self._postmaster.tree
-        await asyncio.to_thread(tree.reclaim)
-        if self.state is ComputeState.FROZEN:
-            self._go(ComputeState.PAGED, reason, keep_since=True)
+        left = tree.usage().memory_bytes
+        for _ in range(_RECLAIM_PASSES):
+            before, left = left, await asyncio.to_thread(tree.reclaim)
+            if self.state is not ComputeState.FROZEN:
+                return
+            if left > before * _RECLAIM_PROGRESS:
+                break
+        self._go(ComputeState.PAGED, reason, keep_since=True)
 
     async def stop(self, reason: SleepReason) -> None:
         """End PostgreSQL in order, with whatever sessions it has. Idempotent."""
