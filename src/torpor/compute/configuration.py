@@ -23,6 +23,7 @@ def postgresql_conf(major: int, max_connections: int) -> str:
         "shared_buffers": "16MB",  # what was touched must be paged out; the page cache does the rest
         "min_dynamic_shared_memory": "0",
         "huge_pages": "off",
+        "max_files_per_process": "256",  # the postmaster tries them all at every start: 1,000 take 1 ms, and memory in each process
         "jit": "off",  # the binaries have no LLVM
         "wal_level": "logical",  # every kind of replication works without a restart
         "min_wal_size": "2MB",  # two segments of 1 MB: the smallest volume
