@@ -24,6 +24,7 @@ log = get_logger(__name__)
 _PRESSURE_EVERY_S = 1.0
 _PRESSURE_BATCH = 8
 _STEPS_AT_ONCE = 2
+_OUTDATED_KEPT = 64
 
 
 class Ladder:
@@ -37,7 +38,7 @@ class Ladder:
         self._frozen: dict[Compute, None] = {}  # dicts keep the order of insertion: the longest asleep come first
         self._paged: dict[Compute, None] = {}
         self._heap: list[tuple[float, int, Compute]] = []
-        self._queued: dict[Compute, float] = {}
+        self._queued: dict[Compute, float] = {}  # when each is due; entries of the heap that say something else are outdated
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
         self._slots = asyncio.Semaphore(_STEPS_AT_ONCE)
@@ -59,6 +60,7 @@ class Ladder:
         elif compute.tier is Tier.PAGED:
             self._paged[compute] = None
         else:
+            self._queued.pop(compute, None)
             return
         self.reschedule(compute)
 
@@ -75,6 +77,10 @@ class Ladder:
             self._queued[compute] = due
             heapq.heappush(self._heap, (due, next(self._numbers), compute))
             self._changed.set()
+            if len(self._heap) > 2 * len(self._queued) + _OUTDATED_KEPT:
+                # Entries of sleepers that woke can be due in a year: each is looked at once for every one that was added.
+                self._heap = [entry for entry in self._heap if self._queued.get(entry[2]) == entry[0]]
+                heapq.heapify(self._heap)
 
     async def _take_due_steps(self) -> None:
         while True:
@@ -121,12 +127,16 @@ class Ladder:
             memory = self._memory()
             if memory.used_percent <= self._high_percent:
                 continue
-            steps = choose_relief(list(itertools.islice(self._frozen, _PRESSURE_BATCH)), self._stoppable())
+            steps = choose_relief(self._relievable(), self._stoppable())
             for compute, tier in steps:
                 await self._slots.acquire()
                 self._tasks.spawn(self._step_down(compute, tier, SleepReason.PRESSURE), f"relieve {compute.database.label}")
             if steps:
                 log.warning("memory is short", used_percent=round(memory.used_percent, 1), steps=len(steps))
+
+    def _relievable(self) -> list[Compute]:
+        frozen = (compute for compute in self._frozen if compute.can_page or not compute.connections)
+        return list(itertools.islice(frozen, _PRESSURE_BATCH))
 
     def _stoppable(self) -> list[Compute]:
         return list(itertools.islice((compute for compute in self._paged if not compute.connections), _PRESSURE_BATCH))
