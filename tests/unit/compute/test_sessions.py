@@ -1,0 +1,236 @@
+"""Sessions over real connections."""
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from torpor.compute.handover import BackendEnd
+from torpor.compute.sessions import Session, Sessions
+from torpor.metering.traffic import Traffic
+
+GOODBYE = b"X\0\0\0\4"
+
+
+@dataclass
+class House:
+    """Sessions with what they told."""
+
+    traffic: list[Session] = field(default_factory=list)
+    ends: int = 0
+
+    def __post_init__(self) -> None:
+        self.sessions = Sessions(self.traffic.append, self._end)
+
+    def _end(self) -> None:
+        self.ends += 1
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    made = House()
+    yield made
+    made.sessions.release()
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[], tuple[socket.socket, socket.socket]]]:
+    """Makes a client, and its server side."""
+    opened: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def make() -> tuple[socket.socket, socket.socket]:
+            client = socket.create_connection(listener.getsockname())
+            server, _ = listener.accept()
+            opened.extend((client, server))
+            return client, server
+
+        yield make
+    for sock in opened:
+        sock.close()
+
+
+Connect = Callable[[], tuple[socket.socket, socket.socket]]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError
+
+
+def session(server: socket.socket, pid: int | None = None, host: str = "10.0.0.1") -> tuple[Session, BackendEnd]:
+    end = BackendEnd()
+    end.pid = pid
+    return Session(server.dup(), end, host, None), end
+
+
+async def test_a_sleeper_hears_of_the_first_byte(house: House, connect: Connect) -> None:
+    (client, server), (_, quiet) = connect(), connect()
+    first, _ = session(server)
+    house.sessions.add(first)
+    house.sessions.add(session(quiet)[0])
+    client.sendall(b"before")
+    await asyncio.sleep(0.005)
+    assert house.traffic == [], "nobody watches while it is awake"
+    house.sessions.watch()
+    await until(lambda: bool(house.traffic))
+    assert set(house.traffic) == {first}, "bytes that are there already count"
+    house.sessions.unwatch()
+    house.sessions.unwatch()
+    count = len(house.traffic)
+    client.sendall(b"after")
+    await asyncio.sleep(0.005)
+    assert len(house.traffic) == count
+    assert server.recv(100) == b"beforeafter", "watching takes nothing"
+
+
+async def test_a_session_that_is_added_while_watching_is_watched(house: House, connect: Connect) -> None:
+    client, server = connect()
+    house.sessions.watch()
+    house.sessions.add(session(server)[0])
+    client.sendall(b"x")
+    await until(lambda: bool(house.traffic))
+
+
+def reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("act", "left"),
+    [
+        pytest.param(lambda client: None, False, id="silent"),
+        pytest.param(lambda client: client.sendall(b"Q\0\0\0\6;\0"), False, id="a query"),
+        pytest.param(lambda client: client.sendall(GOODBYE[:3]), False, id="half a goodbye"),
+        pytest.param(lambda client: client.sendall(GOODBYE), True, id="goodbye"),
+        pytest.param(lambda client: client.close(), True, id="closed"),
+        pytest.param(lambda client: client.shutdown(socket.SHUT_WR), True, id="half closed"),
+        pytest.param(reset, True, id="reset"),
+        pytest.param(lambda client: (client.sendall(b"Q"), client.close()), False, id="a last query, then closed"),
+    ],
+)
+async def test_has_left(connect: Connect, act: Callable[[socket.socket], object], left: bool) -> None:
+    client, server = connect()
+    watched, _ = session(server)
+    act(client)
+    if left:
+        await until(watched.has_left)
+    else:
+        await asyncio.sleep(0.005)
+        assert not watched.has_left()
+    watched.close()
+
+
+async def test_what_clients_sent_and_what_is_unread(house: House, connect: Connect) -> None:
+    (one, near), (two, far) = connect(), connect()
+    for server in (near, far):
+        house.sessions.add(session(server)[0])
+    assert house.sessions.received_bytes() == (0, 0)
+    one.sendall(b"x" * 1000)
+    two.sendall(b"y" * 24)
+    await until(lambda: house.sessions.received_bytes() == (1024, 1024))
+    assert near.recv(1000, socket.MSG_WAITALL) == b"x" * 1000
+    assert house.sessions.received_bytes() == (1024, 24)
+    two.close()
+    await until(lambda: house.sessions.received_bytes()[1] >= 24)
+
+
+async def test_the_traffic_of_the_dead_is_kept(house: House, connect: Connect) -> None:
+    client, server = connect()
+    kept, end = session(server)
+    house.sessions.add(kept)
+    client.sendall(b"x" * 100)
+    server.sendall(b"y" * 50)
+    client.recv(50, socket.MSG_WAITALL)
+    await until(lambda: house.sessions.traffic() == Traffic(100, 50))
+    end.end()
+    assert len(house.sessions) == 0
+    assert house.sessions.traffic() == Traffic(100, 50)
+    assert house.sessions.received_bytes() == (0, 0)
+    assert house.ends == 1
+
+
+async def test_a_relay_counts_for_itself(house: House) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        house.sessions.add(Session(theirs.dup(), BackendEnd(), "h", lambda: Traffic(7, 8)))
+        assert house.sessions.traffic() == Traffic(7, 8)
+        assert house.sessions.received_bytes() == (7, 0)
+        ours.sendall(b"abc")
+        assert house.sessions.received_bytes() == (7, 3)
+
+
+async def test_who_is_there(house: House, connect: Connect) -> None:
+    first, end = session(connect()[1], 11, "10.0.0.1")
+    second, late = session(connect()[1], None, "10.0.0.2")
+    house.sessions.add(first)
+    house.sessions.add(second)
+    assert set(house.sessions.pids()) == {11, None}
+    assert house.sessions.has("10.0.0.1", 11)
+    assert not house.sessions.has("10.0.0.2", 11), "a pid alone is no proof"
+    late.pid = 12
+    assert house.sessions.has("10.0.0.2", 12)
+    end.end()
+    assert not house.sessions.has("10.0.0.1", 11)
+    assert "1" in repr(house.sessions)
+
+
+async def test_a_session_that_has_ended_before_it_was_added(house: House, connect: Connect) -> None:
+    ended, end = session(connect()[1])
+    end.end()
+    house.sessions.watch()
+    house.sessions.add(ended)
+    assert len(house.sessions) == 0
+    assert ended.ended
+    assert house.ends == 1
+
+
+async def test_end_all_tells_whoever_waits(house: House, connect: Connect) -> None:
+    made = [session(connect()[1])[0] for _ in range(3)]
+    for one in made:
+        house.sessions.add(one)
+    waiters = [asyncio.create_task(one.wait_ended()) for one in made]
+    house.sessions.watch()
+    await asyncio.sleep(0)
+    house.sessions.end_all()
+    house.sessions.end_all()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*waiters)
+    assert len(house.sessions) == 0
+    assert house.ends == 3
+
+
+async def test_release_lets_go_and_ends_nothing(house: House, connect: Connect) -> None:
+    client, server = connect()
+    kept, end = session(server)
+    house.sessions.add(kept)
+    house.sessions.watch()
+    house.sessions.release()
+    assert len(house.sessions) == 0
+    assert kept.fileno() == -1
+    assert not kept.ended
+    client.sendall(b"goes on")
+    assert server.recv(100) == b"goes on"
+    end.end()
+    assert house.ends == 0
+
+
+async def test_the_clients_end_is_not_ours(house: House, connect: Connect) -> None:
+    """Closing our duplicate closes no connection: the backend's socket is another one."""
+    client, server = connect()
+    kept, end = session(server)
+    house.sessions.add(kept)
+    end.end()
+    echo = threading.Thread(target=lambda: server.sendall(server.recv(10)))
+    echo.start()
+    client.sendall(b"hi")
+    assert client.recv(10) == b"hi"
+    echo.join()
