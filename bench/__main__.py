@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HELPERS = {"__init__", "__main__", "harness", "soak"}
+HELPERS = {"__init__", "__main__", "harness", "rig", "soak"}
 
 
 def main() -> int:
@@ -14,10 +14,21 @@ def main() -> int:
     if unknown := sorted(set(chosen) - set(every)):
         print(f"bench: there is no {', '.join(unknown)}; there are: {', '.join(every)}", file=sys.stderr)
         return 2
-    failed = [name for name in chosen if subprocess.run([sys.executable, "-m", f"bench.{name}"], check=False).returncode]
+    failed = [name for name in chosen if run(name)]
     if failed:
         print(f"bench: could not run: {', '.join(failed)}", file=sys.stderr)
     return len(failed)
+
+
+def run(name: str) -> int:
+    """Run one in a process of its own. Ctrl-C reaches it, too; it gets the time to take its mounts and processes down."""
+    print(f"bench: {name}", file=sys.stderr, flush=True)
+    process = subprocess.Popen([sys.executable, "-m", f"bench.{name}"])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -78,7 +79,11 @@ def keep(results: Sequence[Result], file: Path = RESULTS) -> None:
 
 
 def main(measure: Callable[[], list[Result]]) -> None:
-    """Run one benchmark: measure, keep, show. A missed target isn't an error; a benchmark that can't run is."""
+    """Run one benchmark: measure, keep, show. A missed target isn't an error; a benchmark that can't run is.
+
+    SIGTERM ends it like Ctrl-C: what it set up is taken down.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results = measure()
     keep(results)
     show(results)
