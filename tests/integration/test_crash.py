@@ -24,8 +24,10 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def database(server: Server) -> MadeDatabase:
-    return server.create()
+def database(server: Server) -> Iterator[MadeDatabase]:
+    made = server.create()
+    yield made
+    server.call("DELETE", f"/v1/databases/{made.name}?force=true")
 
 
 def connect(database: MadeDatabase) -> "psycopg.Connection[tuple[object, ...]]":
