@@ -102,7 +102,7 @@ class DataDirectory:
         """The port of the door of the Torpor that was killed or left here; 0 when the last one stopped everything."""
         try:
             return int(json.loads((self.path / "api.json").read_text())["door_port"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return 0
 
     def retract(self) -> None:
