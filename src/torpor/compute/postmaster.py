@@ -100,23 +100,34 @@ class Postmaster:
     def adopt(self, process: ProcessHandle, door_port: int, on_exit: Callable[[], None]) -> bool:
         """Take over a postmaster that an earlier Torpor launched, with its sessions. Works on a frozen one, too.
 
-        False when the kernel didn't let us at the sessions' sockets: they go on, but can't be watched.
+        False when not all sessions can be watched: the kernel didn't let us at their sockets, or they came through a port that the door
+        had before the last Torpor. They go on.
         """
         self.process = process
         process.watch(on_exit)
         self.tree.adopt(process.pid)
         try:
-            for pid in self.tree.pids():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
-                    for duplicate in tcp_sockets_of(pid, door_port):
-                        try:
-                            host = str(duplicate.getpeername()[0])
-                        except OSError:
-                            host = ""
-                        self.sessions.add(Session(duplicate, AdoptedBackend(ProcessHandle(pid)), host, None))
+            return all([self._adopt_sessions(pid, door_port) for pid in self.tree.pids()])
         except PermissionError:
             return False
-        return True
+
+    def _adopt_sessions(self, pid: int, door_port: int) -> bool:
+        """Take over the session of one backend; False when it has TCP connections, but none through `door_port`."""
+        sockets: list[socket.socket] = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
+            sockets = tcp_sockets_of(pid, None)
+        clients = [found for found in sockets if found.getsockname()[1] == door_port]
+        for found in sockets:
+            if found not in clients:
+                found.close()
+        for client in clients:
+            try:
+                host = str(client.getpeername()[0])
+            except OSError:
+                host = ""
+            with contextlib.suppress(ProcessLookupError):
+                self.sessions.add(Session(client, AdoptedBackend(ProcessHandle(pid)), host, None))
+        return bool(clients) or not sockets
 
     async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, traffic: TrafficSource | None) -> Session:
         """Give a client's socket to PostgreSQL; the caller keeps its own and closes it. Raises ComputeLost."""

@@ -6,7 +6,7 @@ anybody's way. `take` is synchronous: two creates never get the same one.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from torpor.base.clock import Clock
 from torpor.base.logs import get_logger
@@ -41,6 +41,11 @@ class WarmPool:
 
     def __len__(self) -> int:
         return len(self._ready)
+
+    @property
+    def computes(self) -> Collection[Compute]:
+        """Those that wait, oldest first."""
+        return self._ready
 
     @property
     def major(self) -> int:

@@ -4,7 +4,7 @@ Concurrency: reads memory and a few kernel files; only `detail` waits, for Postg
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -59,7 +59,7 @@ class Viewer:
         clock: Clock,
         memory: Callable[[], HostMemory],
         past_traffic: Callable[[DatabaseId], Traffic],
-        warm: Callable[[], int],
+        warm: Callable[[], Collection[Compute]],
     ) -> None:
         self._make_facts = facts
         self._fleet = fleet
@@ -126,7 +126,10 @@ class Viewer:
 
     def host(self) -> HostView:
         """The host at a glance."""
-        memory, facts = self._memory(), self._facts
+        memory, facts, warm = self._memory(), self._facts, self._warm()
+        tiers = self._fleet.counts()
+        for compute in warm:  # they are nobody's yet
+            tiers[compute.tier] -= 1
         return HostView(
             version=facts.version,
             door=facts.door,
@@ -134,8 +137,8 @@ class Viewer:
             data_dir=facts.data_dir,
             started_at=facts.started_at,
             databases=len(self._fleet),
-            tiers=self._fleet.counts(),
-            warm=self._warm(),
+            tiers=tiers,
+            warm=len(warm),
             connections=sum(c.connections for tier in (Tier.AWAKE, Tier.FROZEN, Tier.PAGED) for c in self._fleet.in_tier(tier)),
             memory_total_bytes=memory.total_bytes,
             memory_used_bytes=memory.used_bytes,

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from torpor import __version__
@@ -25,6 +26,7 @@ from torpor.base.telemetry import Telemetry
 from torpor.catalog.catalog import Catalog
 from torpor.compute import binaries
 from torpor.compute.binaries import Postgres
+from torpor.compute.compute import Compute
 from torpor.compute.configuration import pg_hba_conf, postgresql_conf
 from torpor.compute.fleet import Fleet
 from torpor.compute.ladder import Ladder
@@ -114,7 +116,9 @@ class House:
                 mock_secret=secret,
                 relay=settings.relay,
             )
-            viewer = Viewer(self._facts, fleet, self._wakes, self._volumes, self._clock, memory.read, self._traffic.past, self._warm_count)
+            viewer = Viewer(
+                self._facts, fleet, self._wakes, self._volumes, self._clock, memory.read, self._traffic.past, self._warm_computes
+            )
             databases = Databases(
                 self._catalog,
                 fleet,
@@ -166,11 +170,6 @@ class House:
         self._catalog.close()
         self._directory.close()
 
-    @property
-    def warm(self) -> str:
-        """The state of the warm pool for people."""
-        return f"{len(self._warm_pool)} of {self._warm_pool.size}"
-
     def _facts(self) -> HostFacts:
         host, port = self.door.address
         public = self._settings.public_host
@@ -195,8 +194,8 @@ class House:
             raise BinariesMissing(f"PostgreSQL {major} is not installed", f"install it: `torpor postgres install {major}`")
         return self._binaries[major]
 
-    def _warm_count(self) -> int:
-        return len(self._warm_pool)
+    def _warm_computes(self) -> Collection[Compute]:
+        return self._warm_pool.computes
 
     def _forget(self, id: DatabaseId) -> None:
         self._wakes.forget(id)
