@@ -121,8 +121,8 @@ class ProcessHandle:
             on_exit()
 
 
-def tcp_sockets_of(pid: int, local_port: int) -> list[socket.socket]:
-    """Duplicates of the connected TCP sockets of another process that are bound to `local_port` here.
+def tcp_sockets_of(pid: int, local_port: int | None) -> list[socket.socket]:
+    """Duplicates of the connected TCP sockets of another process that are bound to `local_port` here (None: to whatever port).
 
     Works while the process is frozen. Raises PermissionError where the kernel forbids it (needs ptrace rights over the process).
     """
@@ -152,11 +152,9 @@ def tcp_sockets_of(pid: int, local_port: int) -> list[socket.socket]:
     return found
 
 
-def _is_connected_tcp(sock: socket.socket, local_port: int) -> bool:
+def _is_connected_tcp(sock: socket.socket, local_port: int | None) -> bool:
     if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
         return False
-    try:
-        return bool(sock.getpeername()) and sock.getsockname()[1] == local_port
-    except OSError:
-        # The client is gone, but the backend has not noticed: still its session.
-        return bool(sock.getsockname()[1] == local_port)
+    # Without a look at the peer: the client may be gone, and the backend has not noticed. PostgreSQL itself listens on no TCP port.
+    port = sock.getsockname()[1]
+    return bool(port) and local_port in (None, port)

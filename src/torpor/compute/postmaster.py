@@ -107,7 +107,7 @@ class Postmaster:
         process.watch(on_exit)
         self.tree.adopt(process.pid)
         try:
-            return all([self._adopt_sessions(pid, door_port) for pid in self.tree.pids()])
+            return not [pid for pid in self.tree.pids() if not self._adopt_sessions(pid, door_port)]
         except PermissionError:
             return False
 
