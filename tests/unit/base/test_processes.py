@@ -177,8 +177,9 @@ async def test_a_process_that_is_not_our_child() -> None:
 
 
 async def test_signals_never_reach_a_stranger() -> None:
-    process = start("true")
+    process = start("sleep", "60")
     handle = ProcessHandle(process.pid)
+    process.kill()
     process.wait()  # reaped: the pid may be anybody's now
     assert not handle.signal(signal.SIGKILL)
     handle.close()
