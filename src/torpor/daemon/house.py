@@ -62,6 +62,7 @@ class House:
         self._settings = settings
         self._clock = SystemClock()
         self._tasks = TaskOwner("daemon")
+        self._refilling = TaskOwner("warm pool")
         with contextlib.ExitStack() as undo:
             self._directory = directory = DataDirectory(Path(settings.data_dir))
             undo.callback(directory.close)
@@ -101,7 +102,7 @@ class House:
             templates = Templates(self._volumes.root / ".templates", self._postgres)
             provisioner = Provisioner(self._catalog, self._volumes, fleet, templates.data, self._clock, settings.uid_base)
             self._warm_pool = provisioner.warm_pool = WarmPool(
-                settings.warm_pool_size, settings.postgres_major, provisioner.make_warm, provisioner.is_busy, self._clock, self._tasks
+                settings.warm_pool_size, settings.postgres_major, provisioner.make_warm, provisioner.is_busy, self._clock, self._refilling
             )
             self._reconciler = Reconciler(
                 self._catalog, self._volumes, self._trees, fleet, provisioner, self._warm_pool, directory.path / "run"
@@ -158,14 +159,15 @@ class House:
         await self.door.stop_accepting()
         await self.api.stop()
         await self.door.close()
+        await self._refilling.stop()  # or it makes one more compute, which nobody would stop
         if leave:
             await self._fleet.leave_all()
         else:
             await self._fleet.stop_all()
         await self._tasks.stop()
         self._flush()
+        await self._trees.close()
         if not leave:
-            await self._trees.close()
             self._directory.retract()
         self._catalog.close()
         self._directory.close()
