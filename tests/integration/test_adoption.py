@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import re
+import select
 import signal
 import subprocess
 import time
@@ -399,3 +400,23 @@ def test_backends_that_end_during_the_adoption_do_no_harm(server: Server, databa
             stop.append(1)
             worker.join(20)
         assert not failures
+
+
+def test_door_that_moved_twice_strands_nobody(server: Server, database: MadeDatabase) -> None:
+    """The open connection is on a port that the last Torpor knew nothing of."""
+    with connect(database) as connection:
+        connection.execute("CREATE TEMP TABLE kept AS SELECT 7 AS x")
+        put_to_sleep(server, database)
+        for _ in range(2):
+            server.kill()
+            server.settings["door_port"] = 0
+            server.start()
+        connection.pgconn.send_query(b"SELECT x FROM kept")
+        assert select.select([connection], [], [], 5)[0], "the client is stranded"
+        result = connection.pgconn.get_result()
+        assert result is not None
+        assert result.get_value(0, 0) == b"7"
+        assert connection.pgconn.get_result() is None
+        server.call("PATCH", f"/v1/databases/{database.name}", {"freeze_after_s": 0.3})
+        eventually(lambda: {c["reason"] for c in server.view(database.name)["database"]["awake_because"]} == {"unwatched"})
+    server.wait_tier(database.name, "frozen")

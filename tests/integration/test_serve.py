@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -48,7 +49,14 @@ def refusal(server: Server, **environment: str) -> tuple[int, str]:
     assert sentence.startswith("torpor: ")
     assert all("[info " in line for line in logged), done.stderr
     assert server.remains() == []
+    assert_no_cgroup(server)
     return done.returncode, sentence
+
+
+def assert_no_cgroup(server: Server) -> None:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if " - cgroup" in line:
+            assert not (Path(line.split(" ")[4]) / instance_name(server.data_dir)).exists()
 
 
 class UserServer(Server):
@@ -158,9 +166,7 @@ def assert_nothing_is_left(server: Server) -> None:
     assert server.remains() == []
     assert list((server.data_dir / "run").iterdir()) == []
     assert not (server.data_dir / "api.json").exists()
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if " - cgroup" in line:
-            assert not (Path(line.split(" ")[4]) / instance_name(server.data_dir)).exists()
+    assert_no_cgroup(server)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -322,3 +328,17 @@ def detect_as_user(server: Server) -> str:
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_stopping_while_the_warm_pool_fills(seed: int) -> None:
+    with Server(warm_pool_size=4) as server:
+        eventually(server.remains, 20)
+        time.sleep(random.Random(seed).uniform(0, 0.6))
+        assert server.stop() == 0
+        assert_nothing_is_left(server)
+        volumes = [path.name for path in (server.data_dir / "volumes").iterdir() if path.name.startswith(".making")]
+        assert volumes == []
+        server.start()
+        with connect(server.create()) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
