@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _DEADLOCK_S = 5.0
+_TURN_S = 1e-9  # what a turn of the loop takes: timers may fire early by the clock's resolution, and who looks then must not look for ever
 
 
 class _JumpingSelector(selectors.EpollSelector):
@@ -17,14 +18,14 @@ class _JumpingSelector(selectors.EpollSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
-        if ready or timeout == 0:
+        if ready:
             return ready
         if timeout is None:
             ready = super().select(_DEADLOCK_S)
             if not ready:
                 raise TimeoutError("nothing will ever happen on this loop")
             return ready
-        self.now += timeout
+        self.now += max(timeout, _TURN_S)
         return []
 
 
@@ -32,7 +33,6 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
-        self._clock_resolution = 0.0  # else timers fire a bit early, and here no time passes until they would be due
 
     def time(self) -> float:
         return self._jumping.now
