@@ -314,6 +314,8 @@ class SignalTree:
     def __init__(self) -> None:
         self._root: int | None = None
         self._frozen = False
+        # By pid, with their start: once the root has died, stopped orphans can be found no other way.
+        self._stopped: dict[int, int | None] = {}
 
     def entrances(self) -> list[Path]:
         return []
@@ -321,10 +323,12 @@ class SignalTree:
     def adopt(self, pid: int) -> None:
         self._root = pid
         self._frozen = _state(pid) == "T"
+        if self._frozen:
+            self._stopped = {each: start_ticks(each) for each in descendants(pid)}
 
     def pids(self) -> list[int]:
         if self._root is None or start_ticks(self._root) is None:
-            return []
+            return [pid for pid, ticks in self._stopped.items() if ticks is not None and start_ticks(pid) == ticks]
         return descendants(self._root)
 
     async def freeze(self) -> None:
@@ -342,11 +346,13 @@ class SignalTree:
             await asyncio.sleep(0.001)
             waited_s += 0.001
         self._frozen = True
+        self._stopped = {pid: start_ticks(pid) for pid in stopped}
 
     def thaw(self) -> None:
         for pid in self.pids():
             _signal(pid, signal.SIGCONT)
         self._frozen = False
+        self._stopped = {}
 
     def is_frozen(self) -> bool:
         return self._frozen
@@ -371,6 +377,7 @@ class SignalTree:
 
     async def remove(self) -> None:
         self._root = None
+        self._stopped = {}
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

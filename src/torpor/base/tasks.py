@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
+_LONG_RUN_S = 60.0
 
 
 class TaskOwner:
@@ -39,15 +40,22 @@ class TaskOwner:
         return task
 
     def spawn_endless(self, run: Callable[[], Awaitable[None]], name: str) -> None:
-        """Run `run` for ever: when it fails it is logged and called again after a pause that doubles up to 30 s."""
+        """Run `run` for ever: when it fails it is logged and called again after a pause that doubles up to 30 s.
+
+        One that ran for a minute before it failed begins with the shortest pause again.
+        """
 
         async def guard() -> None:
+            loop = asyncio.get_running_loop()
             pause_s = _FIRST_PAUSE_S
             while True:
+                began = loop.time()
                 try:
                     await run()
                     pause_s = _FIRST_PAUSE_S
                 except Exception:
+                    if loop.time() - began > _LONG_RUN_S:
+                        pause_s = _FIRST_PAUSE_S
                     log.exception("endless task failed", task=f"{self._name}:{name}", again_in_s=pause_s)
                     await asyncio.sleep(pause_s)
                     pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)

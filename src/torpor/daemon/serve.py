@@ -5,6 +5,7 @@ them with their connections, which is how to upgrade. Killing Torpor has the sam
 """
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -27,6 +28,7 @@ def run(settings: Settings) -> int:
     """Serve; the exit code. What the host lacks is one sentence on standard error and a code of its own."""
     configure(settings.log_format)
     _raise_file_limit()
+    _keep_descriptors_to_ourselves()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings))
@@ -80,6 +82,14 @@ def _command(settings: Settings) -> str:
     from torpor.daemon.configuration import default_data_dir
 
     return name if Path(settings.data_dir) == default_data_dir(os.environ) else f"{name} --data-dir {settings.data_dir}"
+
+
+def _keep_descriptors_to_ourselves() -> None:
+    """What whoever started us left open must not reach the tenants' PostgreSQL."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.set_inheritable(int(name), False)
 
 
 def _raise_file_limit() -> None:

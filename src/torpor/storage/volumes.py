@@ -71,6 +71,7 @@ class Volumes:
             arguments = ["cp", "--archive", "--no-preserve=ownership", "--reflink=auto", "--", str(source), str(making / "data")]
             process = await asyncio.create_subprocess_exec(
                 *dying_with_us(arguments),
+                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},  # its words are read below
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -84,7 +85,7 @@ class Volumes:
                 raise
             if process.returncode != 0:
                 text = stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-                if "No space left" in text[0]:
+                if "No space left" in text[0] or "Disk quota exceeded" in text[0]:
                     raise OSError(errno.ENOSPC, "No space left on device")
                 raise Unavailable(f"cloning a volume failed: {text[0]}")
             if uid != os.geteuid():
