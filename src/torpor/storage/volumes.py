@@ -71,7 +71,7 @@ class Volumes:
             arguments = ["cp", "--archive", "--no-preserve=ownership", "--reflink=auto", "--", str(source), str(making / "data")]
             process = await asyncio.create_subprocess_exec(
                 *dying_with_us(arguments),
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},  # its words are read below
+                env={**os.environ, "LC_ALL": "C"},  # its words are read below
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
