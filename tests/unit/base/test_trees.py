@@ -149,3 +149,14 @@ async def test_a_tree_that_forks_all_the_time_comes_to_rest(tree: Tree) -> None:
     finally:
         tree.kill()
         process.communicate()
+
+
+async def test_what_outlives_a_killed_root_while_frozen_is_found_and_killed(tree: Tree, burner: "subprocess.Popen[bytes]") -> None:
+    rest = [pid for pid in tree.pids() if pid != burner.pid]
+    assert rest
+    await tree.freeze()
+    burner.kill()
+    burner.wait()
+    assert sorted(tree.pids()) == sorted(rest)
+    tree.kill()
+    eventually(lambda: all(start_ticks(pid) is None for pid in rest))
