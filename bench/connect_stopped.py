@@ -47,8 +47,8 @@ def measure() -> list[Result]:
 
 def _bare_start(bare: Bare) -> float:
     began = time.perf_counter()
-    bare.start()
     try:
+        bare.start()
         bare.wait_ready()
         return (time.perf_counter() - began) * 1000 + first_row(bare.socket_url)
     finally:
