@@ -241,6 +241,8 @@ class CgroupTree:
         return _read(self._freezer_v1 / "freezer.state").strip() == "FROZEN"
 
     def reclaim(self) -> int:
+        for directory in self._directories:
+            _read(directory / "memory.stat")  # brings the figures up to date by which the kernel decides whether a pass is worth while
         # Both interfaces report failure when not everything could go: what went, went.
         with contextlib.suppress(OSError):
             if self._memory_v1 is not None:

@@ -42,6 +42,7 @@ log = get_logger(__name__)
 _RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are told to come back long before
 _START_SLOT_S = 2.0
 _FAILURE_REMEMBERED_S = 3.0
+_FREEZE_AGAIN_AFTER_S = (0.02, 0.05, 0.1, 0.2, 0.0)
 _RECLAIM_PASSES = 5
 _RECLAIM_PROGRESS = 0.95  # a pass that leaves more than this share of what there was is the last
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
@@ -266,8 +267,16 @@ class Compute:
                     continue  # somebody came while PostgreSQL was asked
                 await self.stop(reason)
             elif self.state is ComputeState.AWAKE:
-                self._move(self._freeze(reason), "freeze")
-                await self._wait_moving()
+                # PostgreSQL shows that a session waits for its client a moment after the client has its answer.
+                for pause_s in _FREEZE_AGAIN_AFTER_S:
+                    self._move(self._freeze(reason), "freeze")
+                    await self._wait_moving()
+                    if self.state is not ComputeState.AWAKE:
+                        break
+                    await self._around.clock.sleep(pause_s)
+                    await self._wait_moving()
+                    if self.state is not ComputeState.AWAKE:
+                        break
                 if self.state is ComputeState.AWAKE:
                     raise Conflict(
                         f"{self.database.label} is busy: {_spell(self.known_causes())}", "it falls asleep by itself when that ends"
@@ -275,6 +284,8 @@ class Compute:
             elif self.state is ComputeState.FROZEN:
                 self._move(self.page_out(reason), "page out")
                 await self._wait_moving()
+                if self.state is ComputeState.FROZEN:
+                    raise Conflict(f"{self.database.label} could not be paged out", "the daemon's log says why")
             await self._wait_moving()
 
     async def page_out(self, reason: SleepReason) -> None:

@@ -13,13 +13,16 @@ ISOLATION = {
     "logging_collector": "off",
 }
 
+_RESERVED = 3
+
 
 def postgresql_conf(major: int, max_connections: int) -> str:
     """The text of postgresql.conf."""
     lines = {
         **ISOLATION,
-        "max_connections": str(max_connections),
-        "superuser_reserved_connections": "3",  # Torpor's own sessions get in when tenants have used up theirs
+        # Torpor's own session gets in when tenants have used up theirs, and takes none of them.
+        "max_connections": str(max_connections + _RESERVED + 1),
+        "superuser_reserved_connections": str(_RESERVED),
         "shared_buffers": "16MB",  # what was touched must be paged out; the page cache does the rest
         "min_dynamic_shared_memory": "0",
         "huge_pages": "off",

@@ -35,7 +35,7 @@ class Settings:
     page_after_s: float | None = _setting(30.0, "seconds frozen before its memory is reclaimed to swap")
     stop_after_s: float | None = _setting(3600.0, "seconds frozen before a compute without connections is stopped")
     warm_pool_size: int = _setting(4, "computes kept started and asleep for the next creates; 0 switches the warm pool off")
-    max_connections: int = _setting(100, "max_connections of each compute")
+    max_connections: int = _setting(100, "connections that clients may have open to one database at once")
     login_timeout_s: float = _setting(10.0, "seconds a client has until it is logged in, the wake not counted")
     max_logins: int = _setting(4096, "connections that may be logging in at once; above it the oldest silent one is closed")
     start_timeout_s: float = _setting(60.0, "seconds a client waits for a compute to start before it is told to come back")

@@ -43,6 +43,7 @@ static int (*real_fsync)(int);
 static int inherited_fd = -1; /* the listener as inherited, until PostgreSQL calls listen() */
 static int listener_fd = -1;  /* PostgreSQL's descriptor of it afterwards */
 static int ready_fd = -1;     /* until the postmaster is ready, and only in the postmaster */
+static int in_postmaster;     /* not in its children */
 
 static int lifeline_fd = -1;  /* between accept() and the fork that serves the client; in the backend, for ever */
 static int replay_fd = -1;    /* the socket whose first bytes are in `replay` */
@@ -68,6 +69,7 @@ static void after_fork_in_postmaster(void)
 
 static void after_fork_in_child(void)
 {
+    in_postmaster = 0;
     if (ready_fd >= 0) {
         close(ready_fd);
         ready_fd = -1;
@@ -92,6 +94,7 @@ __attribute__((constructor)) static void set_up(void)
     real_fsync = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
     inherited_fd = fd_from_environment("TORPOR_LISTENER_FD");
     ready_fd = fd_from_environment("TORPOR_READY_FD");
+    in_postmaster = inherited_fd >= 0;
     unsetenv("LD_PRELOAD"); /* programs that PostgreSQL runs are none of our business */
     pthread_atfork(NULL, after_fork_in_postmaster, after_fork_in_child);
 }
@@ -227,12 +230,12 @@ ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
 }
 
 /*
- * Until it is ready, the postmaster itself (its children have no ready_fd) syncs nothing but its lock files, five times, 3 to 5 ms of
- * every start. Torpor removes them after any crash, so they need not be durable. All that holds data is synced as ever.
+ * The postmaster itself syncs nothing but its lock files, and that five times before it accepts anybody: 5 to 10 ms of every start.
+ * Torpor removes them after any crash, so they need not be durable. Data is written and synced by the postmaster's children only.
  */
 int fsync(int fd)
 {
-    return __builtin_expect(ready_fd >= 0, 0) ? 0 : real_fsync(fd);
+    return __builtin_expect(in_postmaster, 0) ? 0 : real_fsync(fd);
 }
 
 /* The same entry points under the names that large-file builds use. */
