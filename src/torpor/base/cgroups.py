@@ -35,7 +35,7 @@ class Tree(Protocol):
     """The processes of one compute."""
 
     def entrances(self) -> list[Path]:
-        """Files into which a process writes 0 to enter the tree, before it starts children."""
+        """Files into which a process's pid is written to put it into the tree, before it starts children."""
         ...
 
     def adopt(self, pid: int) -> None:

@@ -236,7 +236,6 @@ class Compute:
         """Name a warm cluster for its user. Only within `awake`."""
         service = await self._live().service()
         await service.claim(name, verifier)
-        self._around.catalog.save_roles(self.database.id, await service.roles())
 
     async def set_password(self, role: str, verifier: str) -> None:
         """Set a role's password by its verifier. Only within `awake`."""
@@ -421,6 +420,8 @@ class Compute:
                 process = postmaster.launch(plan, self._exited)
                 around.catalog.record_compute(ComputeRecord(self.database.id, process.pid, process.start_ticks, boot_id()))
                 step("spawn")
+                await postmaster.enter_tree()
+                step("enter")
                 if not await postmaster.wait_ready(_START_SLOT_S):
                     await slot.aclose()  # one that recovers for minutes must not hold up the others
                     if not await postmaster.wait_ready(_RECOVERY_PATIENCE_S):

@@ -92,6 +92,11 @@ class Postmaster:
         self.process.watch(on_exit)
         return self.process
 
+    async def enter_tree(self) -> None:
+        """Put what was launched into its tree and let it begin."""
+        assert self._launch is not None
+        await self._launch.enter(self.tree.entrances())
+
     async def wait_ready(self, timeout_s: float) -> bool:
         """Until it accepts connections; False when it doesn't yet after `timeout_s`. Raises ComputeStartFailed."""
         assert self._launch is not None

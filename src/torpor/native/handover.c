@@ -7,6 +7,7 @@
  *                        is outside of what the compute can see, so nobody in the compute can connect to it.
  *   TORPOR_READY_FD      one byte is written when the postmaster is ready for connections; it breaks when the postmaster dies
  *                        before. "Ready" is when PostgreSQL says so in postmaster.pid.
+ *   TORPOR_GO_FD         PostgreSQL begins when a byte arrives: Torpor puts the process into its cgroups meanwhile.
  *   A hand-over is one connection to the listener that carries a header, the address to show as the client's, the startup
  *   message, and two descriptors: the client's socket and the write end of a pipe, the life line. The backend writes its
  *   process id (4 bytes, host order) to the life line and holds it until it ends.
@@ -85,6 +86,21 @@ static void after_fork_in_child(void)
     }
 }
 
+static void wait_for_go(int fd)
+{
+    char go;
+    ssize_t n;
+
+    if (fd < 0)
+        return;
+    do
+        n = read(fd, &go, 1);
+    while (n < 0 && errno == EINTR);
+    if (n != 1)
+        _exit(126); /* Torpor is gone, and the process is in no tree: nobody would ever end it */
+    close(fd);
+}
+
 __attribute__((constructor)) static void set_up(void)
 {
     real_accept = (int (*)(int, struct sockaddr *, socklen_t *))dlsym(RTLD_NEXT, "accept");
@@ -95,6 +111,7 @@ __attribute__((constructor)) static void set_up(void)
     inherited_fd = fd_from_environment("TORPOR_LISTENER_FD");
     ready_fd = fd_from_environment("TORPOR_READY_FD");
     in_postmaster = inherited_fd >= 0;
+    wait_for_go(fd_from_environment("TORPOR_GO_FD"));
     unsetenv("LD_PRELOAD"); /* programs that PostgreSQL runs are none of our business */
     pthread_atfork(NULL, after_fork_in_postmaster, after_fork_in_child);
 }

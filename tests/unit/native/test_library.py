@@ -362,3 +362,16 @@ def test_the_promise_breaks_with_the_process(tmp_path: Path) -> None:
     assert os.read(receiver.ready, 1) == b""
     timer.join()
     receiver.close()
+
+
+@pytest.mark.parametrize(("word", "code"), [(b"G", 0), (b"", 126)])
+def test_postgresql_begins_when_it_is_let_go_and_never_without_torpor(word: bytes, code: int) -> None:
+    go_read, go_write = os.pipe()
+    environment = {"PATH": "/usr/bin:/bin", "LD_PRELOAD": str(LIBRARY), "TORPOR_GO_FD": str(go_read)}
+    process = subprocess.Popen(["/bin/true"], pass_fds=[go_read], env=environment)
+    os.close(go_read)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.1)
+    os.write(go_write, word)
+    os.close(go_write)
+    assert process.wait(10) == code
