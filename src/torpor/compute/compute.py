@@ -8,7 +8,7 @@ synchronous, so that it can be done right in the callback that saw a byte arrive
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +16,11 @@ from torpor.base.cgroups import Usage
 from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle, boot_id
 from torpor.compute import logfile
+from torpor.compute.idleness import only_recent, spell
 from torpor.compute.launch import LaunchPlan
 from torpor.compute.lifecycle import TIERS, ComputeState, check_move
 from torpor.compute.postmaster import Postmaster
+from torpor.compute.service import WARM_DATABASE
 from torpor.compute.sessions import Session, TrafficSource
 from torpor.compute.surroundings import Surroundings
 from torpor.metering.traffic import Traffic
@@ -232,10 +234,14 @@ class Compute:
         """One role, asked of PostgreSQL. Only within `awake`. Raises ComputeLost."""
         return await (await self._live().service()).role(name)
 
-    async def claim(self, name: str, verifier: str) -> None:
-        """Name a warm cluster for its user. Only within `awake`."""
+    async def warm_up(self) -> None:
+        """Make the first session of a cluster that is to be claimed as fast as later ones. Only within `awake`."""
+        await self._live().warm_up(WARM_DATABASE)
+
+    async def claim(self, name: str, verifier: Awaitable[str]) -> None:
+        """Name a warm cluster for its user. Only within `awake`. The session is opened while the verifier is still being computed."""
         service = await self._live().service()
-        await service.claim(name, verifier)
+        await service.claim(name, await verifier)
 
     async def set_password(self, role: str, verifier: str) -> None:
         """Set a role's password by its verifier. Only within `awake`."""
@@ -260,8 +266,8 @@ class Compute:
                         f"{self.connections} open connections would be lost if {self.database.label} were stopped",
                         "let it freeze instead (connections survive), or use force",
                     )
-                if self.state is ComputeState.AWAKE and not force and (causes := await self.causes()) and not _only_recent(causes):
-                    raise Conflict(f"{self.database.label} is busy: {_spell(causes)}", "wait for it, or use force")
+                if self.state is ComputeState.AWAKE and not force and (causes := await self.causes()) and not only_recent(causes):
+                    raise Conflict(f"{self.database.label} is busy: {spell(causes)}", "wait for it, or use force")
                 if (self.connections or self._holds) and not force:
                     continue  # somebody came while PostgreSQL was asked
                 await self.stop(reason)
@@ -278,7 +284,7 @@ class Compute:
                         break
                 if self.state is ComputeState.AWAKE:
                     raise Conflict(
-                        f"{self.database.label} is busy: {_spell(self.known_causes())}", "it falls asleep by itself when that ends"
+                        f"{self.database.label} is busy: {spell(self.known_causes())}", "it falls asleep by itself when that ends"
                     )
             elif self.state is ComputeState.FROZEN:
                 self._move(self.page_out(reason), "page out")
@@ -587,11 +593,3 @@ class Compute:
         self._postmaster = None
         self._around.catalog.forget_compute(self.database.id)
         self._go(ComputeState.STOPPED, reason)
-
-
-def _spell(causes: tuple[AwakeCause, ...]) -> str:
-    return "; ".join(f"{cause.reason}: {cause.detail}" for cause in causes[:3])
-
-
-def _only_recent(causes: tuple[AwakeCause, ...]) -> bool:
-    return all(cause.reason in (AwakeReason.RECENT, AwakeReason.PINNED) for cause in causes)

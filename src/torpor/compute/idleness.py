@@ -89,3 +89,13 @@ def _cause(row: Activity) -> AwakeCause | None:
             return AwakeCause(AwakeReason.REPLICATION, kind)
         case _:
             return None
+
+
+def spell(causes: Sequence[AwakeCause]) -> str:
+    """The first few causes in words."""
+    return "; ".join(f"{cause.reason}: {cause.detail}" for cause in causes[:3])
+
+
+def only_recent(causes: Sequence[AwakeCause]) -> bool:
+    """Whether nothing runs now, though something did a moment ago."""
+    return all(cause.reason in (AwakeReason.RECENT, AwakeReason.PINNED) for cause in causes)

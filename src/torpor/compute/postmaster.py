@@ -155,6 +155,10 @@ class Postmaster:
                 self._service = await ServiceSession.open(self._listener)
             return self._service
 
+    async def warm_up(self, database: str) -> None:
+        """Log in to a database and out again: the first session of each writes a cache that all later ones read (8 ms of their start)."""
+        await (await ServiceSession.open(self._listener, database)).close()
+
     async def close_service(self) -> None:
         """Log Torpor's own session out. Idempotent."""
         async with self._service_lock:

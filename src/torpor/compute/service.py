@@ -24,17 +24,18 @@ from torpor.pgwire.startup import StartupMessage
 Row = tuple[str | None, ...]
 
 _PATIENCE_S = 15.0
-_STARTUP = StartupMessage(
-    {
-        "user": SERVICE_ROLE,
-        "database": SERVICE_DATABASE,
-        "application_name": "torpor",
-        # Nothing that a tenant can set for roles or databases may reach this session.
-        "options": "-c search_path=pg_catalog -c statement_timeout=10s -c lock_timeout=5s -c idle_session_timeout=0 "
-        "-c default_transaction_read_only=off -c synchronous_commit=on -c log_statement=none -c log_min_duration_statement=-1 "
-        "-c extra_float_digits=1 -c datestyle=ISO -c client_encoding=UTF8",
-    }
-).encode()
+# Nothing that a tenant can set for roles or databases may reach these sessions.
+_OPTIONS = (
+    "-c search_path=pg_catalog -c statement_timeout=10s -c lock_timeout=5s -c idle_session_timeout=0 "
+    "-c default_transaction_read_only=off -c synchronous_commit=on -c log_statement=none -c log_min_duration_statement=-1 "
+    "-c extra_float_digits=1 -c datestyle=ISO -c client_encoding=UTF8"
+)
+WARM_DATABASE = "warm"
+"""What the database and its owner are called in a cluster that nobody has claimed (template.sql, claim.sql)."""
+
+
+def _startup(database: str) -> bytes:
+    return StartupMessage({"user": SERVICE_ROLE, "database": database, "application_name": "torpor", "options": _OPTIONS}).encode()
 
 
 def sql(name: str) -> str:
@@ -65,12 +66,12 @@ class ServiceSession:
         return f"<ServiceSession pid={self._line.pid}{' broken' if self.broken else ''}>"
 
     @classmethod
-    async def open(cls, listener: Path) -> "ServiceSession":
+    async def open(cls, listener: Path, database: str = SERVICE_DATABASE) -> "ServiceSession":
         """Log in. Raises ComputeLost."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                line = LifeLine(await hand_over(listener, theirs, None, _STARTUP))
+                line = LifeLine(await hand_over(listener, theirs, None, _startup(database)))
             ours.setblocking(False)
             session = cls(ours, line)
         except BaseException:

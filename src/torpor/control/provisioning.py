@@ -71,7 +71,7 @@ class Provisioner:
         id = compute.database.id
         try:
             async with compute.awake(WakeReason.CREATED, "for the warm pool"):
-                pass
+                await compute.warm_up()
             await compute.sleep(Tier.FROZEN, SleepReason.IDLE)
             self._catalog.set_state(id, DatabaseState.WARM)
         except BaseException:
@@ -92,7 +92,7 @@ class Provisioner:
             compute, warm = await self._claim_or_make(name, major, overrides)
             try:
                 async with compute.awake(WakeReason.CREATED, "create"):
-                    await compute.claim(name, await verifying)
+                    await compute.claim(name, verifying)
                 self._catalog.set_state(compute.database.id, DatabaseState.READY)
             except BaseException:
                 await self.remove(compute)
