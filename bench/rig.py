@@ -111,6 +111,8 @@ class BenchServer(Server):
 
         The hashing is the client's own work, the same whoever it connects to, and on a busy host more than everything else.
         """
+        if self.tier(database.name) == "awake":
+            self.lay_down(database.name, "frozen")  # that is when the roles are saved
         with contextlib.closing(sqlite3.connect(f"file:{self.data_dir}/catalog.sqlite?mode=ro", uri=True)) as catalog:
             (text,) = catalog.execute(
                 "SELECT verifier FROM roles WHERE database_id = ? AND name = ?", (database.id, database.name)
