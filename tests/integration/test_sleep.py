@@ -69,7 +69,7 @@ def test_long_silent_statement_ends_on_time(torpor: Server, database: MadeDataba
     began = time.monotonic()
     connection.execute("SELECT pg_sleep(4)")
     assert 4 <= time.monotonic() - began < 4.5
-    assert not torpor.view(database.name)["recent_wakes"][0]["reason"] == "traffic"
+    assert torpor.view(database.name)["recent_wakes"][0]["reason"] != "traffic"
 
 
 def test_running_statement_is_named(torpor: Server, database: MadeDatabase, connection: Connection) -> None:
