@@ -183,7 +183,7 @@ def test_wake_answers_with_its_trace(torpor: Server, database: MadeDatabase) -> 
     put_to_sleep(torpor, database, "stopped")
     wake = torpor.call("POST", f"{path}/wake")["wake"]
     assert (wake["reason"], wake["tier"]) == ("api", "stopped")
-    assert [step["name"] for step in wake["steps"]] == ["queue", "prepare", "spawn", "ready"]
+    assert [step["name"] for step in wake["steps"]] == ["queue", "prepare", "spawn", "enter", "ready"]
     assert sum(step["elapsed_ms"] for step in wake["steps"]) <= wake["elapsed_ms"] + 0.1
     assert torpor.call("POST", f"{path}/wake")["wake"] is None
     assert torpor.call("GET", f"{path}/wakes?limit=1")["wakes"] == [wake]

@@ -16,6 +16,7 @@ from torpor.base.cgroups import Usage
 from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle, boot_id
 from torpor.compute import logfile
+from torpor.compute.handover import NotDelivered
 from torpor.compute.idleness import only_recent, spell
 from torpor.compute.launch import LaunchPlan
 from torpor.compute.lifecycle import TIERS, ComputeState, check_move
@@ -27,7 +28,6 @@ from torpor.metering.traffic import Traffic
 from torpor.model.database import ComputeRecord, Database, Role, Step, Wake
 from torpor.model.errors import (
     BinariesMissing,
-    ComputeLost,
     ComputeStartFailed,
     Conflict,
     DatabaseInUse,
@@ -45,6 +45,7 @@ _RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are tol
 _START_SLOT_S = 2.0
 _FAILURE_REMEMBERED_S = 3.0
 _FREEZE_AGAIN_AFTER_S = (0.02, 0.05, 0.1, 0.2, 0.0)
+_HAND_OVER_AGAIN_AFTER_S = (0.005, 0.05)
 _RECLAIM_PASSES = 5
 _RECLAIM_PROGRESS = 0.95  # a pass that leaves more than this share of what there was is the last
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
@@ -225,10 +226,14 @@ class Compute:
         The caller keeps and closes its own socket object. `traffic` counts the bytes where `client` isn't TCP itself. Only within
         `awake`. Raises ComputeLost.
         """
-        if self._postmaster is None:
-            raise ComputeLost("PostgreSQL went away while the connection was handed over", "connect again")
-        self._touch()
-        return await self._postmaster.hand_over(client, address, startup, traffic)
+        for pause_s in _HAND_OVER_AGAIN_AFTER_S:
+            self._touch()
+            with contextlib.suppress(NotDelivered):
+                return await self._live().hand_over(client, address, startup, traffic)
+            # It died a moment ago, and its end is noticed in the next: the client need not know.
+            await self._around.clock.sleep(pause_s)
+            await self.wake(WakeReason.CONNECTION, "again, PostgreSQL had died")
+        return await self._live().hand_over(client, address, startup, traffic)
 
     async def role(self, name: str) -> Role | None:
         """One role, asked of PostgreSQL. Only within `awake`. Raises ComputeLost."""
@@ -366,7 +371,7 @@ class Compute:
 
     def _live(self) -> Postmaster:
         if self._postmaster is None:
-            raise ComputeLost("PostgreSQL went away", "try again")
+            raise NotDelivered("PostgreSQL went away", "try again")
         return self._postmaster
 
     @contextlib.asynccontextmanager
@@ -441,7 +446,9 @@ class Compute:
         self.broken = ""
         self._go(ComputeState.AWAKE, reason)
         self._begin_dozing()
-        self._report(Wake(self.database.id, began_at, reason, Tier.STOPPED, detail, (clock.monotonic() - began) * 1000, tuple(steps)))
+        elapsed_ms = (clock.monotonic() - began) * 1000
+        self._last_wake = Wake(self.database.id, began_at, reason, Tier.STOPPED, detail, elapsed_ms, tuple(steps))
+        around.on_wake(self._last_wake)
 
     def _plan(self) -> LaunchPlan:
         around, database = self._around, self.database
@@ -480,12 +487,9 @@ class Compute:
         self._go(ComputeState.AWAKE, reason)
         self._begin_dozing()
         wake = Wake(self.database.id, began_at, reason, tier, detail, elapsed_ms, (Step("thaw", elapsed_ms),))
-        self._report(wake)
-        return wake
-
-    def _report(self, wake: Wake) -> None:
         self._last_wake = wake
         self._around.on_wake(wake)
+        return wake
 
     def _on_traffic(self, session: Session) -> None:
         if self.state not in (ComputeState.FROZEN, ComputeState.PAGED):

@@ -15,13 +15,14 @@ from torpor.compute.ladder import Ladder
 from torpor.compute.postmaster import accepts_connections
 from torpor.compute.surroundings import Surroundings
 from torpor.model.database import ComputeRecord, Database, DatabaseState, Role
-from torpor.model.errors import DatabaseNotFound, TorporError
+from torpor.model.errors import ComputeLost, DatabaseNotFound, TorporError
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import SleepReason, Tier, WakeReason
 
 log = get_logger(__name__)
 
 _STOPS_AT_ONCE = 8
+_ROLE_ATTEMPTS = 3
 
 
 class Tickets:
@@ -133,15 +134,22 @@ class Fleet:
         Wakes nothing that fell asleep in order. After an unclean stop nobody knows the roles: then it starts the compute.
         """
         compute = self._by_id[database.id]
-        await compute.settled()  # one that is falling asleep has its roles saved in a moment
-        role: Role | None
-        if compute.tier is not Tier.AWAKE and (saved := self._around.catalog.roles(database.id)) is not None:
-            role = saved.get(name)
-        else:
-            async with compute.awake(WakeReason.ROLES, name):
-                role = await compute.role(name)
+        for attempt in range(_ROLE_ATTEMPTS):
+            try:
+                role = await self._ask_role(compute, name)
+                break
+            except ComputeLost:  # PostgreSQL died under the question: asking again starts it again
+                if attempt == _ROLE_ATTEMPTS - 1:
+                    raise
         tickets = self.tickets.of(database.id, name)
         return _with_tickets(role, tickets) if role is not None and tickets else role
+
+    async def _ask_role(self, compute: Compute, name: str) -> Role | None:
+        await compute.settled()  # one that is falling asleep has its roles saved in a moment
+        if compute.tier is not Tier.AWAKE and (saved := self._around.catalog.roles(compute.database.id)) is not None:
+            return saved.get(name)
+        async with compute.awake(WakeReason.ROLES, name):
+            return await compute.role(name)
 
     @contextlib.asynccontextmanager
     async def awake(self, database: Database, reason: WakeReason, detail: str) -> AsyncIterator[Compute]:

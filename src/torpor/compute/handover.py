@@ -28,11 +28,15 @@ def sockaddr(host: str, port: int) -> bytes:
     return struct.pack("=H", socket.AF_INET) + struct.pack("!H", port) + socket.inet_pton(socket.AF_INET, host) + bytes(8)
 
 
+class NotDelivered(ComputeLost):
+    """Nobody listens: the socket was not given away, so it can be handed over again."""
+
+
 async def hand_over(listener: Path, client: socket.socket, address: tuple[str, int] | None, startup: bytes) -> int:
     """Send `client` to the postmaster behind `listener`, which will see it come from `address` (None: from the Unix socket).
 
     Returns the read end of the life line, which the caller owns: the backend's pid comes out of it, and it breaks when the backend
-    ends. Raises ComputeLost when nobody listens.
+    ends. Raises NotDelivered when nobody listens, ComputeLost when PostgreSQL went away with the socket.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -60,6 +64,8 @@ async def _connect(channel: socket.socket, listener: Path) -> None:
     while True:
         try:
             channel.connect(str(listener))
+        except (ConnectionRefusedError, FileNotFoundError) as error:
+            raise NotDelivered("PostgreSQL went away before the connection was handed over", "connect again") from error
         except BlockingIOError:  # its backlog is full: a Unix socket can't be waited for, only tried again
             if asyncio.get_running_loop().time() > deadline:
                 raise

@@ -60,6 +60,7 @@ class ServiceSession:
         self._line = line
         self._frames = FrameBuffer(1 << 26)
         self._lock = asyncio.Lock()
+        self._exchanging = False
         self.broken = False
 
     def __repr__(self) -> str:
@@ -135,12 +136,26 @@ class ServiceSession:
             self.abandon()
 
     def abandon(self) -> None:
-        """Drop the session at once. Idempotent."""
+        """Drop the session at once; whoever waits for an answer gets ComputeLost. Idempotent."""
         self.broken = True
-        self._sock.close()
-        self._line.close()
+        if self._exchanging:
+            # The loop still watches the socket: it is woken here, and closed by the exchange that it wakes.
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+        else:
+            self._sock.close()
+            self._line.close()
 
     async def _exchange(self, request: bytes) -> list[Row]:
+        self._exchanging = True
+        try:
+            return await self._converse(request)
+        finally:
+            self._exchanging = False
+            if self.broken:
+                self.abandon()
+
+    async def _converse(self, request: bytes) -> list[Row]:
         loop = asyncio.get_running_loop()
         rows: list[Row] = []
         failure: Notice | None = None
