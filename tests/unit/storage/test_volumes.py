@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from torpor.base.processes import descendants
+from torpor.base.processes import start_ticks
 from torpor.model.errors import DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId
 from torpor.storage.volumes import Volumes
@@ -129,10 +129,11 @@ async def test_a_full_pool(volumes: Volumes, source: Path, tmp_path: Path, monke
 
 
 async def test_a_cancelled_clone_leaves_nothing(volumes: Volumes, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_cp(tmp_path, 'for last; do :; done; mkdir -p "$last"; echo x > "$last/part"; exec sleep 60', monkeypatch)
+    fake_cp(tmp_path, 'for last; do :; done; mkdir -p "$last"; echo x > "$last/part"; echo $$ > "$PID_FILE"; exec sleep 60', monkeypatch)
+    monkeypatch.setenv("PID_FILE", str(tmp_path / "pid"))
     cloning = asyncio.create_task(volumes.clone(source, A, ME))
     for _ in range(2000):
-        if (volumes.root / f".making-{A}/data/part").exists():
+        if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
             break
         await asyncio.sleep(0.005)
     assert volumes.ids() == set(), "half a volume is none"
@@ -140,7 +141,7 @@ async def test_a_cancelled_clone_leaves_nothing(volumes: Volumes, source: Path, 
     with pytest.raises(asyncio.CancelledError):
         await cloning
     assert os.listdir(volumes.root) == []
-    assert len(descendants(os.getpid())) == 1, "the copying has ended"
+    assert start_ticks(int((tmp_path / "pid").read_text())) is None, "the copying has ended"
 
 
 @pytest.mark.parametrize("text", ["a file", None])
