@@ -6,6 +6,7 @@ Blocking; call from async code in a thread. Several can run side by side.
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,9 +20,11 @@ from urllib.error import HTTPError
 
 from tests.support.running import call
 from torpor.base.cgroups import detect
+from torpor.base.processes import start_ticks
 from torpor.daemon.directory import instance_name
 
 _PATIENCE_S = 60.0
+_UIDS = 1000
 _ROOT = Path(__file__).parents[2]
 
 
@@ -47,7 +50,9 @@ class Server:
         # Computes run under users of their own: every directory above must let them through, as pytest's don't.
         self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix="torpor-test-", dir="/var/tmp"))
         self.data_dir.chmod(0o711)
-        self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, **settings}
+        # Uids that no other Torpor on this host uses: what is left in shared memory can be told from others'.
+        uid_base = 400_000 + random.randrange(1_000_000) * _UIDS
+        self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, "uid_base": uid_base, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         self.door_port = 0
         self.api_url = ""
@@ -132,6 +137,7 @@ class Server:
             if self.process is not None and self.process.poll() is None:
                 self.stop()
         finally:
+            self._end_postmasters()
             left = self.remains()
             trees = detect(instance_name(self.data_dir))
             for name in trees.names():
@@ -143,6 +149,7 @@ class Server:
             while self.remains() and time.monotonic() < deadline:
                 time.sleep(0.01)
             self._remove_cgroups()
+            self._remove_shared_memory()
             shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def remains(self) -> list[int]:
@@ -203,6 +210,31 @@ class Server:
     def postmaster(self, database: MadeDatabase) -> int:
         """The pid of a database's postmaster."""
         return int((self.data_dir / "volumes" / database.id / "data" / "postmaster.pid").read_text().split()[0])
+
+    def _end_postmasters(self) -> None:
+        """PostgreSQL that outlived a killed Torpor: told to end, so that it gives its shared memory back."""
+        trees = detect(instance_name(self.data_dir))
+        for name in trees.names():
+            trees.open(name).thaw()
+        told = []
+        for pid_file in self.data_dir.glob("volumes/d*/data/postmaster.pid"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                pid = int(pid_file.read_text().split()[0])
+                if os.path.samefile(f"/proc/{pid}/cwd", pid_file.parent):
+                    os.kill(pid, signal.SIGCONT)
+                    os.kill(pid, signal.SIGQUIT)
+                    told.append(pid)
+        deadline = time.monotonic() + 5
+        while any(start_ticks(pid) is not None for pid in told) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _remove_shared_memory(self) -> None:
+        """What computes that were killed, and never started again, had in /dev/shm."""
+        base = int(str(self.settings["uid_base"]))
+        for path in Path("/dev/shm").glob("PostgreSQL.*"):
+            with contextlib.suppress(FileNotFoundError):
+                if base <= path.stat().st_uid < base + _UIDS:
+                    path.unlink()
 
     def _remove_cgroups(self) -> None:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():

@@ -329,7 +329,7 @@ class Compute:
             # Before the processes end: what is seen of their end is no crash.
             self._go(ComputeState.STOPPED, SleepReason.API)
         if postmaster is not None:
-            await postmaster.bury()
+            await postmaster.end_at_once()
             postmaster.sessions.end_all()
         logfile.remove(self.log_file)
 

@@ -27,6 +27,7 @@ from torpor.model.views import AwakeCause
 
 _FAST_SHUTDOWN_S = 60.0
 _IMMEDIATE_SHUTDOWN_S = 10.0
+_DISCARDED_S = 2.0
 _KILLED_S = 10.0
 _KILLED_LOOK_S = 0.002
 _PID_FILE = "postmaster.pid"
@@ -221,6 +222,14 @@ class Postmaster:
             await self.process.wait(_IMMEDIATE_SHUTDOWN_S)
         await self.bury()
         return orderly
+
+    async def end_at_once(self) -> None:
+        """End it without a checkpoint, as for a volume that is thrown away: PostgreSQL itself gives its shared memory back."""
+        if self.process is not None:
+            self.thaw()
+            self.process.signal(signal.SIGQUIT)
+            await self.process.wait(_DISCARDED_S)
+        await self.bury()
 
     async def bury(self) -> None:
         """Make sure that nothing of it is left: processes, tree, listener. Idempotent."""
