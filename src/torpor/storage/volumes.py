@@ -119,7 +119,11 @@ class Volumes:
 
     def disk_bytes(self, id: DatabaseId) -> int:
         """Bytes of the volume's files as allocated, those shared with other volumes included. Blocking; walks the volume."""
-        return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _walk(self.path(id)))
+        total = 0
+        for entry in _walk(self.path(id)):
+            with contextlib.suppress(FileNotFoundError):  # PostgreSQL removes files while we look
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+        return total
 
     def _sync(self) -> None:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)

@@ -15,6 +15,7 @@ import pytest
 from torpor.base.processes import start_ticks
 from torpor.model.errors import DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId
+from torpor.storage import volumes as volumes_module
 from torpor.storage.volumes import Volumes
 
 A, B = DatabaseId("daaaaaaaaaaaa"), DatabaseId("dbbbbbbbbbbbb")
@@ -227,3 +228,20 @@ async def test_a_copy_that_is_killed_leaves_nothing(
     with pytest.raises(Unavailable):
         await volumes.clone(source, A, ME)
     assert os.listdir(volumes.root) == []
+
+
+def test_the_size_of_a_volume_whose_files_vanish_meanwhile(volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = volumes.data(A)
+    data.mkdir(parents=True)
+    for name in ("kept", "gone"):
+        (data / name).write_bytes(b"x" * 8192)
+    walk = volumes_module._walk
+
+    def losing(directory: Path) -> Iterator["os.DirEntry[str]"]:
+        entries = list(walk(directory))
+        (data / "gone").unlink(missing_ok=True)
+        yield from entries
+
+    whole = volumes.disk_bytes(A)
+    monkeypatch.setattr(volumes_module, "_walk", losing)
+    assert 8192 <= volumes.disk_bytes(A) < whole
