@@ -24,7 +24,7 @@ class WakeReason(StrEnum):
     CLIENT_LEFT = "client_left"  # an open connection was closed or lost by its client
     API = "api"  # `torpor wake` or POST …/wake
     ROLES = "roles"  # the door couldn't know the roles after an unclean stop and had to ask
-    MAINTENANCE = "maintenance"  # Torpor's own work: a setting, a password, a stop with an orderly shutdown
+    MAINTENANCE = "maintenance"  # Torpor's own work, such as a password reset
 
 
 class SleepReason(StrEnum):
