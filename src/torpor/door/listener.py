@@ -2,13 +2,16 @@
 
 Concurrency: belongs to one event loop. Accepting and waiting for the first byte are plain callbacks; a connection that speaks gets
 a task. Stopping has two phases: `stop_accepting` (newcomers and silent ones are sent away, logins go on), then `close`.
-Sessions that were handed over don't notice either.
+Before them, or instead, the door can be paused: newcomers wait in the kernel's queue until this Torpor ends, or until the next one
+has what `release` gives. Sessions that were handed over don't notice any of it.
 """
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
@@ -16,6 +19,7 @@ from torpor.door.login import Doorway, Login, give_way_error, shutting_down
 from torpor.door.ports import Computes
 from torpor.door.silence import Silence, Silent
 from torpor.door.stats import DoorStats, LoginOutcome
+from torpor.door.wire import say_farewell
 from torpor.model.errors import AddressInUse, TorporError
 
 log = get_logger(__name__)
@@ -23,7 +27,9 @@ log = get_logger(__name__)
 _BACKLOG = 4096
 _ACCEPTS_A_TURN = 64  # newcomers taken before the loop does other work
 _PAUSE_S = 0.1
+_LOGINS_LOOK_S = 0.01
 _COMPLAINT_EVERY_S = 60.0
+_DROPPED_BYTES = 16_384  # closing a socket with unread bytes resets the connection
 _DISMISSED_WHEN_SHORT = 32
 _SHORT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -70,16 +76,46 @@ class Door:
         host, port, *_ = self._listeners[0].getsockname()
         return host, port
 
-    async def start(self) -> None:
-        """Listen. Raises AddressInUse, having opened nothing."""
+    async def start(self, listeners: Sequence[socket.socket] = (), silent: Sequence[socket.socket] = ()) -> None:
+        """Listen: on `listeners`, if another Torpor `release`d some, with those that came to it and haven't said a word.
+
+        Raises AddressInUse, having opened nothing.
+        """
         self._silence = Silence(self._login_timeout_s, self._spoke, self._left, self._expired)
-        self._listeners = await _listen(self._host, self._port)
+        self._listeners = list(listeners) or await _listen(self._host, self._port)
+        for sock in silent:
+            with contextlib.suppress(OSError):  # it has left
+                self._take_in(sock, sock.getpeername()[:2])
         self._resume()
 
+    def pause(self) -> None:
+        """Take no more connections for now: newcomers wait in the kernel's queue, the silent ones aren't heard. Idempotent."""
+        self._suspend()
+        self._silent.pause()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a login is under way: somebody has spoken and has no session yet."""
+        return bool(self._logins) or self.stats.waiting > 0
+
+    async def finish_logins(self, patience_s: float) -> None:
+        """Until no login is under way, but not longer than `patience_s`. Only while paused."""
+        deadline = asyncio.get_running_loop().time() + patience_s
+        while self.is_busy and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  # once in a Torpor's life
+            await asyncio.sleep(_LOGINS_LOOK_S)
+
+    def release(self) -> tuple[list[socket.socket], list[socket.socket]]:
+        """The listening sockets, and the connections that haven't said a word: the caller's from now on. Only while paused."""
+        listeners, self._listeners = self._listeners, []
+        silent = self._silent.release()
+        self.stats.pending -= len(silent)
+        return listeners, silent
+
     async def stop_accepting(self) -> None:
-        """Take no more connections, and send away those that haven't said a word. Idempotent."""
+        """Take no more connections, and send away those that haven't said a word or wait in the kernel's queue. Idempotent."""
         self._suspend()
         for listener in self._listeners:
+            _turn_away(listener)
             listener.close()
         self._listeners = []
         if self._silence is not None:
@@ -114,12 +150,15 @@ class Door:
             except OSError as error:
                 self._could_not_accept(error)
                 return
-            sock.setblocking(False)
-            self.stats.accepted += 1
-            if self.stats.pending >= self._max_logins:
-                self._make_room()
-            self.stats.pending += 1
-            self._silent.add(sock, address[:2])
+            self._take_in(sock, address[:2])
+
+    def _take_in(self, sock: socket.socket, address: tuple[str, int]) -> None:
+        sock.setblocking(False)
+        self.stats.accepted += 1
+        if self.stats.pending >= self._max_logins:
+            self._make_room()
+        self.stats.pending += 1
+        self._silent.add(sock, address)
 
     def _could_not_accept(self, error: OSError) -> None:
         """Short of file descriptors or memory: let the longest silent go and try again in a moment. Spinning would help nobody."""
@@ -205,6 +244,19 @@ async def _listen(host: str, port: int) -> list[socket.socket]:
             listener.close()
         raise _cannot_listen(where, error) from error
     return listeners
+
+
+def _turn_away(listener: socket.socket) -> None:
+    """Tell those who wait in the kernel's queue that they have to leave; closed without a word they would see a reset."""
+    for _ in range(_BACKLOG):
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        with sock, contextlib.suppress(OSError):
+            sock.setblocking(False)
+            say_farewell(sock, shutting_down())
+            sock.recv(_DROPPED_BYTES)
 
 
 def _listen_on(family: int, kind: int, proto: int, address: tuple[object, ...]) -> socket.socket:

@@ -83,6 +83,20 @@ class Silence:
             self._timer = None
         return count
 
+    def pause(self) -> None:
+        """Read no more and wait no more, until `release` or `dismiss_all`. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for silent in self._queue:
+            self._loop.remove_reader(silent.sock.fileno())
+
+    def release(self) -> list[socket.socket]:
+        """All connections, oldest first; nothing was read from them. They are the caller's from now on."""
+        self.pause()
+        silent, self._queue = self._queue, OrderedDict()
+        return [one.sock for one in silent]
+
     def _readable(self, silent: Silent) -> None:
         try:
             head = silent.sock.recv(STARTUP_HEADER_BYTES)
