@@ -8,7 +8,12 @@ TorporError
 │   ├── DatabaseNotFound        3D000  404   no database of that name
 │   ├── DatabaseInUse           55006  409   open connections forbid it
 │   ├── Conflict                55000  409   the database is in a state that forbids it
-│   ├── Unauthorized            28000  401   the bearer token is missing or wrong
+│   ├── WorkspaceNotFound       42704  404   no workspace of that name
+│   ├── WorkspaceExists         42710  409   the name of the workspace is taken
+│   ├── WorkspaceInUse          2BP01  409   the workspace still owns databases
+│   ├── KeyNotFound             42704  404   no API key of that id
+│   ├── Unauthorized            28000  401   the API key or the token is missing or wrong
+│   ├── Forbidden               42501  403   the API key is right, but its scope doesn't allow this
 │   ├── ProtocolViolation       08P01  400   the client doesn't speak the protocol
 │   ├── RoutingConflict         08004  400   two forms of address name different databases, or none is given
 │   ├── WrongPassword           28P01  401   also for a role that doesn't exist, so that nobody can probe
@@ -27,7 +32,8 @@ TorporError
     ├── AlreadyRunning          exit 13
     ├── BinariesMissing         exit 14
     ├── CatalogUnusable         exit 15
-    └── BadSettings             exit 16
+    ├── BadSettings             exit 16
+    └── ImageUnusable           exit 17  the root image of the sandboxes can't be built or mounted
 """
 
 from typing import ClassVar
@@ -77,6 +83,26 @@ class DatabaseInUse(Refused):
 
 class Conflict(Refused):
     kind, sqlstate, http_status = "conflict", "55000", 409
+
+
+class WorkspaceNotFound(Refused):
+    kind, sqlstate, http_status = "workspace_not_found", "42704", 404
+
+
+class WorkspaceExists(Refused):
+    kind, sqlstate, http_status = "workspace_exists", "42710", 409
+
+
+class WorkspaceInUse(Refused):
+    kind, sqlstate, http_status = "workspace_in_use", "2BP01", 409
+
+
+class KeyNotFound(Refused):
+    kind, sqlstate, http_status = "key_not_found", "42704", 404
+
+
+class Forbidden(Refused):
+    kind, sqlstate, http_status = "forbidden", "42501", 403
 
 
 class Unauthorized(Refused):
@@ -162,3 +188,7 @@ class CatalogUnusable(HostError):
 
 class BadSettings(HostError):
     kind, exit_code = "bad_settings", 16
+
+
+class ImageUnusable(HostError):
+    kind, exit_code = "image_unusable", 17

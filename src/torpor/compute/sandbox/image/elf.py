@@ -1,0 +1,127 @@
+"""Just enough of the ELF format: what a program or library needs to be loaded, and the part of it that is loaded. Pure.
+
+Files are only read, never run. 64-bit little-endian, which x86-64 and AArch64 are; anything else counts as no ELF file.
+"""
+
+import mmap
+import struct
+from dataclasses import dataclass
+
+Bytes = bytes | mmap.mmap
+
+MAGIC = b"\x7fELF"
+_IDENT = MAGIC + b"\x02\x01"  # 64 bit, little-endian
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_DYNAMIC = struct.Struct("<qQ")
+_SECTION_TABLE = struct.Struct("<Q")  # at 0x28 of the header
+_SECTION_COUNTS = struct.Struct("<HHH")  # at 0x3A
+
+_LOAD, _DYNAMIC_SEGMENT, _INTERPRETER = 1, 2, 3
+_NEEDED, _STRTAB, _SONAME, _RPATH, _RUNPATH = 1, 5, 14, 15, 29
+
+
+@dataclass(frozen=True, slots=True)
+class Elf:
+    """What the dynamic loader would do for a file. `search` is its own list of directories, `$ORIGIN` unexpanded."""
+
+    machine: int
+    interpreter: str
+    needed: tuple[str, ...]
+    soname: str
+    search: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    kind: int
+    offset: int
+    address: int
+    size: int
+
+
+def parse(content: Bytes) -> Elf | None:
+    """Read a whole file, or the mapping of one. None for what isn't a loadable ELF file of this kind, or is damaged."""
+    try:
+        return _parse(content)
+    except (struct.error, ValueError, IndexError):
+        return None
+
+
+def loaded_part(content: bytes) -> bytes:
+    """The file without what the kernel and the loader never read: symbol tables, debug information and the table of sections.
+
+    The same bytes for anything that isn't an ELF file. PostgreSQL 18's `postgres` goes from 11.3 MB to 10.2.
+    """
+    if parse(content) is None:
+        return content
+    end = max(segment.offset + segment.size for segment in _segments(content))
+    if end >= len(content):
+        return content
+    bare = bytearray(content[:end])
+    _SECTION_TABLE.pack_into(bare, 0x28, 0)
+    _SECTION_COUNTS.pack_into(bare, 0x3A, 0, 0, 0)
+    return bytes(bare)
+
+
+def _parse(content: Bytes) -> Elf | None:
+    if content[: len(_IDENT)] != _IDENT:
+        return None
+    machine = int(_HEADER.unpack_from(content)[2])
+    segments = _segments(content)
+    if not segments:
+        return None
+    interpreter = ""
+    entries: list[tuple[int, int]] = []
+    for segment in segments:
+        if segment.offset + segment.size > len(content):
+            return None
+        if segment.kind == _INTERPRETER:
+            interpreter = content[segment.offset : segment.offset + segment.size].rstrip(b"\0").decode()
+        elif segment.kind == _DYNAMIC_SEGMENT:
+            for position in range(segment.offset, segment.offset + segment.size, _DYNAMIC.size):
+                tag, value = _DYNAMIC.unpack_from(content, position)
+                if tag == 0:
+                    break
+                entries.append((tag, value))
+    strings = next((_offset(segments, value) for tag, value in entries if tag == _STRTAB), None)
+
+    def text(value: int) -> str:
+        if strings is None:
+            raise ValueError("names without a table of names")
+        start = strings + value
+        end = content.find(b"\0", start)
+        if end < 0:
+            raise ValueError("a name without an end")
+        return content[start:end].decode()
+
+    def texts(wanted: int) -> tuple[str, ...]:
+        return tuple(text(value) for tag, value in entries if tag == wanted)
+
+    search = texts(_RUNPATH) or texts(_RPATH)
+    return Elf(
+        machine=machine,
+        interpreter=interpreter,
+        needed=texts(_NEEDED),
+        soname=next(iter(texts(_SONAME)), ""),
+        search=tuple(part for paths in search for part in paths.split(":") if part),
+    )
+
+
+def _segments(content: Bytes) -> list[_Segment]:
+    header = _HEADER.unpack_from(content)
+    table, size, count = int(header[5]), int(header[9]), int(header[10])
+    if count and size != _SEGMENT.size:
+        return []
+    found = []
+    for index in range(count):
+        kind, _, offset, address, _, in_file, _, _ = _SEGMENT.unpack_from(content, table + index * size)
+        found.append(_Segment(kind, offset, address, in_file))
+    return found
+
+
+def _offset(segments: list[_Segment], address: int) -> int:
+    for segment in segments:
+        if segment.kind == _LOAD and segment.address <= address < segment.address + segment.size:
+            return segment.offset + address - segment.address
+    raise ValueError("an address outside of the file")
