@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from torpor.base.limits import CpuLoad, Files, Limiter, Limits, MemoryLoad, held
 from torpor.base.processes import descendants, start_ticks
 
 _FREEZE_PATIENCE_S = 1.0
@@ -69,6 +70,18 @@ class Tree(Protocol):
         """Figures now; zeros where the host can't tell."""
         ...
 
+    def limit(self, limits: Limits) -> None:
+        """Hold it to `limits` from now on, as far as this host can. Idempotent; writes only what changes."""
+        ...
+
+    def cpu_load(self) -> CpuLoad:
+        """Processor time used and withheld."""
+        ...
+
+    def memory_load(self) -> MemoryLoad:
+        """What of its memory is in use, and how short of it it is."""
+        ...
+
     def kill(self) -> None:
         """SIGKILL to all processes, frozen ones too."""
         ...
@@ -83,6 +96,7 @@ class Trees(Protocol):
 
     can_reclaim: bool
     description: str
+    held: tuple[str, ...]  # which limits the host holds: of processor, memory, processes
 
     def open(self, name: str) -> Tree:
         """The tree of this name, made if need be."""
@@ -99,17 +113,28 @@ class Trees(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where trees go: the v2 directory (freezer, kill, processor time), and where memory and a v1 freezer are if elsewhere."""
+    """Where trees go: the v2 directory (freezer, kill, processor time), and the v1 hierarchies of what is elsewhere.
+
+    `cpu_v1` accounts for processor time, `shares_v1` divides it; they often are one.
+    """
 
     unified: Path | None
     memory_v1: Path | None
     freezer_v1: Path | None
     cpu_v1: Path | None
+    shares_v1: Path | None = None
+    pids_v1: Path | None = None
 
     @property
     def roots(self) -> list[Path]:
         """Every hierarchy that a tree has a directory in."""
-        return [path for path in (self.unified, self.memory_v1, self.freezer_v1, self.cpu_v1) if path is not None]
+        every = (self.unified, self.memory_v1, self.freezer_v1, self.cpu_v1, self.shares_v1, self.pids_v1)
+        return list(dict.fromkeys(path for path in every if path is not None))
+
+    def below(self, path: str) -> Files:
+        """The directories of a tree, by controller."""
+        places = (self.unified, self.shares_v1, self.cpu_v1, self.memory_v1, self.pids_v1)
+        return Files(*(place / path if place is not None else None for place in places))
 
 
 def layout_from_mounts(mountinfo: str) -> Layout:
@@ -130,7 +155,8 @@ def layout_from_mounts(mountinfo: str) -> Layout:
         elif kind == "cgroup":
             for name in options.split(","):
                 v1.setdefault(name, path)
-    return Layout(unified, v1.get("memory"), None if unified else v1.get("freezer"), None if unified else v1.get("cpuacct"))
+    freezer, accounting = (None, None) if unified else (v1.get("freezer"), v1.get("cpuacct"))
+    return Layout(unified, v1.get("memory"), freezer, accounting, v1.get("cpu"), v1.get("pids"))
 
 
 def detect(instance: str, mountinfo: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")) -> Trees:
@@ -174,6 +200,7 @@ class CgroupTrees:
                 (base.memory_v1 / instance / "memory.use_hierarchy").write_text("1")
         kind = "v2" if base.memory_v1 is None and base.unified else "hybrid" if base.unified else "v1"
         self.description = f"cgroups {kind}"
+        self.held = held(base.below(instance))
 
     def open(self, name: str) -> "CgroupTree":
         directories = [root / self._instance / name for root in self._base.roots]
@@ -199,6 +226,8 @@ class CgroupTree:
         self._memory_v1 = base.memory_v1 / path if base.memory_v1 else None
         self._freezer_v1 = base.freezer_v1 / path if base.freezer_v1 else None
         self._cpu_v1 = base.cpu_v1 / path if base.cpu_v1 else None
+        limiter = Limiter(base.below(path))
+        self.limit, self.cpu_load, self.memory_load = limiter.set, limiter.cpu_load, limiter.memory_load
 
     def __repr__(self) -> str:
         return f"<CgroupTree {self._directories[0]}>"
@@ -207,7 +236,13 @@ class CgroupTree:
         return [directory / "cgroup.procs" for directory in self._directories]
 
     def adopt(self, pid: int) -> None:
-        """Nothing to do: the kernel keeps the tree."""
+        """The kernel keeps the tree; what an older Torpor has put into fewer hierarchies enters the others now."""
+        if not (mine := set(self.pids())):
+            return
+        for directory in self._directories[1:]:
+            for each in mine - {int(other) for other in _read(directory / "cgroup.procs").split()}:
+                with contextlib.suppress(OSError):
+                    (directory / "cgroup.procs").write_text(str(each))
 
     def pids(self) -> list[int]:
         return [int(pid) for pid in _read(self._directories[0] / "cgroup.procs").split()]
@@ -299,6 +334,7 @@ class SignalTrees:
     def __init__(self) -> None:
         self.can_reclaim = False
         self.description = "stop signals (no cgroup can be written)"
+        self.held: tuple[str, ...] = ()
 
     def open(self, name: str) -> "SignalTree":
         return SignalTree()
@@ -372,6 +408,16 @@ class SignalTree:
                 pages = Path(f"/proc/{pid}/statm").read_text().split()  # not rss of `stat`, which lags behind and can be less than `shared`
                 resident += (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE")
         return Usage(ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), resident, 0)
+
+    def limit(self, limits: Limits) -> None:
+        """Not possible without cgroups: `held` of the trees says so."""
+
+    def cpu_load(self) -> CpuLoad:
+        return CpuLoad(self.usage().cpu_ns, 0)
+
+    def memory_load(self) -> MemoryLoad:
+        used = self.usage().memory_bytes
+        return MemoryLoad(used, used, 0, 0)
 
     def kill(self) -> None:
         for pid in self.pids():

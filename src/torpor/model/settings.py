@@ -7,7 +7,8 @@ A setting `freeze_after_s` is `freeze_after_s` in torpor.toml, `TORPOR_FREEZE_AF
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from torpor.model.errors import BadSettings
+from torpor.model.errors import BadSettings, InvalidRequest
+from torpor.model.size import GIB, MIB, Size
 from torpor.model.sleep import SleepPolicy
 
 SUPPORTED_MAJORS = (16, 17, 18)
@@ -35,7 +36,15 @@ class Settings:
     page_after_s: float | None = _setting(30.0, "seconds frozen before its memory is reclaimed to swap")
     stop_after_s: float | None = _setting(3600.0, "seconds frozen before a compute without connections is stopped")
     warm_pool_size: int = _setting(4, "computes kept started and asleep for the next creates; 0 switches the warm pool off")
-    max_connections: int = _setting(100, "connections that clients may have open to one database at once")
+    max_connections: int = _setting(100, "connections that clients may have open to one database at once, unless its size says otherwise")
+    size_min_cpu: float = _setting(0.25, "processors kept for each awake database, unless its size says otherwise")
+    size_max_cpu: float = _setting(2.0, "processors that one database may use at most, unless its size says otherwise")
+    size_min_memory_mb: int = _setting(
+        128, "MB of memory that a database may keep when the host is short of it, unless its size says otherwise"
+    )
+    size_max_memory_mb: int = _setting(1024, "MB of memory that one database may use at most, page cache and swap included")
+    size_disk_gb: float = _setting(10.0, "GB that the volume of one database may take, unless its size says otherwise")
+    boost_after_wake_s: float = _setting(3.0, "seconds after a wake in which a database has the full processor, whatever its size")
     login_timeout_s: float = _setting(10.0, "seconds a client has until it is logged in, the wake not counted")
     max_logins: int = _setting(4096, "connections that may be logging in at once; above it the oldest silent one is closed")
     start_timeout_s: float = _setting(60.0, "seconds a client waits for a compute to start before it is told to come back")
@@ -57,10 +66,15 @@ class Settings:
             ("max_logins", 1, 1_000_000),
             ("start_timeout_s", 0.1, 86_400),
             ("memory_high_percent", 1, 100),
+            ("boost_after_wake_s", 0, 300),
             ("uid_base", 1_000, 2_000_000_000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise BadSettings(f"{name} must be between {low} and {high}")
+        try:
+            _ = self.size
+        except InvalidRequest as error:
+            raise BadSettings(f"size_{error.message}", error.hint) from None
         if self.log_format not in ("console", "json"):
             raise BadSettings("log_format must be console or json")
 
@@ -68,6 +82,18 @@ class Settings:
     def sleep_policy(self) -> SleepPolicy:
         """The global idle times."""
         return SleepPolicy(self.freeze_after_s, self.page_after_s, self.stop_after_s)
+
+    @property
+    def size(self) -> Size:
+        """The size of databases that have none of their own."""
+        return Size(
+            self.size_min_cpu,
+            self.size_max_cpu,
+            self.size_min_memory_mb * MIB,
+            self.size_max_memory_mb * MIB,
+            self.max_connections,
+            int(self.size_disk_gb * GIB),
+        )
 
 
 def effects() -> dict[str, str]:

@@ -32,11 +32,16 @@ SYS = Path("/sys/fs/cgroup")
         pytest.param(PURE_V2, Layout(SYS, None, None, None), [SYS], id="v2"),
         pytest.param(
             PURE_V1,
-            Layout(None, SYS / "memory", SYS / "freezer", SYS / "cpu,cpuacct"),
+            Layout(None, SYS / "memory", SYS / "freezer", SYS / "cpu,cpuacct", SYS / "cpu,cpuacct"),
             [SYS / "memory", SYS / "freezer", SYS / "cpu,cpuacct"],
             id="v1",
         ),
-        pytest.param(HYBRID, Layout(SYS / "unified", SYS / "memory", None, None), [SYS / "unified", SYS / "memory"], id="hybrid"),
+        pytest.param(
+            HYBRID,
+            Layout(SYS / "unified", SYS / "memory", None, None, SYS / "cpu,cpuacct"),
+            [SYS / "unified", SYS / "memory", SYS / "cpu,cpuacct"],
+            id="hybrid",
+        ),
         pytest.param(
             PURE_V2 + "40 22 0:40 / /mnt/second rw - cgroup2 cgroup2 rw\n",
             Layout(SYS, None, None, None),
