@@ -2,7 +2,8 @@
 
 Concurrency: uvicorn makes a task a request. Its own main loop, which wakes ten times a second, isn't run, and no signal handlers are
 installed: the daemon decides when to stop. Stopping has two phases: no new requests and an end to endless ones, then, after a grace,
-an end to all. Bounded: a head of 64 KiB that must arrive within 10 s, a body see `asgi`.
+an end to all. The listening socket outlives it with `release`, for the next Torpor: requests that come in between wait.
+Bounded: a head of 64 KiB that must arrive within 10 s, a body see `asgi`.
 """
 
 import asyncio
@@ -30,6 +31,9 @@ HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 * 1024
 _BACKLOG = 1024
 _ABORT_S = 1.0
+_FIRST_REQUEST_S = 0.3  # that a connection without a request so far has at the end
+_LOOK_S = 0.005
+_CLOSE = (b"connection", b"close")
 
 
 class ApiServer:
@@ -58,10 +62,13 @@ class ApiServer:
         """How many requests were served, for the telemetry."""
         return self._app.requests
 
-    def bind(self) -> None:
-        """Take the address, without serving yet; clients that connect wait. Raises AddressInUse or BadSettings. Idempotent."""
+    def bind(self, listener: socket.socket | None = None) -> None:
+        """Take the address, or the listener that another Torpor released, without serving yet; clients that connect wait.
+
+        Raises AddressInUse or BadSettings. Idempotent.
+        """
         if self._socket is None:
-            self._socket = _bind(self._host, self._port)
+            self._socket = listener or _bind(self._host, self._port)
             self._port = self._socket.getsockname()[1]
 
     async def start(self) -> None:
@@ -85,19 +92,25 @@ class ApiServer:
         config.load()
         server = Server(config)
         server.lifespan = config.lifespan_class(config)
-        await server.startup(sockets=[cast(socket.socket, self._socket)])
+        # Of a duplicate: uvicorn's end closes its sockets.
+        await server.startup(sockets=[cast(socket.socket, self._socket).dup()])
         self._server = server
         log.info("the API listens", url=self.url)
 
     async def stop(self) -> None:
         """Stop within the grace and a second. Idempotent; works before `start` as well."""
+        listener = await self.release(self._grace_s)
+        if listener is not None:
+            listener.close()
+
+    async def release(self, grace_s: float) -> socket.socket | None:
+        """Stop within `grace_s` and a second, and give the listener to the caller: whoever connects meanwhile waits."""
         self._context.stopping.set()
         server, self._server = self._server, None
         listener, self._socket = self._socket, None
         if server is not None:
-            await _stop(server, self._grace_s)
-        if listener is not None:
-            listener.close()
+            await _stop(server, grace_s)
+        return listener
 
 
 async def _stop(server: Server, grace_s: float) -> None:
@@ -106,6 +119,11 @@ async def _stop(server: Server, grace_s: float) -> None:
     state = server.server_state
     for connection in list(state.connections):
         connection.shutdown()  # idle ones close now, the others after their answer
+    patience = asyncio.get_running_loop().time() + _FIRST_REQUEST_S
+    while any(cast(_Protocol, one).is_fresh for one in state.connections):
+        if asyncio.get_running_loop().time() > patience:
+            break
+        await asyncio.sleep(_LOOK_S)
     if tasks := set(state.tasks):
         _, late = await asyncio.wait(tasks, timeout=grace_s)
         for task in late:
@@ -146,6 +164,7 @@ class _Protocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _head_bytes = 0
     _in_head = True
+    _is_last = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -172,7 +191,24 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._clear_deadline()
+        if self._is_last:
+            self.headers.append(_CLOSE)
         super().on_headers_complete()
+        if self._is_last and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing was asked on this connection yet."""
+        return self.cycle is None and self.transport is not None and not self.transport.is_closing()
+
+    def shutdown(self) -> None:
+        """End it after the request that is under way, which is told so. One that has asked nothing yet may ask once: it just came."""
+        self._is_last = True
+        if not self.is_fresh:
+            if self.cycle is not None:
+                self.headers.append(_CLOSE)  # uvicorn repeats it in the answer
+            super().shutdown()
 
     def abort(self) -> None:
         """Close at once, whatever is unsent."""
