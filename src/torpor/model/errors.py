@@ -19,7 +19,12 @@ TorporError
 │   ├── WrongPassword           28P01  401   also for a role that doesn't exist, so that nobody can probe
 │   ├── LoginForbidden          28000  403   the role exists and its password is right, or it is Torpor's own
 │   ├── LoginTimeout            08006  408   the client took too long before it was logged in
-│   └── TooManyConnections      53300  503   a limit of the door is reached
+│   ├── AddressForbidden        28000  403   an access list keeps this address out
+│   ├── TooManyFailedLogins     28T01  429   this address has given wrong credentials for this database; wait
+│   ├── TooManyWakes            53400  429   the database, or the host, was woken too often; wait
+│   └── TooManyConnections      53300  503   a limit of the door is reached: overall, or
+│       ├── TooManyFromAddress  53300  503   … that of the client's address
+│       └── TooManyInDatabase   53300  503   … that of the database
 ├── Unavailable                 a fault on our side; trying again later can help
 │   ├── ComputeStartFailed      58000  503   PostgreSQL did not start; the cause is in the text
 │   ├── ComputeLost             57P02  503   PostgreSQL went away while we talked to it
@@ -131,6 +136,27 @@ class LoginTimeout(Refused):
 
 class TooManyConnections(Refused):
     kind, sqlstate, http_status = "too_many_connections", "53300", 503
+
+
+class TooManyFromAddress(TooManyConnections):
+    kind = "too_many_connections_from_address"
+
+
+class TooManyInDatabase(TooManyConnections):
+    kind = "too_many_connections_to_database"
+
+
+class AddressForbidden(Refused):
+    kind, sqlstate, http_status = "address_forbidden", "28000", 403
+
+
+class TooManyFailedLogins(Refused):
+    # Class 28 (invalid authorization), in the part that the standard leaves to implementations: no driver asks for another password.
+    kind, sqlstate, http_status = "too_many_failed_logins", "28T01", 429
+
+
+class TooManyWakes(Refused):
+    kind, sqlstate, http_status = "too_many_wakes", "53400", 429
 
 
 class Unavailable(TorporError):

@@ -7,7 +7,9 @@ A setting `freeze_after_s` is `freeze_after_s` in torpor.toml, `TORPOR_FREEZE_AF
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torpor.model.access import NetworkSet
 from torpor.model.errors import BadSettings, InvalidRequest
+from torpor.model.limits import DoorLimits, parse_rates
 from torpor.model.size import GIB, MIB, Size
 from torpor.model.sleep import SleepPolicy
 
@@ -47,6 +49,12 @@ class Settings:
     boost_after_wake_s: float = _setting(3.0, "seconds after a wake in which a database has the full processor, whatever its size")
     login_timeout_s: float = _setting(10.0, "seconds a client has until it is logged in, the wake not counted")
     max_logins: int = _setting(4096, "connections that may be logging in at once; above it the oldest silent one is closed")
+    max_logins_per_address: int = _setting(512, "connections of one address (IPv6: of one /64) that may be logging in at once")
+    max_connections_per_address: int = _setting(5000, "connections that one address (IPv6: one /64) may have, those logging in included")
+    max_connections_overall: int = _setting(50_000, "connections to all databases at once, those logging in not included")
+    wake_rate_per_database: str = _setting("300/200/100", "wakes per second of one database, over 1 s, 1 min and 10 min; or never")
+    wake_rate_overall: str = _setting("3000/2000/1000", "wakes per second of all databases, over 1 s, 1 min and 10 min; or never")
+    proxy_protocol_from: str = _setting("", "load balancers that send the PROXY protocol: addresses or networks, with commas between")
     start_timeout_s: float = _setting(60.0, "seconds a client waits for a compute to start before it is told to come back")
     memory_high_percent: float = _setting(85.0, "share of the host's memory above which the longest asleep go down a tier")
     uid_base: int = _setting(310_000, "first host uid for computes when Torpor runs as root; each database has its own")
@@ -56,6 +64,11 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise BadSettings, naming the setting, for values out of range."""
         _ = self.sleep_policy
+        _ = self.door_limits
+        try:
+            NetworkSet(self.load_balancers)
+        except InvalidRequest as error:
+            raise BadSettings(f"proxy_protocol_from: {error.message}", error.hint) from None
         for name in ("door_port", "api_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSettings(f"{name} must be between 0 and 65535")
@@ -64,6 +77,9 @@ class Settings:
             ("max_connections", 5, 10_000),
             ("login_timeout_s", 0.1, 600),
             ("max_logins", 1, 1_000_000),
+            ("max_logins_per_address", 1, 1_000_000),
+            ("max_connections_per_address", 1, 1_000_000),
+            ("max_connections_overall", 1, 1_000_000),
             ("start_timeout_s", 0.1, 86_400),
             ("memory_high_percent", 1, 100),
             ("boost_after_wake_s", 0, 300),
@@ -94,6 +110,22 @@ class Settings:
             self.max_connections,
             int(self.size_disk_gb * GIB),
         )
+
+    @property
+    def door_limits(self) -> DoorLimits:
+        """What the door allows at most."""
+        return DoorLimits(
+            self.max_connections_overall,
+            self.max_connections_per_address,
+            self.max_logins_per_address,
+            parse_rates("wake_rate_per_database", self.wake_rate_per_database),
+            parse_rates("wake_rate_overall", self.wake_rate_overall),
+        )
+
+    @property
+    def load_balancers(self) -> tuple[str, ...]:
+        """The networks from which the PROXY protocol is spoken."""
+        return tuple(part for part in self.proxy_protocol_from.replace(",", " ").split() if part)
 
 
 def effects() -> dict[str, str]:

@@ -1,0 +1,109 @@
+"""Failed logins, remembered per address and database: after each the next try is refused for 1 s, 2 s, 4 s … up to an hour. Pure.
+
+Memory is bounded and mostly untouched: a table of 2^20 places of 16 bytes (16 MiB), of which the kernel gives only the pages that are
+written to. The place of a pair is chosen by a hash with a secret key, in a set of eight. Where a set is full the weakest entry leaves:
+the fewest failures, then the oldest. So an entry of n failures stays until seven others of its set have as many: who wants to be rid of
+his own must fail about a million times n from other addresses, without knowing which of them count.
+"""
+
+import mmap
+import struct
+from hashlib import blake2b
+
+FIRST_PENALTY_S = 1.0
+LONGEST_PENALTY_S = 3600.0
+FORGIVEN_EVERY_S = 3600.0
+"""After a penalty is over, one failure is forgiven for each hour without another."""
+
+_ENTRY = struct.Struct("<QIHH")  # tag (0: free), end of the penalty in tenths of a second, failures, unused
+_WAYS = 8
+_SET_BYTES = _WAYS * _ENTRY.size
+_MAX_FAILURES = 1000
+_TENTHS = 10
+_HASH = struct.Struct("<QQ")
+
+
+class FailedLogins:
+    """The table. `capacity` is rounded up to whole sets; `secret` keeps strangers from choosing places."""
+
+    def __init__(self, secret: bytes, now: float, capacity: int = 1 << 20) -> None:
+        self._secret = secret[:64]
+        self._epoch = now - 1
+        self._sets = max(1, -(-capacity // _WAYS))
+        self._table = mmap.mmap(-1, self._sets * _SET_BYTES)
+        self.evicted = 0
+        """Entries that had to leave before their time."""
+
+    def __repr__(self) -> str:
+        return f"<FailedLogins {self._sets * _WAYS} places, {self.evicted} evicted>"
+
+    @property
+    def size_bytes(self) -> int:
+        """What the table takes at most."""
+        return self._sets * _SET_BYTES
+
+    def blocked_for(self, address: str, target: str, now: float) -> float:
+        """Seconds until this pair may try again; 0 when it may now."""
+        start, tag = self._place(address, target)
+        for offset in range(start, start + _SET_BYTES, _ENTRY.size):
+            found, until, failures, _ = _ENTRY.unpack_from(self._table, offset)
+            if found == tag:
+                left = until / _TENTHS - (now - self._epoch)
+                return max(0.0, left) if failures else 0.0
+        return 0.0
+
+    def failed(self, address: str, target: str, now: float) -> float:
+        """Note a failure; the penalty in seconds."""
+        start, tag = self._place(address, target)
+        elapsed = now - self._epoch
+        weakest, weakest_offset = (_MAX_FAILURES + 1, 0.0), start
+        known = 0
+        for offset in range(start, start + _SET_BYTES, _ENTRY.size):
+            found, until, failures, _ = _ENTRY.unpack_from(self._table, offset)
+            left = _remembered(failures, elapsed - until / _TENTHS) if found else 0
+            if found == tag:
+                known, weakest_offset, weakest = left, offset, (0, 0.0)
+                break
+            if (left, until) < weakest:
+                weakest, weakest_offset = (left, until), offset
+        if weakest[0]:
+            self.evicted += 1
+        failures = min(known + 1, _MAX_FAILURES)
+        penalty = penalty_s(failures)
+        _ENTRY.pack_into(self._table, weakest_offset, tag, _tenths(elapsed + penalty), failures, 0)
+        return penalty
+
+    def cleared(self, address: str, target: str) -> None:
+        """Forget a pair: its password was right. Idempotent."""
+        start, tag = self._place(address, target)
+        for offset in range(start, start + _SET_BYTES, _ENTRY.size):
+            if _ENTRY.unpack_from(self._table, offset)[0] == tag:
+                _ENTRY.pack_into(self._table, offset, 0, 0, 0, 0)
+
+    def entries(self, now: float) -> int:
+        """How many pairs are remembered. Reads the whole table (0.3 s when it is full): for tests and people."""
+        elapsed = now - self._epoch
+        rows = _ENTRY.iter_unpack(self._table[:])
+        return sum(1 for tag, until, failures, _ in rows if tag and _remembered(failures, elapsed - until / _TENTHS))
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._table.close()
+
+    def _place(self, address: str, target: str) -> tuple[int, int]:
+        text = f"{len(address)}:{address}{target}".encode("utf-8", "surrogateescape")
+        place, tag = _HASH.unpack(blake2b(text, digest_size=_HASH.size, key=self._secret).digest())
+        return place % self._sets * _SET_BYTES, tag or 1
+
+
+def penalty_s(failures: int) -> float:
+    """How long the next try is refused after so many failures in a row."""
+    return min(FIRST_PENALTY_S * 2.0 ** (failures - 1), LONGEST_PENALTY_S) if failures < 64 else LONGEST_PENALTY_S
+
+
+def _remembered(failures: int, since_s: float) -> int:
+    return max(0, failures - int(since_s / FORGIVEN_EVERY_S)) if since_s > 0 else failures
+
+
+def _tenths(elapsed_s: float) -> int:
+    return min(int(elapsed_s * _TENTHS + 0.999), 0xFFFFFFFF)
