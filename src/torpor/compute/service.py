@@ -9,7 +9,7 @@ import contextlib
 import importlib.resources
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torpor.compute.handover import LifeLine, hand_over
@@ -112,6 +112,10 @@ class ServiceSession:
             "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity "
             "WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_catalog.pg_backend_pid()"
         )
+
+    async def end_backends(self, pids: Iterable[int]) -> None:
+        """Tell these to end, without waiting for it."""
+        await self.query(";".join(f"SELECT pg_catalog.pg_terminate_backend({pid:d})" for pid in pids))
 
     async def query(self, text: str) -> list[Row]:
         """The rows of a simple query, of all its statements. Raises QueryFailed, or ComputeLost when the session broke."""

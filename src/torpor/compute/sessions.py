@@ -5,17 +5,19 @@ of them wakes it. Concurrency: belongs to one event loop; watching costs nothing
 """
 
 import asyncio
+import contextlib
 import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torpor.compute.handover import BackendEnd
 from torpor.metering.traffic import Traffic, tcp_traffic
 from torpor.pgwire.answers import terminate
 
 _GOODBYE = terminate()
+_DROPPED_BYTES = 16_384  # closing a socket with unread bytes resets the connection, and the client might never read its farewell
 
 TrafficSource = Callable[[], Traffic]
 
@@ -23,12 +25,13 @@ TrafficSource = Callable[[], Traffic]
 class Session:
     """One client's session. The duplicate is closed when it ends."""
 
-    __slots__ = ("_duplicate", "_end", "_traffic", "client_host")
+    __slots__ = ("_duplicate", "_end", "_farewell", "_traffic", "client_host")
 
     def __init__(self, duplicate: socket.socket, end: BackendEnd, client_host: str, traffic: TrafficSource | None) -> None:
         self._duplicate = duplicate
         self._end = end
         self._traffic = traffic
+        self._farewell = b""
         self.client_host = client_host
 
     def __repr__(self) -> str:
@@ -72,12 +75,29 @@ class Session:
     def fileno(self) -> int:
         return self._duplicate.fileno()
 
+    def dismiss(self, farewell: bytes) -> None:
+        """End a session whose backend waits for its client, and tell the client why. Idempotent.
+
+        The backend reads the end of its client, and ends. If a statement came in this very moment, it reads that first and runs it, and the
+        client has its answer before the farewell: the farewell is written when the backend is gone.
+        """
+        if not self._farewell:
+            self._farewell = farewell
+            with contextlib.suppress(OSError):  # the client has left
+                self._duplicate.shutdown(socket.SHUT_RD)
+
     def end(self) -> None:
         """Note that the backend has ended. Idempotent."""
         self._end.end()
 
     def close(self) -> None:
         """Let go of the socket. Idempotent."""
+        if self._farewell and self._end.ended:
+            with contextlib.suppress(OSError):
+                self._duplicate.send(self._farewell, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._duplicate.shutdown(socket.SHUT_WR)
+                self._duplicate.recv(_DROPPED_BYTES, socket.MSG_DONTWAIT)
+        self._farewell = b""
         self._duplicate.close()
         self._end.close()
 
@@ -105,6 +125,9 @@ class Sessions:
         if self._watching:
             self._watch_one(session)
         session.when_ended(lambda: self._ended(session))
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._live)
 
     def pids(self) -> list[int | None]:
         """Backend pids of the live sessions, None for those not reported yet."""
