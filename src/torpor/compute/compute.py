@@ -17,12 +17,13 @@ from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle, boot_id
 from torpor.compute import logfile
 from torpor.compute.handover import NotDelivered
-from torpor.compute.idleness import only_recent, spell
+from torpor.compute.idleness import only_recent, spell, usual_cause
 from torpor.compute.launch import LaunchPlan
-from torpor.compute.lifecycle import TIERS, ComputeState, check_move
+from torpor.compute.lifecycle import TIERS, ComputeState, check_move, next_step
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.service import WARM_DATABASE
 from torpor.compute.sessions import Session, TrafficSource
+from torpor.compute.shares import Shares, connection_limit, server_options
 from torpor.compute.surroundings import Surroundings
 from torpor.metering.traffic import Traffic
 from torpor.model.database import ComputeRecord, Database, Role, Step, Wake
@@ -36,6 +37,7 @@ from torpor.model.errors import (
     TorporError,
     Unavailable,
 )
+from torpor.model.size import Size
 from torpor.model.sleep import AwakeReason, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import AwakeCause
 
@@ -46,8 +48,6 @@ _START_SLOT_S = 2.0
 _FAILURE_REMEMBERED_S = 3.0
 _FREEZE_AGAIN_AFTER_S = (0.02, 0.05, 0.1, 0.2, 0.0)
 _HAND_OVER_AGAIN_AFTER_S = (0.005, 0.05)
-_RECLAIM_PASSES = 5
-_RECLAIM_PROGRESS = 0.95  # a pass that leaves more than this share of what there was is the last
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
 
 
@@ -69,6 +69,7 @@ class Compute:
         self.broken = ""
         self._around = around
         self._listener = listener
+        self.shares = Shares()
         self._postmaster: Postmaster | None = None
         self._moving: asyncio.Task[None] | None = None
         self._dozing: asyncio.Task[None] | None = None
@@ -100,6 +101,17 @@ class Compute:
     def policy(self) -> SleepPolicy:
         """The idle times that apply: its own over the global ones."""
         return self.database.overrides.apply(self._around.policy)
+
+    @property
+    def size(self) -> Size:
+        """What it may use: its own size over the global one."""
+        return self.database.size.apply(self._around.size)
+
+    @property
+    def connection_limit(self) -> int:
+        """How many connections clients may have open now. A higher number than PostgreSQL was started for waits for its next start."""
+        runs_on = self._around.volumes.data(self.database.id) if self._postmaster is not None else None
+        return connection_limit(self.size, self._around.size, runs_on)
 
     @property
     def can_page(self) -> bool:
@@ -145,31 +157,23 @@ class Compute:
         """What keeps it awake as far as is known without asking PostgreSQL."""
         if self.tier is not Tier.AWAKE:
             return ()
-        return self._last_causes or (self._default_cause(),)
+        return self._last_causes or (usual_cause(self.policy),)
 
     async def causes(self) -> tuple[AwakeCause, ...]:
         """What keeps it awake, asked of PostgreSQL now; empty when it is asleep. Never wakes it."""
         if self.state is not ComputeState.AWAKE or self._postmaster is None:
             return self.known_causes()
         try:
-            return await self._postmaster.causes() or (self._default_cause(),)
+            return await self._postmaster.causes() or (usual_cause(self.policy),)
         except TorporError:  # it fell asleep or ended while it was asked
             return self.known_causes()
 
     def next_step(self) -> tuple[Tier, float] | None:
         """The next step down and in how many seconds from now it is due if nothing happens; None when none will come."""
-        policy, around = self.policy, self._around
-        elapsed_s = around.clock.time() - self.tier_since
-        match self.tier:
-            case Tier.AWAKE if policy.freeze_after_s is not None:
-                idle_s = around.clock.monotonic() - (self.last_activity or around.clock.monotonic())
-                return Tier.FROZEN, policy.freeze_after_s - idle_s
-            case Tier.FROZEN if policy.page_after_s is not None and around.trees.can_reclaim:
-                return Tier.PAGED, policy.page_after_s - elapsed_s
-            case Tier.FROZEN | Tier.PAGED if policy.stop_after_s is not None and not self.connections:
-                return Tier.STOPPED, policy.stop_after_s - elapsed_s
-            case _:
-                return None
+        around = self._around
+        idle_s = around.clock.monotonic() - (self.last_activity or around.clock.monotonic())
+        asleep_s = around.clock.time() - self.tier_since
+        return next_step(self.tier, self.policy, idle_s, asleep_s, around.trees.can_reclaim, bool(self.connections))
 
     # -- being used
 
@@ -229,28 +233,28 @@ class Compute:
         for pause_s in _HAND_OVER_AGAIN_AFTER_S:
             self._touch()
             with contextlib.suppress(NotDelivered):
-                return await self._live().hand_over(client, address, startup, traffic)
+                return await self.live().hand_over(client, address, startup, traffic)
             # It died a moment ago, and its end is noticed in the next: the client need not know.
             await self._around.clock.sleep(pause_s)
             await self.wake(WakeReason.CONNECTION, "again, PostgreSQL had died")
-        return await self._live().hand_over(client, address, startup, traffic)
+        return await self.live().hand_over(client, address, startup, traffic)
 
     async def role(self, name: str) -> Role | None:
         """One role, asked of PostgreSQL. Only within `awake`. Raises ComputeLost."""
-        return await (await self._live().service()).role(name)
+        return await (await self.live().service()).role(name)
 
     async def warm_up(self) -> None:
         """Make the first session of a cluster that is to be claimed as fast as later ones. Only within `awake`."""
-        await self._live().warm_up(WARM_DATABASE)
+        await self.live().warm_up(WARM_DATABASE)
 
     async def claim(self, name: str, verifier: Awaitable[str]) -> None:
         """Name a warm cluster for its user. Only within `awake`. The session is opened while the verifier is still being computed."""
-        service = await self._live().service()
+        service = await self.live().service()
         await service.claim(name, await verifier)
 
     async def set_password(self, role: str, verifier: str) -> None:
         """Set a role's password by its verifier. Only within `awake`."""
-        await (await self._live().service()).set_password(role, verifier)
+        await (await self.live().service()).set_password(role, verifier)
 
     # -- going down
 
@@ -302,15 +306,8 @@ class Compute:
         """Reclaim the memory of a frozen compute. A wake meanwhile wins."""
         if self.state is not ComputeState.FROZEN or self._postmaster is None:
             return
-        tree = self._postmaster.tree
-        left = tree.usage().memory_bytes
-        for _ in range(_RECLAIM_PASSES):
-            before, left = left, await asyncio.to_thread(tree.reclaim)
-            if self.state is not ComputeState.FROZEN:
-                return
-            if left > before * _RECLAIM_PROGRESS:
-                break
-        self._go(ComputeState.PAGED, reason, keep_since=True)
+        if await self._postmaster.page_out(lambda: self.state is ComputeState.FROZEN):
+            self._go(ComputeState.PAGED, reason, keep_since=True)
 
     async def stop(self, reason: SleepReason) -> None:
         """End PostgreSQL in order, with whatever sessions it has. Idempotent."""
@@ -367,9 +364,11 @@ class Compute:
 
     def _new_postmaster(self) -> Postmaster:
         id = self.database.id
-        return Postmaster(self._around.trees.open(id), self._around.run / id / "door.sock", self._on_traffic, self._touch)
+        tree = self.shares.open(self._around.trees.open(id), self.size)
+        return Postmaster(tree, self._around.run / id / "door.sock", self._on_traffic, self._touch)
 
-    def _live(self) -> Postmaster:
+    def live(self) -> Postmaster:
+        """The PostgreSQL that runs. Raises ComputeLost."""
         if self._postmaster is None:
             raise NotDelivered("PostgreSQL went away", "try again")
         return self._postmaster
@@ -385,12 +384,6 @@ class Compute:
 
     def _touch(self) -> None:
         self.last_activity = self._around.clock.monotonic()
-
-    def _default_cause(self) -> AwakeCause:
-        after_s = self.policy.freeze_after_s
-        if after_s is None:
-            return AwakeCause(AwakeReason.PINNED, "freeze_after_s is never")
-        return AwakeCause(AwakeReason.RECENT, f"something ran less than {after_s:g} s ago")
 
     def _go(self, state: ComputeState, reason: SleepReason | WakeReason | None, keep_since: bool = False) -> None:
         check_move(self.state, state)
@@ -459,6 +452,7 @@ class Compute:
             around.library,
             around.configuration(database.major),
             self.log_file,
+            server_options(self.size, around.size),
         )
 
     async def _start_failed(self, error: BaseException) -> None:
@@ -481,7 +475,7 @@ class Compute:
     def _thaw(self, reason: WakeReason, detail: str) -> Wake:
         clock = self._around.clock
         began_at, began, tier = clock.time(), clock.monotonic(), self.tier
-        postmaster = self._live()
+        postmaster = self.live()
         postmaster.thaw()
         elapsed_ms = (clock.monotonic() - began) * 1000
         self._go(ComputeState.AWAKE, reason)
@@ -520,7 +514,7 @@ class Compute:
             if self.state is not ComputeState.AWAKE or self._dozing is not asyncio.current_task():
                 return
             logfile.keep_small(self.log_file)
-            now = self._live().sessions.traffic()
+            now = self.live().sessions.traffic()
             if now != seen and seen is not None:
                 self._touch()
                 self._last_causes = ()
@@ -532,7 +526,7 @@ class Compute:
 
     async def _freeze(self, reason: SleepReason) -> None:
         """Freeze, or stay awake and know why."""
-        postmaster = self._live()
+        postmaster = self.live()
         self._go(ComputeState.FREEZING, None)
         try:
             outcome = await postmaster.freeze_if_quiet(
@@ -555,10 +549,11 @@ class Compute:
             self._touch()
             return
         self._go(ComputeState.FROZEN, reason)
+        self.shares.boost()
         postmaster.sessions.watch()
 
     async def _stop(self, reason: SleepReason) -> None:
-        postmaster = self._live()
+        postmaster = self.live()
         quiet = self.state in (ComputeState.FROZEN, ComputeState.PAGED) and not self.connections
         if self.state in (ComputeState.FROZEN, ComputeState.PAGED):
             postmaster.thaw()  # only to end in order: no wake that anybody asked for
@@ -585,15 +580,16 @@ class Compute:
             return
         log.error("PostgreSQL died", database=self.database.label, tier=str(self.tier), words=logfile.last_words(self.log_file))
         self._around.catalog.forget_roles(self.database.id)  # whatever was changed since they were saved is unknown
-        crashed = self._live()
+        crashed = self.live()
         self._past_cpu_ns += crashed.tree.usage().cpu_ns
         self._gone(SleepReason.CRASH)
         self._move(crashed.bury(), "bury")
 
     def _gone(self, reason: SleepReason) -> None:
-        postmaster = self._live()
+        postmaster = self.live()
         self._past_traffic += postmaster.sessions.traffic()
         postmaster.sessions.end_all()
         self._postmaster = None
+        self.shares.close()
         self._around.catalog.forget_compute(self.database.id)
         self._go(ComputeState.STOPPED, reason)

@@ -9,7 +9,7 @@ over must be seen in that state, and no byte may have arrived between before the
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from torpor.model.sleep import AwakeReason
+from torpor.model.sleep import AwakeReason, SleepPolicy
 from torpor.model.views import AwakeCause
 
 _QUIET_STATES = frozenset({"idle", "idle in transaction", "idle in transaction (aborted)"})
@@ -91,6 +91,17 @@ def _cause(row: Activity) -> AwakeCause | None:
             return None
 
 
+def is_resting(row: Activity) -> bool:
+    """Whether a session waits for its client outside of a transaction, so that ending it interrupts nothing."""
+    return row.backend_type == "client backend" and row.state == "idle" and row.wait_event == "ClientRead" and not row.backup
+
+
+def is_working(row: Activity) -> bool:
+    """Whether a session has something that a client waits for or has begun: a statement, a transaction, a backup. A stream of
+    replication never ends by itself, and goes on where it stood when it is opened again."""
+    return row.backup or (row.backend_type == "client backend" and not is_resting(row))
+
+
 def spell(causes: Sequence[AwakeCause]) -> str:
     """The first few causes in words."""
     return "; ".join(f"{cause.reason}: {cause.detail}" for cause in causes[:3])
@@ -99,3 +110,10 @@ def spell(causes: Sequence[AwakeCause]) -> str:
 def only_recent(causes: Sequence[AwakeCause]) -> bool:
     """Whether nothing runs now, though something did a moment ago."""
     return all(cause.reason in (AwakeReason.RECENT, AwakeReason.PINNED) for cause in causes)
+
+
+def usual_cause(policy: SleepPolicy) -> AwakeCause:
+    """What keeps a compute awake in which nothing in particular goes on."""
+    if policy.freeze_after_s is None:
+        return AwakeCause(AwakeReason.PINNED, "freeze_after_s is never")
+    return AwakeCause(AwakeReason.RECENT, f"something ran less than {policy.freeze_after_s:g} s ago")

@@ -32,6 +32,7 @@ class LaunchPlan:
     library: Path
     configuration: Path
     log: Path
+    options: tuple[tuple[str, str], ...] = ()  # settings of PostgreSQL beyond those that all share
 
 
 class Launch:
@@ -146,6 +147,7 @@ def command(plan: LaunchPlan) -> list[str]:
         "config_file": str(plan.configuration / "postgresql.conf"),
         "hba_file": str(plan.configuration / "pg_hba.conf"),
         "ident_file": str(plan.configuration / "pg_ident.conf"),
+        **dict(plan.options),
     }
     return steps + [part for name, value in isolation.items() for part in ("-c", f"{name}={value}")]
 

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from torpor.model.sleep import Tier
+from torpor.model.sleep import SleepPolicy, Tier
 
 
 class ComputeState(StrEnum):
@@ -50,3 +50,18 @@ def check_move(before: ComputeState, after: ComputeState) -> None:
     """Raise IllegalMove unless the table has it."""
     if after not in MOVES[before]:
         raise IllegalMove(f"a compute can't go from {before} to {after}")
+
+
+def next_step(
+    tier: Tier, policy: SleepPolicy, idle_s: float, asleep_s: float, can_page: bool, connected: bool
+) -> tuple[Tier, float] | None:
+    """The next step down and in how many seconds it is due if nothing happens; None when none will come."""
+    match tier:
+        case Tier.AWAKE if policy.freeze_after_s is not None:
+            return Tier.FROZEN, policy.freeze_after_s - idle_s
+        case Tier.FROZEN if policy.page_after_s is not None and can_page:
+            return Tier.PAGED, policy.page_after_s - asleep_s
+        case Tier.FROZEN | Tier.PAGED if policy.stop_after_s is not None and not connected:
+            return Tier.STOPPED, policy.stop_after_s - asleep_s
+        case _:
+            return None

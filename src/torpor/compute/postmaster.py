@@ -16,7 +16,7 @@ from pathlib import Path
 from torpor.base.cgroups import Tree
 from torpor.base.processes import ProcessHandle, start_ticks, tcp_sockets_of
 from torpor.compute.handover import AdoptedBackend, LifeLine, hand_over
-from torpor.compute.idleness import awake_causes
+from torpor.compute.idleness import Activity, awake_causes, is_resting, is_working
 from torpor.compute.launch import Launch, LaunchPlan, spawn
 from torpor.compute.service import ServiceSession
 from torpor.compute.sessions import Session, Sessions, TrafficSource
@@ -27,6 +27,8 @@ from torpor.model.views import AwakeCause
 
 _FAST_SHUTDOWN_S = 60.0
 _IMMEDIATE_SHUTDOWN_S = 10.0
+_RECLAIM_PASSES = 5
+_RECLAIM_PROGRESS = 0.95  # a pass that leaves more than this share of what there was is the last
 _DISCARDED_S = 2.0
 _KILLED_S = 10.0
 _KILLED_LOOK_S = 0.002
@@ -175,6 +177,23 @@ class Postmaster:
         service = await self.service()
         return awake_causes(await service.activity(), self.sessions.pids())
 
+    async def dismiss_resting(self, farewell: bytes) -> list[Activity]:
+        """End every session that rests outside of a transaction; what those do that remain."""
+        service = await self.service()
+        rows = await service.activity()
+        sessions = {session.pid: session for session in self.sessions}
+        strangers = []
+        for row in rows:
+            if not is_resting(row):
+                continue
+            if (session := sessions.get(row.pid)) is not None:
+                session.dismiss(farewell)
+            elif None not in sessions:  # one that couldn't be adopted; or one whose pid is still on its way
+                strangers.append(row.pid)
+        if strangers:
+            await service.end_backends(strangers)
+        return [row for row in rows if is_working(row)]
+
     async def freeze_if_quiet(self, still_wanted: Callable[[], bool], save_roles: Callable[[Sequence[Role]], None]) -> FreezeOutcome:
         """Freeze unless something is going on. Afterwards every session is waiting for its client, and no byte of any client is unread.
 
@@ -205,6 +224,17 @@ class Postmaster:
                 return _recent("a client sent something at that moment")
             self.asleep = True
         return FreezeOutcome(())
+
+    async def page_out(self, still_wanted: Callable[[], bool]) -> bool:
+        """Push its memory out to swap, pass after pass in a thread; False as soon as that isn't wanted any more."""
+        left = self.tree.usage().memory_bytes
+        for _ in range(_RECLAIM_PASSES):
+            before, left = left, await asyncio.to_thread(self.tree.reclaim)
+            if not still_wanted():
+                return False
+            if left > before * _RECLAIM_PROGRESS:
+                break
+        return True
 
     def thaw(self) -> None:
         """Let it run on. Idempotent, immediate."""

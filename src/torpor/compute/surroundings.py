@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torpor.base.cgroups import Trees
@@ -11,6 +11,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.catalog.catalog import Catalog
 from torpor.compute.binaries import Postgres
 from torpor.model.database import Wake
+from torpor.model.size import Size
 from torpor.model.sleep import SleepPolicy
 from torpor.storage.volumes import Volumes
 
@@ -33,3 +34,4 @@ class Surroundings:
     starts: asyncio.Semaphore
     start_timeout_s: float
     on_wake: Callable[[Wake], None]
+    size: Size = field(default_factory=Size)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torpor.model.names import DatabaseId
+from torpor.model.size import NO_OVERRIDES, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier, WakeReason
 
 
@@ -28,6 +29,7 @@ class Database:
     uid: int
     created_at: float
     overrides: SleepOverrides = field(default_factory=SleepOverrides)
+    size: SizeOverrides = NO_OVERRIDES
 
     @property
     def label(self) -> str:

@@ -93,6 +93,8 @@ class SizeOverrides:
 
         Where only one end of a range is its own, the inherited end gives way: with a maximum of 0.1 the minimum is 0.1 as well.
         """
+        if self == NO_OVERRIDES:
+            return size
         min_cpu, max_cpu = _range(self.min_cpu, self.max_cpu, size.min_cpu, size.max_cpu)
         min_memory, max_memory = _range(self.min_memory_bytes, self.max_memory_bytes, size.min_memory_bytes, size.max_memory_bytes)
         return Size(
