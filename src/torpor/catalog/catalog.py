@@ -10,17 +10,21 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import apsw
 
-from torpor.catalog.schema import migrate, statements
+from torpor.catalog.records import Records, faults
+from torpor.catalog.schema import migrate
 from torpor.model.database import ComputeRecord, Database, DatabaseState, Role, Step, Wake
-from torpor.model.errors import CatalogUnusable, Conflict, DatabaseExists, DatabaseNotFound, PoolFull
+from torpor.model.errors import CatalogUnusable, Conflict, DatabaseExists, DatabaseNotFound, WorkspaceNotFound
 from torpor.model.names import DatabaseId
+from torpor.model.size import NO_OVERRIDES, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier, WakeReason
 from torpor.model.traffic import Traffic
+from torpor.model.workspace import DEFAULT_WORKSPACE, WorkspaceId
 
 KEPT_WAKES = 100
 """How many wakes of one database are kept."""
@@ -29,15 +33,13 @@ _SMALLEST_BYTES = 512  # one page of the smallest size
 _NO_OVERRIDES = SleepOverrides()  # shared: most of 10,000 databases have none
 
 
-class Catalog:
+class Catalog(Records):
     """Torpor's records. Made by `open`."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
-        self._connection = connection
-        self._sql = statements()
-
-    def __repr__(self) -> str:
-        return f"<Catalog {self._connection.filename or 'closed'}>"
+    @property
+    def connection(self) -> apsw.Connection:
+        """For further kinds of records in the same file."""
+        return self._connection
 
     @classmethod
     def open(cls, path: Path) -> "Catalog":
@@ -45,7 +47,7 @@ class Catalog:
 
         Raises CatalogUnusable when it is damaged, newer than this Torpor, or can't be read and written.
         """
-        with _faults(path):
+        with faults(path):
             if not path.exists():
                 _make(path)
             elif path.stat().st_size < _SMALLEST_BYTES:
@@ -78,30 +80,51 @@ class Catalog:
     def databases(self) -> list[Database]:
         """All databases in any state, oldest first. 10,000 take about 50 ms."""
         return [
-            Database(id, name, DatabaseState(state), major, uid, created_at, _overrides(freeze, page, stop))
-            for id, name, state, major, uid, created_at, freeze, page, stop in self._read("databases")
+            Database(
+                id, name, DatabaseState(state), major, uid, created_at, _overrides(freeze, page, stop), _size(*size), workspace=workspace
+            )
+            for id, name, state, major, uid, created_at, workspace, freeze, page, stop, *size in self._read("databases")
         ]
 
     def add_database(self, database: Database) -> None:
         """Add a database. Raises DatabaseExists when its name (or id) is taken."""
         with self._unique(database.label):
             own = database.overrides
-            values = (database.id, database.name, database.state.value, database.major, database.uid, database.created_at)
-            self._write("add_database", (*values, own.freeze_after_s, own.page_after_s, own.stop_after_s))
+            values = (
+                database.id,
+                database.name,
+                database.state.value,
+                database.major,
+                database.uid,
+                database.created_at,
+                database.workspace,
+            )
+            self._write("add_database", (*values, own.freeze_after_s, own.page_after_s, own.stop_after_s, *astuple(database.size)))
 
     def set_state(self, id: DatabaseId, state: DatabaseState) -> None:
         """Move a database to `state`. Raises DatabaseNotFound."""
         self._change("set_state", id, state=state.value)
 
-    def claim(self, id: DatabaseId, name: str, overrides: SleepOverrides) -> None:
+    def claim(
+        self,
+        id: DatabaseId,
+        name: str,
+        overrides: SleepOverrides,
+        size: SizeOverrides = NO_OVERRIDES,
+        workspace: WorkspaceId = DEFAULT_WORKSPACE,
+    ) -> None:
         """Name a database of the warm pool: WARM to CLAIMING. Raises DatabaseExists, or Conflict when it isn't WARM any more."""
         with self._unique(name):
-            if not self._write("claim", {"id": id, "name": name, **_columns(overrides)}):
+            if not self._write("claim", {"id": id, "name": name, "workspace": workspace, **_columns(overrides), **_size_columns(size)}):
                 raise Conflict(f"database {id} doesn't wait in the warm pool any more")
 
     def set_overrides(self, id: DatabaseId, overrides: SleepOverrides) -> None:
         """Replace a database's own idle times. Raises DatabaseNotFound."""
         self._change("set_overrides", id, **_columns(overrides))
+
+    def set_size(self, id: DatabaseId, size: SizeOverrides) -> None:
+        """Replace what a database sets of its own size. Raises DatabaseNotFound."""
+        self._change("set_size", id, **_size_columns(size))
 
     def remove_database(self, id: DatabaseId) -> None:
         """Forget a database with its roles, compute, wakes and traffic. Nothing happens when it isn't there."""
@@ -130,7 +153,7 @@ class Catalog:
         kept = self.roles(id)
         if kept is not None and {name: (id, r.name, r.verifier, int(r.can_login), r.valid_until) for name, r in kept.items()} == rows:
             return
-        with self._transaction():
+        with self.transaction():
             self._change("set_roles_known", id, known=1)
             self._write("clear_roles", {"id": id})
             for row in rows.values():
@@ -140,7 +163,7 @@ class Catalog:
         """Make the roles of a database unknown. Nothing happens when they, or it, are so already."""
         if self.roles(id) is None:
             return
-        with self._transaction():
+        with self.transaction():
             self._write("set_roles_known", {"id": id, "known": 0})
             self._write("clear_roles", {"id": id})
 
@@ -167,7 +190,7 @@ class Catalog:
         """Add wakes, oldest first, in one transaction. Those of databases that are gone are left out."""
         if not wakes:
             return
-        with self._transaction():
+        with self.transaction():
             for wake in wakes:
                 counted = self._read("count_wake", {"id": wake.database_id})
                 if not counted:
@@ -192,7 +215,7 @@ class Catalog:
         """Add to the totals of databases, in one transaction. That of databases that are gone is left out."""
         if not any(traffic.values()):
             return
-        with self._transaction():
+        with self.transaction():
             for id, more in traffic.items():
                 self._write("add_traffic", {"id": id, "received": more.received, "sent": more.sent})
 
@@ -202,30 +225,17 @@ class Catalog:
 
     # -- how ---------------------------------------------------------------------------------------------------------------------
 
-    def _read(self, statement: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        with _faults(self._connection.filename):
-            return self._connection.execute(self._sql[statement], values).fetchall()
-
-    def _write(self, statement: str, values: Mapping[str, Any] | Sequence[Any]) -> int:
-        """How many rows were changed."""
-        with _faults(self._connection.filename):
-            self._connection.execute(self._sql[statement], values)
-            return self._connection.changes()
-
     def _change(self, statement: str, id: DatabaseId, **values: Any) -> None:
         if not self._write(statement, {"id": id, **values}):
             raise _not_found(id)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _faults(self._connection.filename), self._connection:
-            yield
 
     @contextmanager
     def _unique(self, label: str) -> Iterator[None]:
         try:
             yield
         except apsw.ConstraintError as error:
+            if getattr(error, "extendedresult", 0) == apsw.SQLITE_CONSTRAINT_FOREIGNKEY:  # it was removed in this very moment
+                raise WorkspaceNotFound("the workspace does not exist any more", "`torpor workspace ls` shows those that do") from error
             raise DatabaseExists(f"database {label!r} exists already", "choose another name") from error
 
 
@@ -271,26 +281,6 @@ def _keep_private(path: Path) -> None:
             path.chmod(mode & ~0o077)
 
 
-@contextmanager
-def _faults(path: Path | str) -> Iterator[None]:
-    """Turn faults of the file and the disk into errors for people."""
-    try:
-        yield
-    except apsw.FullError as error:
-        raise PoolFull(f"no room on the disk for the catalog {path}", "free some space") from error
-    except (apsw.NotADBError, apsw.CorruptError) as error:
-        raise CatalogUnusable(f"{path} is damaged: {error}", "restore it from a copy") from error
-    except apsw.BusyError as error:
-        raise CatalogUnusable(f"another program keeps {path} locked", "end it and try again") from error
-    except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError, OSError) as error:
-        raise CatalogUnusable(
-            f"{path} can't be opened for reading and writing: {error}",
-            "see that its directory exists and belongs to the user that runs Torpor",
-        ) from error
-    except apsw.IOError as error:
-        raise CatalogUnusable(f"the disk failed under {path}: {error}", "look at the kernel's log") from error
-
-
 def _not_found(id: DatabaseId) -> DatabaseNotFound:
     return DatabaseNotFound(f"there is no database with the id {id}")
 
@@ -305,6 +295,15 @@ def _columns(overrides: SleepOverrides) -> dict[str, float | str | None]:
 
 def _overrides(freeze: float | str | None, page: float | str | None, stop: float | str | None) -> SleepOverrides:
     return _NO_OVERRIDES if freeze is page is stop is None else SleepOverrides(freeze, page, stop)
+
+
+def _size_columns(size: SizeOverrides) -> dict[str, float | None]:
+    columns = asdict(size)
+    return {**columns, "max_connections": columns.pop("connections")}
+
+
+def _size(*own: Any) -> SizeOverrides:
+    return NO_OVERRIDES if all(value is None for value in own) else SizeOverrides(*own)
 
 
 def _wake(id: DatabaseId, at: float, reason: str, tier: str, detail: str, elapsed_ms: float, steps: str) -> Wake:

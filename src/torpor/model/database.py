@@ -6,6 +6,7 @@ from enum import StrEnum
 from torpor.model.names import DatabaseId
 from torpor.model.size import NO_OVERRIDES, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier, WakeReason
+from torpor.model.workspace import DEFAULT_WORKSPACE, WorkspaceId
 
 
 class DatabaseState(StrEnum):
@@ -30,6 +31,7 @@ class Database:
     created_at: float
     overrides: SleepOverrides = field(default_factory=SleepOverrides)
     size: SizeOverrides = NO_OVERRIDES
+    workspace: WorkspaceId | None = DEFAULT_WORKSPACE  # None while it waits in the warm pool
 
     @property
     def label(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
+from torpor.model.workspace import DEFAULT_WORKSPACE_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class DatabaseView:
     wakes: int
     last_wake: WakeView | None
     awake_because: tuple[AwakeCause, ...]
+    workspace: str = DEFAULT_WORKSPACE_NAME
 
 
 @dataclass(frozen=True, slots=True)

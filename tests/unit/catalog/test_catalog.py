@@ -205,7 +205,7 @@ def test_repr_tells_the_file(catalog: Catalog, path: Path) -> None:
 
 
 def test_ten_thousand_databases_load_fast(catalog: Catalog, path: Path) -> None:
-    with catalog._transaction():
+    with catalog.transaction():
         for n in range(10_000):
             catalog.add_database(database(DatabaseId(f"d{n:012}"), f"tenant-{n}", uid=1000 + n))
             catalog.save_roles(DatabaseId(f"d{n:012}"), [Role("owner", "SCRAM-SHA-256$" + "x" * 100, True)])

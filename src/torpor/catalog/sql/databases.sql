@@ -1,20 +1,31 @@
 -- name: databases
-SELECT id, name, state, major, uid, created_at, freeze_after_s, page_after_s, stop_after_s FROM databases ORDER BY created_at, id;
+SELECT id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
+    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes
+FROM databases ORDER BY created_at, id;
 
 -- name: add_database
-INSERT INTO databases (id, name, state, major, uid, created_at, freeze_after_s, page_after_s, stop_after_s)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO databases (id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
+    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: set_state
 UPDATE databases SET state = :state WHERE id = :id;
 
 -- name: claim
 UPDATE databases
-SET name = :name, state = 'claiming', freeze_after_s = :freeze_after_s, page_after_s = :page_after_s, stop_after_s = :stop_after_s
+SET name = :name, workspace_id = :workspace, state = 'claiming', freeze_after_s = :freeze_after_s, page_after_s = :page_after_s, stop_after_s = :stop_after_s,
+    min_cpu = :min_cpu, max_cpu = :max_cpu, min_memory_bytes = :min_memory_bytes, max_memory_bytes = :max_memory_bytes,
+    max_connections = :max_connections, disk_bytes = :disk_bytes
 WHERE id = :id AND state = 'warm';
 
 -- name: set_overrides
 UPDATE databases SET freeze_after_s = :freeze_after_s, page_after_s = :page_after_s, stop_after_s = :stop_after_s WHERE id = :id;
+
+-- name: set_size
+UPDATE databases
+SET min_cpu = :min_cpu, max_cpu = :max_cpu, min_memory_bytes = :min_memory_bytes, max_memory_bytes = :max_memory_bytes,
+    max_connections = :max_connections, disk_bytes = :disk_bytes
+WHERE id = :id;
 
 -- name: remove_database
 DELETE FROM databases WHERE id = :id;

@@ -1,0 +1,99 @@
+"""The audit log in the catalog. Concurrency: as `catalog`; a record is durable when the call that wrote it returns.
+
+The table itself refuses changes, and removals of what wasn't moved to a file (triggers in 0003_workspaces.sql).
+"""
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+
+from torpor.catalog.records import Records
+from torpor.model.audit import Anchor, AuditRecord, AuditResult
+from torpor.model.workspace import WorkspaceId
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which records. None means any. `action` also names a group (`key` for `key.create`), `actor` an id or a name; `outcomes` leaves
+    out those that only say that something was begun."""
+
+    workspace: WorkspaceId | None = None
+    action: str | None = None
+    target: str | None = None
+    actor: str | None = None
+    since: float | None = None
+    until: float | None = None
+    outcomes: bool = False
+
+
+class AuditRecords(Records):
+    """The records, and the anchor: the newest of those that were moved to a file."""
+
+    def append(self, make: Callable[[Anchor], AuditRecord]) -> AuditRecord:
+        """Add the record that `make` makes to follow the newest one."""
+        with self.transaction():
+            record = make(self.head())
+            self._write("add_audit", astuple(record))
+        return record
+
+    def head(self) -> Anchor:
+        """Where the chain ends now."""
+        return Anchor(*self._read("audit_head")[0])
+
+    def anchor(self) -> Anchor:
+        """After which record the table begins."""
+        return Anchor(*self._read("audit_anchor")[0])
+
+    def down(self, low: int, high: int, limit: int, wanted: AuditFilter) -> list[AuditRecord]:
+        """The newest of those numbered `low` to `high`, newest first. Looks at each of them at most once."""
+        return self._between("audit_down", low, high, limit, wanted)
+
+    def up(self, low: int, high: int, limit: int, wanted: AuditFilter) -> list[AuditRecord]:
+        """The oldest of those numbered `low` to `high`, oldest first. Looks at each of them at most once."""
+        return self._between("audit_up", low, high, limit, wanted)
+
+    def unfinished(self) -> list[AuditRecord]:
+        """Those that say that something was begun, of which no other says what became of it."""
+        return [_record(*row) for row in self._read("audit_unfinished")]
+
+    def move_anchor(self, anchor: Anchor) -> None:
+        """Let go of all records up to `anchor`, which must be one of them."""
+        with self.transaction():
+            self._write("move_audit_anchor", {"number": anchor.number, "hash": anchor.hash})
+            self._write("drop_audit", {"number": anchor.number})
+
+    def _between(self, statement: str, low: int, high: int, limit: int, wanted: AuditFilter) -> list[AuditRecord]:
+        values = {
+            "low": low,
+            "high": high,
+            "limit": limit,
+            "workspace": wanted.workspace,
+            "action": wanted.action,
+            "target": wanted.target,
+            "actor": wanted.actor,
+            "since": wanted.since,
+            "until": wanted.until,
+            "outcomes": wanted.outcomes,
+        }
+        return [_record(*row) for row in self._read(statement, values)]
+
+
+def _record(
+    number: int,
+    at: float,
+    actor: str,
+    actor_name: str,
+    address: str,
+    action: str,
+    target: str,
+    workspace: WorkspaceId | None,
+    result: str,
+    detail: str,
+    begun: int | None,
+    previous: str,
+    hash: str,
+) -> AuditRecord:
+    known = AuditResult(result) if result in _RESULTS else result  # a changed record must still be read, to be found
+    return AuditRecord(number, at, actor, actor_name, address, action, target, workspace, known, detail, begun, previous, hash)  # type: ignore[arg-type]  # as above
+
+
+_RESULTS = frozenset(AuditResult)
