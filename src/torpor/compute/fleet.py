@@ -5,7 +5,7 @@ Concurrency: belongs to one event loop. Looking up is a dict; nothing here loops
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 
 from torpor.base.clock import Clock
 from torpor.base.logs import get_logger
@@ -18,6 +18,7 @@ from torpor.model.database import ComputeRecord, Database, DatabaseState, Role
 from torpor.model.errors import ComputeLost, DatabaseNotFound, TorporError
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import SleepReason, Tier, WakeReason
+from torpor.model.workspace import WorkspaceId
 
 log = get_logger(__name__)
 
@@ -59,6 +60,7 @@ class Fleet:
         self._ladder = ladder
         self._by_id: dict[DatabaseId, Compute] = {}
         self._by_name: dict[str, Compute] = {}
+        self._by_workspace: dict[WorkspaceId | None, dict[str, Compute]] = {}
         self._by_tier: dict[Tier, dict[Compute, None]] = {tier: {} for tier in Tier}
         self.tickets = Tickets(around.clock)
 
@@ -78,8 +80,7 @@ class Fleet:
     def update(self, database: Database) -> Compute:
         """Take note of a database's new name, state or overrides."""
         compute = self._by_id[database.id]
-        if compute.database.name is not None:
-            self._by_name.pop(compute.database.name, None)
+        self._unindex(compute)
         compute.database = database
         self._index(compute)
         self._ladder.reschedule(compute)
@@ -91,24 +92,23 @@ class Fleet:
         if compute is not None:
             self._by_tier[compute.tier].pop(compute, None)
             self._ladder.tier_changed(compute)
-            if compute.database.name is not None:
-                self._by_name.pop(compute.database.name, None)
+            self._unindex(compute)
         self.tickets.forget(id)
 
     def compute(self, name: str) -> Compute:
         """The compute of the user's database of that name. Raises DatabaseNotFound."""
         compute = self._by_name.get(name)
         if compute is None:
-            raise DatabaseNotFound(f'database "{name[:63]}" does not exist', "`torpor ls` shows those that do")
+            raise no_database(name)
         return compute
 
     def by_id(self, id: DatabaseId) -> Compute:
         """The compute of that id, whatever its state."""
         return self._by_id[id]
 
-    def names(self) -> Iterable[str]:
-        """Names of all users' databases."""
-        return self._by_name.keys()
+    def names(self, workspace: WorkspaceId | None = None) -> Collection[str]:
+        """Names of all users' databases, or of those of one workspace."""
+        return (self._by_name if workspace is None else self._by_workspace.get(workspace, {})).keys()
 
     def in_tier(self, tier: Tier) -> Iterator[Compute]:
         """The computes in a tier, those that entered it first first."""
@@ -217,6 +217,20 @@ class Fleet:
     def _index(self, compute: Compute) -> None:
         if compute.database.state is DatabaseState.READY and compute.database.name is not None:
             self._by_name[compute.database.name] = compute
+            self._by_workspace.setdefault(compute.database.workspace, {})[compute.database.name] = compute
+
+    def _unindex(self, compute: Compute) -> None:
+        name, workspace = compute.database.name, compute.database.workspace
+        if name is not None and self._by_name.get(name) is compute:
+            del self._by_name[name]
+            del self._by_workspace[workspace][name]
+            if not self._by_workspace[workspace]:
+                del self._by_workspace[workspace]
+
+
+def no_database(name: str) -> DatabaseNotFound:
+    """The refusal of a name; the same for one that doesn't exist and for one that isn't for the asker to know of."""
+    return DatabaseNotFound(f'database "{name[:63]}" does not exist', "`torpor ls` shows those that do")
 
 
 def _with_tickets(role: Role, tickets: tuple[str, ...]) -> Role:

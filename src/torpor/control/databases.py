@@ -4,15 +4,18 @@ Concurrency: called from many tasks at once. Two operations on one database are 
 """
 
 import asyncio
+import copy
 import heapq
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 from torpor.catalog.catalog import Catalog
-from torpor.compute.fleet import Fleet
+from torpor.compute.compute import Compute
+from torpor.compute.fleet import Fleet, no_database
 from torpor.control.names import suggest_name
 from torpor.control.provisioning import Provisioner, new_password
 from torpor.control.views import Viewer, wake_view
@@ -20,6 +23,7 @@ from torpor.model.errors import Conflict, DatabaseInUse, InvalidRequest
 from torpor.model.names import DatabaseId, check_database_name
 from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, WakeView
+from torpor.model.workspace import DEFAULT_WORKSPACE, WorkspaceId
 from torpor.pgwire.scram import make_verifier, parse_verifier
 
 TICKET_TTL_S = 60.0
@@ -48,6 +52,21 @@ class Databases:
         self._majors = majors
         self._policy = policy
         self._forget = forget
+        self._workspace: WorkspaceId | None = None
+
+    def within(self, workspace: WorkspaceId | None) -> Self:
+        """The same use cases, confined to the databases of a workspace (None: to none). To them others don't exist."""
+        confined = copy.copy(self)
+        confined._workspace = workspace
+        return confined
+
+    def workspace_of(self, name: str) -> WorkspaceId | None:
+        """To which workspace a database belongs. Raises DatabaseNotFound."""
+        return self._compute(name).database.workspace
+
+    def count(self) -> int:
+        """How many databases there are."""
+        return len(self._fleet.names(self._workspace))
 
     async def create(self, name: str | None, major: int | None, overrides: SleepOverrides) -> Created:
         """A new database, its owner's password shown this once. All or nothing.
@@ -63,36 +82,37 @@ class Databases:
                 f"PostgreSQL {major} is not installed (installed: {have})", f"install it: `torpor postgres install {major}`"
             )
         overrides.apply(self._policy)
-        compute, password, warm = await self._provisioner.create(name, major, overrides)
+        compute, password, warm = await self._provisioner.create(name, major, overrides, self._workspace or DEFAULT_WORKSPACE)
         view = self._viewer.view(compute)
         return Created(view, self._viewer.credentials(name, password), warm, (time.perf_counter() - began) * 1000)
 
     def get(self, name: str) -> DatabaseView:
         """One database. Raises DatabaseNotFound."""
-        return self._viewer.view(self._fleet.compute(name))
+        return self._viewer.view(self._compute(name))
 
     def list(self, after: str | None, limit: int, tier: Tier | None, search: str | None) -> DatabasePage:
         """A page in the order of names. Costs a look at every name (of the tier), and a view of those on the page."""
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"limit must be between 1 and {MAX_PAGE}")
-        if tier is None:
-            names = self._fleet.names()
-        else:
+        names: Iterable[str] = self._fleet.names(self._workspace)
+        if tier is not None and self._workspace is not None:
+            names = [name for name in names if self._fleet.compute(name).tier is tier]
+        elif tier is not None:
             names = [
                 c.database.name for c in self._fleet.in_tier(tier) if c.database.name is not None and self._fleet.find(c.database.name)
             ]
         wanted = (name for name in names if (after is None or name > after) and (not search or search in name))
         page = heapq.nsmallest(limit + 1, wanted)
-        views = tuple(self._viewer.view(self._fleet.compute(name)) for name in page[:limit])
+        views = tuple(self._viewer.view(self._compute(name)) for name in page[:limit])
         return DatabasePage(views, page[limit - 1] if len(page) > limit else None)
 
     async def detail(self, name: str) -> DatabaseDetail:
         """Everything about one database; asks PostgreSQL what keeps it awake, and never wakes it."""
-        return await self._viewer.detail(self._fleet.compute(name))
+        return await self._viewer.detail(self._compute(name))
 
     async def update(self, name: str, overrides: SleepOverrides) -> DatabaseDetail:
         """Replace the database's own idle times. Takes effect at once."""
-        compute = self._fleet.compute(name)
+        compute = self._compute(name)
         overrides.apply(self._policy)
         self._catalog.set_overrides(compute.database.id, overrides)
         self._fleet.update(replace(compute.database, overrides=overrides))
@@ -100,7 +120,7 @@ class Databases:
 
     async def delete(self, name: str, force: bool) -> None:
         """Remove a database with all its bytes. Raises DatabaseInUse with open connections, unless `force`."""
-        compute = self._fleet.compute(name)
+        compute = self._compute(name)
         if compute.connections and not force:
             raise DatabaseInUse(f"database {name} has {compute.connections} open connections", "close them, or use force")
         await self._provisioner.remove(compute)
@@ -108,7 +128,7 @@ class Databases:
 
     async def sleep(self, name: str, tier: Tier | None, force: bool) -> DatabaseView:
         """Go down to `tier` now (None: as deep as connections survive). Raises Conflict while something runs, DatabaseInUse."""
-        compute = self._fleet.compute(name)
+        compute = self._compute(name)
         if tier is Tier.AWAKE:
             raise InvalidRequest("awake is no sleep tier", "use frozen, paged or stopped")
         await compute.sleep(tier or (Tier.PAGED if compute.can_page else Tier.FROZEN), SleepReason.API, force)
@@ -116,12 +136,12 @@ class Databases:
 
     async def wake(self, name: str) -> WakeView | None:
         """Wake it; the wake that it took, None when it was awake already."""
-        wake = await self._fleet.compute(name).wake(WakeReason.API, "api")
+        wake = await self._compute(name).wake(WakeReason.API, "api")
         return wake_view(wake) if wake is not None else None
 
     async def reset_password(self, name: str) -> Credentials:
         """Give the owner a new password; the old one stops working at once, open connections go on."""
-        compute = self._fleet.compute(name)
+        compute = self._compute(name)
         password = new_password()
         verifier = await asyncio.to_thread(make_verifier, password)
         async with compute.awake(WakeReason.MAINTENANCE, "password reset"):
@@ -130,7 +150,7 @@ class Databases:
 
     async def ticket(self, name: str) -> Credentials:
         """A password for the owner that works for a minute's logins; the lasting one stays. Wakes nothing."""
-        compute = self._fleet.compute(name)
+        compute = self._compute(name)
         role = await self._fleet.role(compute.database, name)
         verifier = parse_verifier(role.verifier) if role is not None and role.verifier is not None else None
         if verifier is None:
@@ -142,12 +162,19 @@ class Databases:
 
     def wakes(self, name: str, limit: int) -> tuple[WakeView, ...]:
         """The newest wakes, newest first."""
-        return self._viewer.wakes(self._fleet.compute(name), limit)
+        return self._viewer.wakes(self._compute(name), limit)
 
     def log_file(self, name: str) -> Path:
         """Where PostgreSQL's own log of a database lies. The file may not exist yet."""
-        return self._fleet.compute(name).log_file
+        return self._compute(name).log_file
 
     def host(self) -> HostView:
         """The host at a glance."""
         return self._viewer.host()
+
+    def _compute(self, name: str) -> Compute:
+        """The one way from a name that somebody gave to a compute. A foreign one is refused in the words for one that isn't there."""
+        compute = self._fleet.compute(name)
+        if self._workspace is not None and compute.database.workspace != self._workspace:
+            raise no_database(name)
+        return compute

@@ -20,6 +20,7 @@ from torpor.compute.warmpool import WarmPool
 from torpor.model.database import Database, DatabaseState
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import SleepOverrides, SleepReason, Tier, WakeReason
+from torpor.model.workspace import WorkspaceId
 from torpor.pgwire.scram import make_verifier
 from torpor.storage.volumes import Volumes
 
@@ -67,7 +68,7 @@ class Provisioner:
 
     async def make_warm(self, major: int) -> Compute:
         """One more sleeping compute without a name."""
-        compute = await self._make(None, major, SleepOverrides())
+        compute = await self._make(None, major, SleepOverrides(), None)
         id = compute.database.id
         try:
             async with compute.awake(WakeReason.CREATED, "for the warm pool"):
@@ -79,7 +80,7 @@ class Provisioner:
             raise
         return self._fleet.update(replace(compute.database, state=DatabaseState.WARM))
 
-    async def create(self, name: str, major: int, overrides: SleepOverrides) -> tuple[Compute, str, bool]:
+    async def create(self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId) -> tuple[Compute, str, bool]:
         """A user's database, awake, with its owner's password; the last value says whether the warm pool had one.
 
         All or nothing: after an error, or a crash and the next start, there is no trace of it. Raises DatabaseExists, PoolFull, ….
@@ -89,7 +90,7 @@ class Provisioner:
             password = new_password()
             # 4,096 rounds take 5 ms: in a thread, while the compute wakes.
             verifying = asyncio.create_task(asyncio.to_thread(make_verifier, password), name="make verifier")
-            compute, warm = await self._claim_or_make(name, major, overrides)
+            compute, warm = await self._claim_or_make(name, major, overrides, workspace)
             try:
                 async with compute.awake(WakeReason.CREATED, "create"):
                     await compute.claim(name, verifying)
@@ -113,23 +114,23 @@ class Provisioner:
         self._catalog.remove_database(id)
         self._fleet.remove(id)
 
-    async def _claim_or_make(self, name: str, major: int, overrides: SleepOverrides) -> tuple[Compute, bool]:
+    async def _claim_or_make(self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId) -> tuple[Compute, bool]:
         warm = self.warm_pool.take(major) if self.warm_pool is not None else None
         if warm is None:
-            return await self._make(name, major, overrides), False
+            return await self._make(name, major, overrides, workspace), False
         try:
-            self._catalog.claim(warm.database.id, name, overrides)
+            self._catalog.claim(warm.database.id, name, overrides, workspace=workspace)
         except BaseException:
             assert self.warm_pool is not None
             self.warm_pool.put(warm)
             raise
-        claimed = replace(warm.database, name=name, state=DatabaseState.CLAIMING, overrides=overrides)
+        claimed = replace(warm.database, name=name, state=DatabaseState.CLAIMING, overrides=overrides, workspace=workspace)
         return self._fleet.update(claimed), True
 
-    async def _make(self, name: str | None, major: int, overrides: SleepOverrides) -> Compute:
+    async def _make(self, name: str | None, major: int, overrides: SleepOverrides, workspace: WorkspaceId | None) -> Compute:
         template = await self._template(major)
         uid = self._catalog.free_uid(self._uid_base) if os.geteuid() == 0 else os.geteuid()
-        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides)
+        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides, workspace=workspace)
         self._catalog.add_database(database)
         try:
             await self._volumes.clone(template, database.id, uid)

@@ -19,6 +19,7 @@ from torpor.model.database import Wake
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import Tier
 from torpor.model.views import AwakeCause, Credentials, DatabaseDetail, DatabaseView, HostView, NextStep, StepView, WakeView
+from torpor.model.workspace import WorkspaceId
 from torpor.storage.volumes import Volumes
 
 _RECENT_WAKES = 10
@@ -60,6 +61,7 @@ class Viewer:
         memory: Callable[[], HostMemory],
         past_traffic: Callable[[DatabaseId], Traffic],
         warm: Callable[[], Collection[Compute]],
+        workspace_name: Callable[[WorkspaceId | None], str],
     ) -> None:
         self._make_facts = facts
         self._fleet = fleet
@@ -69,6 +71,7 @@ class Viewer:
         self._memory = memory
         self._past_traffic = past_traffic
         self._warm = warm
+        self._workspace_name = workspace_name
 
     def view(self, compute: Compute) -> DatabaseView:
         """One database as lists show it."""
@@ -93,6 +96,7 @@ class Viewer:
             wakes=self._wakes.count(database.id),
             last_wake=wake_view(last) if last is not None else None,
             awake_because=compute.known_causes(),
+            workspace=self._workspace_name(database.workspace),
         )
 
     async def detail(self, compute: Compute) -> DatabaseDetail:

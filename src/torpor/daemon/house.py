@@ -23,7 +23,9 @@ from torpor.base.host.zram import ensure_zram
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.base.telemetry import Telemetry
+from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
+from torpor.catalog.workspaces import WorkspaceRecords
 from torpor.compute import binaries
 from torpor.compute.binaries import Postgres
 from torpor.compute.compute import Compute
@@ -33,10 +35,13 @@ from torpor.compute.ladder import Ladder
 from torpor.compute.surroundings import Surroundings
 from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
+from torpor.control.audit import Audit
 from torpor.control.databases import Databases
+from torpor.control.keys import KeyRing
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
 from torpor.control.views import HostFacts, Viewer
+from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.metrics import register
 from torpor.door.listener import Door
@@ -117,8 +122,26 @@ class House:
                 mock_secret=secret,
                 relay=settings.relay,
             )
+            workspace_records = WorkspaceRecords(self._catalog.connection)
+            self._keys = KeyRing(workspace_records, self._clock)
+            workspaces = Workspaces(
+                workspace_records,
+                self._clock,
+                lambda id: len(fleet.names(id)),
+                self._keys.count,
+                self._keys.forget_workspace,
+            )
+            self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit")
             viewer = Viewer(
-                self._facts, fleet, self._wakes, self._volumes, self._clock, memory.read, self._traffic.past, self._warm_computes
+                self._facts,
+                fleet,
+                self._wakes,
+                self._volumes,
+                self._clock,
+                memory.read,
+                self._traffic.past,
+                self._warm_computes,
+                workspaces.name,
             )
             databases = Databases(
                 self._catalog,
@@ -141,6 +164,7 @@ class House:
         """Take the addresses, set right what the last Torpor left, and open. Raises HostError; then nothing runs that did not before."""
         try:
             self.api.bind()
+            self._audit.settle()
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
             log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
             await self.door.start()
@@ -153,6 +177,7 @@ class House:
         self._ladder.start()
         self._warm_pool.start()
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
+        self._tasks.spawn_endless(self._audit.keep_bounded, "keep the audit log bounded")
 
     async def stop(self, leave: bool) -> None:
         """Close the door and the API, then end every compute in order; with `leave` they stay, for the next Torpor to adopt."""
@@ -212,6 +237,7 @@ class House:
         for compute in self._fleet.in_tier(Tier.AWAKE):
             self._traffic.note(compute.database.id, compute.traffic())
         try:
+            self._keys.flush()
             self._wakes.flush()
             self._traffic.flush()
         except TorporError as error:

@@ -46,7 +46,15 @@ class Desk:
         facts = HostFacts("1.0", "0.0.0.0:7432", public_host, 7432, "http://localhost:7480", str(house.root), 1.0, "cgroups", ())
         wakes = WakeLog(house.catalog.save_wakes, house.catalog.wakes, {})
         viewer = Viewer(
-            lambda: facts, house.fleet, wakes, house.volumes, house.clock, lambda: house.memory, lambda id: Traffic(), lambda: self.warm
+            lambda: facts,
+            house.fleet,
+            wakes,
+            house.volumes,
+            house.clock,
+            lambda: house.memory,
+            lambda id: Traffic(),
+            lambda: self.warm,
+            lambda id: "default",
         )
         self.provisioner = Provisioner(house.catalog, house.volumes, house.fleet, self._template, house.clock, 310_000)
         self.databases = Databases(

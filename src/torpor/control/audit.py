@@ -1,0 +1,182 @@
+"""The audit log: who did what to what, from where, with which key, and what became of it. Append-only.
+
+A change is recorded twice: before it is made (`begun`), and when it is known what became of it. So nothing is ever done unrecorded: what
+can't be recorded, since the disk is full, isn't done. After a crash in between, the next start adds that it was `interrupted`.
+
+Concurrency: `record` is a plain call on the loop, durable when it returns. `keep_bounded` is one endless task: above KEPT records it
+moves the oldest to a compressed file, whole and synced before they leave the table. A file belongs to the host's admin, who keeps it
+or not; the chain of hashes goes on from the anchor.
+"""
+
+import asyncio
+import gzip
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from torpor.base.clock import Clock
+from torpor.base.logs import get_logger
+from torpor.catalog.audit import AuditFilter, AuditRecords
+from torpor.model.audit import MAX_DETAIL, MAX_TARGET, Anchor, AuditRecord, AuditResult, clean, seal
+from torpor.model.errors import InvalidRequest, TorporError
+from torpor.model.workspace import WorkspaceId
+from torpor.model.workspace_views import AuditPage
+
+log = get_logger(__name__)
+
+KEPT = 100_000
+"""How many records stay in the catalog, where the API finds them: about 50 MB."""
+
+CHUNK = 5_000
+"""How many records go to one file."""
+
+MAX_PAGE = 1000
+WINDOW = 10_000
+"""How many records one page looks at, at most; then its caller goes on from `next`."""
+
+_SLICE = 500
+_LOOK_EVERY_S = 60.0
+TORPOR = "torpor"
+"""The actor of what Torpor does by itself."""
+
+
+class Audit:
+    """The audit log of one host. Files go to `directory`."""
+
+    def __init__(self, records: AuditRecords, clock: Clock, directory: Path) -> None:
+        self._records = records
+        self._clock = clock
+        self._directory = directory
+
+    def __repr__(self) -> str:
+        return f"<Audit {self._directory}>"
+
+    def record(
+        self,
+        actor: str,
+        action: str,
+        target: str,
+        *,
+        workspace: WorkspaceId | None = None,
+        actor_name: str = "",
+        address: str = "",
+        result: AuditResult = AuditResult.DONE,
+        detail: str = "",
+        begun: int | None = None,
+    ) -> int:
+        """Write a record; its number. Durable on return. Raises PoolFull and CatalogUnusable: then what it tells of must not be done.
+
+        Control characters are taken out of all texts, long ones are cut. Never give it a secret.
+        """
+        at = round(self._clock.time(), 3)
+
+        def make(previous: Anchor) -> AuditRecord:
+            return seal(
+                previous,
+                at=at,
+                actor=clean(actor, MAX_TARGET),
+                actor_name=clean(actor_name, MAX_TARGET),
+                address=clean(address, MAX_TARGET),
+                action=clean(action, MAX_TARGET),
+                target=clean(target, MAX_TARGET),
+                workspace=workspace,
+                result=result,
+                detail=clean(detail, MAX_DETAIL),
+                begun=begun,
+            )
+
+        return self._records.append(make).number
+
+    def settle(self) -> int:
+        """Once at start: say of everything that was begun, and of which nothing else is known, that it was interrupted. How many."""
+        unfinished = self._records.unfinished()
+        for one in unfinished:
+            self.record(
+                one.actor,
+                one.action,
+                one.target,
+                workspace=one.workspace,
+                actor_name=one.actor_name,
+                address=one.address,
+                result=AuditResult.INTERRUPTED,
+                detail="Torpor ended before it was known what became of it",
+                begun=one.number,
+            )
+        return len(unfinished)
+
+    def page(self, wanted: AuditFilter, limit: int, before: int | None = None, after: int | None = None) -> AuditPage:
+        """Records, the newest first; with `after` those that follow that number, oldest first. A page may be empty and not the last.
+
+        Bounded: looks at WINDOW records at most. Whoever sees one workspace only is shown no hashes, from which others could be guessed.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidRequest(f"limit must be between 1 and {MAX_PAGE}")
+        if before is not None and after is not None:
+            raise InvalidRequest("before and after don't go together", "before goes back in time, after goes forward")
+        anchor, head = self._records.anchor(), self._records.head()
+        following: int | None
+        if after is not None:
+            low = max(after, anchor.number) + 1
+            high = min(low + WINDOW - 1, head.number)
+            found = self._records.up(low, high, limit, wanted)
+            following = found[-1].number if len(found) == limit else high
+            following = None if following >= head.number else following
+        else:
+            high = head.number if before is None else min(before - 1, head.number)
+            low = max(high - WINDOW + 1, anchor.number + 1)
+            found = self._records.down(low, high, limit, wanted)
+            following = found[-1].number if len(found) == limit else low
+            following = None if following <= anchor.number + 1 else following
+        if wanted.workspace is not None:
+            return AuditPage(tuple(replace(record, previous="", hash="") for record in found), following, None, None)
+        return AuditPage(tuple(found), following, anchor, head)
+
+    async def keep_bounded(self) -> None:
+        """Endless: move the oldest records to files while there are more than KEPT."""
+        while True:
+            await self._clock.sleep(_LOOK_EVERY_S)
+            try:
+                while self._records.head().number - self._records.anchor().number >= KEPT + CHUNK:
+                    await self.archive(CHUNK)
+            except (TorporError, OSError) as error:
+                log.warning("old records of the audit log can't be moved to a file", cause=str(error))
+
+    async def archive(self, count: int) -> Path | None:
+        """Move the oldest records to a file of their own; None when there are none. A crash in between loses and doubles nothing."""
+        anchor, records = self._records.anchor(), list[AuditRecord]()
+        while len(records) < count:
+            low = anchor.number + 1 + len(records)
+            size = min(_SLICE, count - len(records))
+            part = self._records.up(low, low + size - 1, size, AuditFilter())
+            if not part:
+                break
+            records += part
+            await asyncio.sleep(0)
+        if not records:
+            return None
+        last = records[-1]
+        path = self._directory / f"audit-{records[0].number:012d}-{last.number:012d}.jsonl.gz"
+        await asyncio.to_thread(_write, path, records)
+        self._records.move_anchor(Anchor(last.number, last.hash))
+        log.info("old records of the audit log were moved to a file", file=str(path), records=len(records))
+        return path
+
+
+def _write(path: Path, records: Iterable[AuditRecord]) -> None:
+    """The file appears whole and synced, or not at all."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    text = "".join(json.dumps(asdict(record), separators=(",", ":")) + "\n" for record in records)
+    new = path.with_name(f"{path.name}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(gzip.compress(text.encode()))
+        file.flush()
+        os.fsync(descriptor)
+    new.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
