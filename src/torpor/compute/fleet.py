@@ -121,6 +121,10 @@ class Fleet:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def with_sessions(self) -> Iterator[Compute]:
+        """The computes that have sessions of clients. Costs a look at each that isn't stopped."""
+        return (compute for tier in (Tier.AWAKE, Tier.FROZEN, Tier.PAGED) for compute in list(self._by_tier[tier]) if compute.connections)
+
     # -- the port of the door
 
     def find(self, name: str) -> Database | None:
@@ -156,6 +160,24 @@ class Fleet:
         """The database's compute, awake and held so while inside. Raises Unavailable errors."""
         async with self._by_id[database.id].awake(reason, detail) as compute:
             yield compute
+
+    def sleeps(self, database: Database) -> bool:
+        """Whether a login now would wake its compute."""
+        compute = self._by_id[database.id]
+        return compute.tier is not Tier.AWAKE and not compute.is_being_woken
+
+    def total(self) -> int:
+        """How many sessions there are."""
+        return self._around.census.total()
+
+    def from_address(self, key: str) -> int:
+        """How many sessions come from an address, by its `address_key`."""
+        return self._around.census.from_address(key)
+
+    def room(self, database: Database) -> tuple[int, int]:
+        """How many sessions a database has, and how many it may have."""
+        compute = self._by_id[database.id]
+        return compute.connections, compute.connection_limit
 
     def cancel(self, client_host: str, pid: int) -> Sequence[Compute]:
         """The awake computes in which that client has a live session with that backend."""
@@ -203,13 +225,14 @@ class Fleet:
                 except TorporError as error:
                     log.warning("stop failed", database=compute.database.label, cause=error.message)
 
-        await asyncio.gather(*(stop(compute) for compute in self._running()))
+        await asyncio.gather(*(stop(compute) for compute in self.running()))
 
     async def leave_all(self) -> None:
         """Let go of every compute for the next Torpor to adopt."""
-        await asyncio.gather(*(compute.leave() for compute in self._running()))
+        await asyncio.gather(*(compute.leave() for compute in self.running()))
 
-    def _running(self) -> list[Compute]:
+    def running(self) -> list[Compute]:
+        """All that aren't stopped, or won't be in a moment."""
         return [compute for tier in (Tier.AWAKE, Tier.FROZEN, Tier.PAGED) for compute in self._by_tier[tier]] + [
             compute for compute in self._by_tier[Tier.STOPPED] if compute.is_moving
         ]

@@ -96,12 +96,6 @@ def is_resting(row: Activity) -> bool:
     return row.backend_type == "client backend" and row.state == "idle" and row.wait_event == "ClientRead" and not row.backup
 
 
-def is_working(row: Activity) -> bool:
-    """Whether a session has something that a client waits for or has begun: a statement, a transaction, a backup. A stream of
-    replication never ends by itself, and goes on where it stood when it is opened again."""
-    return row.backup or (row.backend_type == "client backend" and not is_resting(row))
-
-
 def spell(causes: Sequence[AwakeCause]) -> str:
     """The first few causes in words."""
     return "; ".join(f"{cause.reason}: {cause.detail}" for cause in causes[:3])

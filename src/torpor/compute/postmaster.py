@@ -15,9 +15,11 @@ from pathlib import Path
 
 from torpor.base.cgroups import Tree
 from torpor.base.processes import ProcessHandle, start_ticks, tcp_sockets_of
+from torpor.compute.census import Census
 from torpor.compute.handover import AdoptedBackend, LifeLine, hand_over
-from torpor.compute.idleness import Activity, awake_causes, is_resting, is_working
+from torpor.compute.idleness import Activity, awake_causes, is_resting
 from torpor.compute.launch import Launch, LaunchPlan, spawn
+from torpor.compute.peers import Peers
 from torpor.compute.service import ServiceSession
 from torpor.compute.sessions import Session, Sessions, TrafficSource
 from torpor.model.database import Role
@@ -34,6 +36,7 @@ _KILLED_S = 10.0
 _KILLED_LOOK_S = 0.002
 _PID_FILE = "postmaster.pid"
 _STATUS_LINE = 7  # of postmaster.pid, counted from 0
+_ARRIVING = Activity(0, "client backend", "starting", "", "", "", "", "a session is being opened", 0.0, "", False)
 
 
 def accepts_connections(data: Path) -> bool:
@@ -63,9 +66,17 @@ class FreezeOutcome:
 class Postmaster:
     """A PostgreSQL that was launched or adopted."""
 
-    def __init__(self, tree: Tree, listener: Path, on_traffic: Callable[[Session], None], on_session_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        listener: Path,
+        on_traffic: Callable[[Session], None],
+        on_session_end: Callable[[], None],
+        census: Census | None = None,
+    ) -> None:
         self.tree = tree
-        self.sessions = Sessions(on_traffic, on_session_end)
+        self.sessions = Sessions(on_traffic, on_session_end, census)
+        self._peers = Peers(listener.with_name("peers"))
         self.process: ProcessHandle | None = None
         self._listener = listener
         self._launch: Launch | None = None
@@ -129,10 +140,7 @@ class Postmaster:
             if found not in clients:
                 found.close()
         for client in clients:
-            try:
-                host = str(client.getpeername()[0])
-            except OSError:
-                host = ""
+            host = self._peers.host_of(client)
             with contextlib.suppress(ProcessLookupError):
                 self.sessions.add(Session(client, AdoptedBackend(ProcessHandle(pid)), host, None))
         return bool(clients) or not sockets
@@ -147,6 +155,7 @@ class Postmaster:
             raise
         session = Session(duplicate, line, address[0], traffic)
         self.sessions.add(session)
+        self._peers.note(client, address[0], self.sessions)
         return session
 
     async def service(self) -> ServiceSession:
@@ -178,7 +187,10 @@ class Postmaster:
         return awake_causes(await service.activity(), self.sessions.pids())
 
     async def dismiss_resting(self, farewell: bytes) -> list[Activity]:
-        """End every session that rests outside of a transaction; what those do that remain."""
+        """End every session that rests outside of a transaction; what all that are left do, those that are just ending among them.
+
+        A stream of replication isn't among them: it never ends by itself, and goes on where it stood when it is opened again.
+        """
         service = await self.service()
         rows = await service.activity()
         sessions = {session.pid: session for session in self.sessions}
@@ -192,7 +204,9 @@ class Postmaster:
                 strangers.append(row.pid)
         if strangers:
             await service.end_backends(strangers)
-        return [row for row in rows if is_working(row)]
+        if None in sessions:
+            rows.append(_ARRIVING)
+        return [row for row in rows if row.backend_type == "client backend" or row.backup]
 
     async def freeze_if_quiet(self, still_wanted: Callable[[], bool], save_roles: Callable[[Sequence[Role]], None]) -> FreezeOutcome:
         """Freeze unless something is going on. Afterwards every session is waiting for its client, and no byte of any client is unread.
