@@ -114,6 +114,15 @@ class Compute:
         return connection_limit(self.size, self._around.size, runs_on)
 
     @property
+    def is_being_woken(self) -> bool:
+        """Whether it is on its way up already: a login more wakes nothing."""
+        return self.is_moving and self.state in (ComputeState.STOPPED, ComputeState.STARTING)
+
+    def sessions(self) -> list[Session]:
+        """The live sessions of clients."""
+        return list(self._postmaster.sessions) if self._postmaster else []
+
+    @property
     def can_page(self) -> bool:
         """Whether this host can reclaim a sleeper's memory."""
         return self._around.trees.can_reclaim
@@ -365,7 +374,7 @@ class Compute:
     def _new_postmaster(self) -> Postmaster:
         id = self.database.id
         tree = self.shares.open(self._around.trees.open(id), self.size)
-        return Postmaster(tree, self._around.run / id / "door.sock", self._on_traffic, self._touch)
+        return Postmaster(tree, self._around.run / id / "door.sock", self._on_traffic, self._touch, self._around.census)
 
     def live(self) -> Postmaster:
         """The PostgreSQL that runs. Raises ComputeLost."""

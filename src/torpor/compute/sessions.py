@@ -12,6 +12,7 @@ import struct
 import termios
 from collections.abc import Callable, Iterator
 
+from torpor.compute.census import Census
 from torpor.compute.handover import BackendEnd
 from torpor.metering.traffic import Traffic, tcp_traffic
 from torpor.pgwire.answers import terminate
@@ -86,6 +87,11 @@ class Session:
             with contextlib.suppress(OSError):  # the client has left
                 self._duplicate.shutdown(socket.SHUT_RD)
 
+    def cut(self) -> None:
+        """Sever the connection at once, whatever the backend and its client are doing. A frozen backend notices when it is thawed."""
+        with contextlib.suppress(OSError):
+            self._duplicate.shutdown(socket.SHUT_RDWR)
+
     def end(self) -> None:
         """Note that the backend has ended. Idempotent."""
         self._end.end()
@@ -105,8 +111,12 @@ class Session:
 class Sessions:
     """All sessions of one compute."""
 
-    def __init__(self, on_traffic: Callable[[Session], None], on_end: Callable[[], None]) -> None:
-        """`on_traffic` is called (while watching) when a client sent something or left; `on_end` after each session's end."""
+    def __init__(self, on_traffic: Callable[[Session], None], on_end: Callable[[], None], census: Census | None = None) -> None:
+        """`on_traffic` is called (while watching) when a client sent something or left; `on_end` after each session's end.
+
+        `census` counts those of all computes.
+        """
+        self._census = census or Census()
         self._live: set[Session] = set()
         self._watching = False
         self._on_traffic = on_traffic
@@ -122,9 +132,13 @@ class Sessions:
     def add(self, session: Session) -> None:
         """Keep `session` until it ends."""
         self._live.add(session)
+        self._census.add(session, session.client_host)
         if self._watching:
             self._watch_one(session)
         session.when_ended(lambda: self._ended(session))
+
+    def __contains__(self, session: object) -> bool:
+        return session in self._live
 
     def __iter__(self) -> Iterator[Session]:
         return iter(self._live)
@@ -168,6 +182,7 @@ class Sessions:
         """Let go of all sessions without ending them: Torpor leaves, PostgreSQL stays."""
         self.unwatch()
         for session in self._live:
+            self._census.remove(session, session.client_host)
             session.close()
         self._live.clear()
 
@@ -181,5 +196,6 @@ class Sessions:
             asyncio.get_running_loop().remove_reader(session.fileno())
         self._past += session.traffic()
         self._live.discard(session)
+        self._census.remove(session, session.client_host)
         session.close()
         self._on_end()

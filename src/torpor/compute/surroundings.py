@@ -10,6 +10,7 @@ from torpor.base.clock import Clock
 from torpor.base.tasks import TaskOwner
 from torpor.catalog.catalog import Catalog
 from torpor.compute.binaries import Postgres
+from torpor.compute.census import Census
 from torpor.model.database import Wake
 from torpor.model.size import Size
 from torpor.model.sleep import SleepPolicy
@@ -35,3 +36,4 @@ class Surroundings:
     start_timeout_s: float
     on_wake: Callable[[Wake], None]
     size: Size = field(default_factory=Size)
+    census: Census = field(default_factory=Census)
