@@ -52,7 +52,9 @@ class Server:
         self.data_dir.chmod(0o711)
         # Uids that no other Torpor on this host uses: what is left in shared memory can be told from others'.
         uid_base = 400_000 + random.randrange(1_000_000) * _UIDS
-        self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, "uid_base": uid_base, **settings}
+        self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, "uid_base": uid_base}
+        # Tests fail to log in on purpose, one right after the other (test_guard_live.py has the penalty for it).
+        self.settings |= {"failed_login_penalty_s": 0, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         self.door_port = 0
         self.api_url = ""

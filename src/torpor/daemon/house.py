@@ -40,13 +40,16 @@ from torpor.control.databases import Databases
 from torpor.control.keys import KeyRing
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
+from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.metrics import register
+from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
 from torpor.metering.ledger import TrafficLedger
+from torpor.model.database import Wake
 from torpor.model.errors import BinariesMissing, DataDirectoryUnusable, TorporError
 from torpor.model.names import DatabaseId
 from torpor.model.settings import Settings
@@ -101,11 +104,13 @@ class House:
                 policy=settings.sleep_policy,
                 starts=asyncio.Semaphore(2 * (os.cpu_count() or 1)),
                 start_timeout_s=settings.start_timeout_s,
-                on_wake=self._wakes.record,
+                on_wake=self._woken,
             )
             self._fleet = fleet = Fleet(around, ladder)
             templates = Templates(self._volumes.root / ".templates", self._postgres)
-            provisioner = Provisioner(self._catalog, self._volumes, fleet, templates.data, self._clock, settings.uid_base)
+            provisioner = Provisioner(
+                self._catalog, self._volumes, fleet, templates.data, self._clock, settings.uid_base, settings.max_connections
+            )
             self._warm_pool = provisioner.warm_pool = WarmPool(
                 settings.warm_pool_size, settings.postgres_major, provisioner.make_warm, provisioner.is_busy, self._clock, self._refilling
             )
@@ -113,6 +118,8 @@ class House:
                 self._catalog, self._volumes, self._trees, fleet, provisioner, self._warm_pool, directory.path / "run"
             )
             secret = hashlib.sha256(b"mock authentication " + token.encode()).digest()
+            self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers)
+            undo.callback(self._guard.close)
             self.door = Door(
                 fleet,
                 host=settings.door_host,
@@ -121,6 +128,7 @@ class House:
                 max_logins=settings.max_logins,
                 mock_secret=secret,
                 relay=settings.relay,
+                guard=self._guard,
             )
             workspace_records = WorkspaceRecords(self._catalog.connection)
             self._keys = KeyRing(workspace_records, self._clock)
@@ -132,6 +140,7 @@ class House:
                 self._keys.forget_workspace,
             )
             self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit")
+            scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
             viewer = Viewer(
                 self._facts,
                 fleet,
@@ -142,6 +151,7 @@ class House:
                 self._traffic.past,
                 self._warm_computes,
                 workspaces.name,
+                scaling,
             )
             databases = Databases(
                 self._catalog,
@@ -151,6 +161,7 @@ class House:
                 settings.postgres_major,
                 lambda: self._binaries,
                 settings.sleep_policy,
+                settings.size,
                 self._forget,
             )
             telemetry = Telemetry()
@@ -175,6 +186,7 @@ class House:
         host, port = self.door.address
         self._directory.announce(self.api.url, host, port, __version__)
         self._ladder.start()
+        self._scaling.start()
         self._warm_pool.start()
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
         self._tasks.spawn_endless(self._audit.keep_bounded, "keep the audit log bounded")
@@ -224,9 +236,14 @@ class House:
     def _warm_computes(self) -> Collection[Compute]:
         return self._warm_pool.computes
 
+    def _woken(self, wake: Wake) -> None:
+        self._wakes.record(wake)
+        self._guard.woken(wake.database_id)
+
     def _forget(self, id: DatabaseId) -> None:
         self._wakes.forget(id)
         self._traffic.forget(id)
+        self._scaling.forget(id)
 
     async def _flush_regularly(self) -> None:
         while True:

@@ -10,17 +10,19 @@ import asyncio
 import contextlib
 import errno
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
+from torpor.door.guard.guard import Guard
 from torpor.door.login import Doorway, Login, give_way_error, shutting_down
 from torpor.door.ports import Computes
 from torpor.door.silence import Silence, Silent
-from torpor.door.stats import DoorStats, LoginOutcome
+from torpor.door.stats import DoorStats, LoginOutcome, outcome_of
 from torpor.door.wire import say_farewell
-from torpor.model.errors import AddressInUse, TorporError
+from torpor.model.errors import AddressInUse, TooManyFromAddress, TorporError
 
 log = get_logger(__name__)
 
@@ -50,14 +52,17 @@ class Door:
         max_logins: int,
         mock_secret: bytes,
         relay: bool = False,
+        guard: Guard | None = None,
     ) -> None:
+        """Without a `guard` of its own the door has one without limits or lists."""
         self.stats = DoorStats()
+        self.guard = guard or Guard(time.monotonic, mock_secret)
         self._host = host
         self._port = port
         self._login_timeout_s = login_timeout_s
         self._max_logins = max_logins
         # A quarter each: it takes four tenants with thousands of clients waiting at once to fill the door.
-        self._doorway = Doorway(computes, login_timeout_s, max(1, max_logins // 4), relay, mock_secret, self.stats)
+        self._doorway = Doorway(computes, login_timeout_s, max(1, max_logins // 4), relay, mock_secret, self.stats, self.guard)
         self._listeners: list[socket.socket] = []
         self._silence: Silence | None = None
         self._logins: OrderedDict[Login, None] = OrderedDict()
@@ -155,10 +160,25 @@ class Door:
     def _take_in(self, sock: socket.socket, address: tuple[str, int]) -> None:
         sock.setblocking(False)
         self.stats.accepted += 1
+        try:
+            visit = self.guard.arrive(address[0])
+        except TooManyFromAddress as error:
+            self._turn_away(sock, address, error)
+            return
         if self.stats.pending >= self._max_logins:
             self._make_room()
         self.stats.pending += 1
-        self._silent.add(sock, address)
+        self._silent.add(sock, address, visit)
+
+    def _turn_away(self, sock: socket.socket, address: tuple[str, int], error: TorporError) -> None:
+        """Without reading a word, and without a task: whoever floods the door gets as little of it as can be."""
+        outcome = outcome_of(error)
+        self.stats.logins[outcome] += 1
+        unlogged = self.guard.refused(address[0], outcome, "")
+        if unlogged is not None:
+            log.info("connection refused", client=address[0], outcome=outcome, error=error.message, unlogged=unlogged)
+        with sock:
+            say_farewell(sock, error)
 
     def _could_not_accept(self, error: OSError) -> None:
         """Short of file descriptors or memory: let the longest silent go and try again in a moment. Spinning would help nobody."""

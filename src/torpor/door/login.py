@@ -16,17 +16,35 @@ from functools import partial
 from typing import TypeVar
 
 from torpor.base.logs import get_logger
+from torpor.door.guard.guard import Guard
+from torpor.door.guard.proxy import (
+    MAX_V1_BYTES,
+    SIGNATURE,
+    V2_HEADER_BYTES,
+    begins_proxy_header,
+    parse_v1,
+    parse_v2,
+    v2_rest_bytes,
+)
 from torpor.door.negotiation import negotiate
-from torpor.door.ports import AwakeCompute, Computes
+from torpor.door.ports import AwakeCompute, Computes, Session
 from torpor.door.relay import Relay
 from torpor.door.roles import Md5Check, ScramCheck, check_may_log_in, password_check, wrong_password
 from torpor.door.routing import Route, database_not_found, route
 from torpor.door.silence import Silent
 from torpor.door.stats import DoorStats, LoginOutcome, outcome_of
 from torpor.door.text import printable
-from torpor.door.wire import ClientGone, linger, read_exactly, read_message, say_farewell, send
+from torpor.door.wire import ClientGone, linger, read_exactly, read_line, read_message, say_farewell, send
 from torpor.model.database import Database
-from torpor.model.errors import LoginTimeout, ProtocolViolation, ShuttingDown, TooManyConnections, TorporError, Unavailable
+from torpor.model.errors import (
+    AddressForbidden,
+    LoginTimeout,
+    ProtocolViolation,
+    ShuttingDown,
+    TooManyConnections,
+    TorporError,
+    Unavailable,
+)
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import WakeReason
 from torpor.pgwire.frames import STARTUP_HEADER_BYTES, startup_body_length
@@ -67,6 +85,7 @@ class Doorway:
     relay: bool
     mock_secret: bytes
     stats: DoorStats
+    guard: Guard
     waiting: Counter[DatabaseId] = field(default_factory=Counter)
 
     def too_slow(self, awaited: str) -> LoginTimeout:
@@ -97,6 +116,7 @@ class Login:
         self._doorway = doorway
         self._sock = silent.sock
         self._address = silent.address
+        self._visit = silent.visit
         self._deadline = silent.deadline
         self._head = head
         self._proven = proven
@@ -106,6 +126,7 @@ class Login:
         self._is_settled = False
         self._is_handing_over = False
         self._who = ""
+        self._target = ""
         self._cause = ""
         self._farewell: bytes | None = None
         self._relays: list[Relay] = []
@@ -138,6 +159,7 @@ class Login:
             log.exception("login failed", client=self._address[0], who=self._who)
             self._refuse(TorporError("internal error in the door", "Torpor's log says more"))
         finally:
+            self._visit.release()
             self._sock.close()
             for relay in self._relays:
                 relay.close()
@@ -145,6 +167,7 @@ class Login:
     def abandon(self) -> None:
         """Send this connection away although its task never ran."""
         self._proven(self)
+        self._visit.release()
         self._refuse(shutting_down())
         self._sock.close()
 
@@ -167,10 +190,18 @@ class Login:
     async def _greet(self) -> StartupMessage | CancelRequest:
         """Read what the client wants, refusing encryption on the way."""
         head, self._head = self._head, b""
+        if self._visit.expects_proxy:
+            await self._read_proxy_header(head)
+            head = b""
         answered: Counter[EncryptionRequest] = Counter()
         while True:
             header = await read_exactly(self._sock, STARTUP_HEADER_BYTES, head)
             head = b""
+            self._doorway.guard.check_access(self._address[0], None)
+            if begins_proxy_header(header):
+                raise ProtocolViolation(
+                    "a PROXY header isn't taken from this address", "if it is a load balancer's, list it in proxy_protocol_from"
+                )
             if (stranger := recognise_stranger(header)) is not None:
                 if stranger is Stranger.TLS:
                     self._farewell = TLS_ALERT_HANDSHAKE_FAILURE
@@ -188,21 +219,45 @@ class Login:
                 raise ProtocolViolation("the client asks for encryption again and again", "it was refused: go on without, or leave")
             send(self._sock, ENCRYPTION_REFUSED)
 
+    async def _read_proxy_header(self, head: bytes) -> None:
+        """From here on the client's true address is the only one that anybody sees."""
+        self._awaited = "the PROXY header"
+        head = await read_exactly(self._sock, STARTUP_HEADER_BYTES, head)
+        if not begins_proxy_header(head):
+            raise ProtocolViolation(
+                "connections from this address must begin with a PROXY header",
+                "have the load balancer send one, or take it out of proxy_protocol_from",
+            )
+        if SIGNATURE.startswith(head):
+            header = await read_exactly(self._sock, V2_HEADER_BYTES, head)
+            client = parse_v2(header, await read_exactly(self._sock, v2_rest_bytes(header)))
+        else:
+            client = parse_v1(await read_line(self._sock, MAX_V1_BYTES, head))
+        self._address = client or self._address
+        self._visit.came_from(self._address[0])
+        self._awaited = "the startup message"
+
     async def _authenticate(self, startup: StartupMessage) -> tuple[Database, Route]:
         """Find the database, and have the client prove that it is a role that may log in."""
         way = route(startup)
-        self._who = f"{printable(way.user)}@{way.target}"
+        self._who, self._target = f"{printable(way.user)}@{way.target}", way.target
         database = self._doorway.computes.find(way.target)
+        self._visit.check(way.target, database)
         if database is None:
+            self._visit.failed(way.target, None)
             raise database_not_found(way.target)
         agreed, answer = negotiate(way.startup, database.major)
         role = await self._off_the_clock(self._doorway.computes.role(database, way.user))
         check = password_check(role, way.user, time.time(), self._doorway.mock_secret)
         self._awaited = "the password"
-        is_right = await (self._ask_scram(check, answer) if isinstance(check, ScramCheck) else self._ask_md5(check, answer))
+        may_try = partial(self._visit.check_failures, way.target, database)
+        ask = self._ask_scram(check, answer, may_try) if isinstance(check, ScramCheck) else self._ask_md5(check, answer, may_try)
+        is_right = await ask
         if role is None or not is_right:
             self._cause = check.cause
+            self._visit.failed(way.target, database)
             raise wrong_password(way.user)
+        self._visit.succeeded(way.target, database)
         check_may_log_in(role)
         return database, Route(way.target, agreed)
 
@@ -217,7 +272,7 @@ class Login:
         self._timeout.reschedule(deadline + loop.time() - begun)
         return result
 
-    async def _ask_scram(self, check: ScramCheck, before: bytes) -> bool:
+    async def _ask_scram(self, check: ScramCheck, before: bytes, may_try: Callable[[], None]) -> bool:
         exchange = ScramExchange(check.salt, check.iterations, check.candidates)
         send(self._sock, before + authentication_sasl((MECHANISM,)))
         mechanism, first = parse_sasl_initial(await self._read_password())
@@ -227,17 +282,21 @@ class Login:
             send(self._sock, authentication_sasl_continue(b""))
             first = await self._read_password()
         send(self._sock, authentication_sasl_continue(exchange.first(first)))
-        final = exchange.final(await self._read_password())
+        proof = await self._read_password()
+        may_try()
+        final = exchange.final(proof)
         if final is None:
             return False
         # AuthenticationOk is PostgreSQL's to send, after the hand-over.
         send(self._sock, authentication_sasl_final(final))
         return True
 
-    async def _ask_md5(self, check: Md5Check, before: bytes) -> bool:
+    async def _ask_md5(self, check: Md5Check, before: bytes, may_try: Callable[[], None]) -> bool:
         salt = secrets.token_bytes(_MD5_SALT_BYTES)
         send(self._sock, before + authentication_md5(salt))
-        return md5_fits(check.verifier, salt, await self._read_password()) and not check.is_doomed
+        answer = await self._read_password()
+        may_try()
+        return md5_fits(check.verifier, salt, answer) and not check.is_doomed
 
     async def _read_password(self) -> bytes:
         tag, body = await read_message(self._sock, MAX_PASSWORD_BYTES)
@@ -248,6 +307,9 @@ class Login:
     async def _serve(self, database: Database, way: Route) -> None:
         """Wake the database's compute and hand the client over; in relay mode, stay until the session ends."""
         stats, waiting = self._doorway.stats, self._doorway.waiting
+        self._visit.enter(database)
+        if self._doorway.computes.sleeps(database):
+            self._doorway.guard.check_wake(database)
         if waiting[database.id] >= self._doorway.max_waiting:
             raise TooManyConnections(
                 f'too many clients wait for database "{printable(way.target)}" to wake',
@@ -259,8 +321,15 @@ class Login:
         stats.waiting += 1
         try:
             async with self._doorway.computes.awake(database, WakeReason.CONNECTION, detail) as compute:
-                await self._hand_over(compute, way.startup.encode())
+                self._doorway.guard.check_access(self._address[0], database)  # the lists may have changed since
+                session = await self._hand_over(compute, way.startup.encode())
+                self._visit.release()
                 self._count(LoginOutcome.HANDED_OVER)
+                try:
+                    self._doorway.guard.check_access(self._address[0], database)  # or in the very moment of the hand-over
+                except AddressForbidden:
+                    session.cut()
+                    raise
         finally:
             stats.waiting -= 1
             waiting[database.id] -= 1
@@ -278,15 +347,14 @@ class Login:
         for relay in self._relays:
             await self._carry(relay)
 
-    async def _hand_over(self, compute: AwakeCompute, packet: bytes) -> None:
+    async def _hand_over(self, compute: AwakeCompute, packet: bytes) -> Session:
         self._is_handing_over = True
         if not self._doorway.relay:
-            await compute.hand_over(self._sock, self._address, packet)
-            return
+            return await compute.hand_over(self._sock, self._address, packet)
         relay = Relay(self._sock)
         self._relays.append(relay)
         try:
-            await compute.hand_over(relay.far, self._address, packet, relay.traffic)
+            return await compute.hand_over(relay.far, self._address, packet, relay.traffic)
         finally:
             relay.far.close()
 
@@ -302,8 +370,14 @@ class Login:
         if not self._is_settled:
             say_farewell(self._sock, self._farewell or error)
             self._count(outcome_of(error))
-        details = {"cause": self._cause} if self._cause else {}
-        log.info("login refused", client=self._address[0], who=self._who, outcome=outcome_of(error), error=error.message, **details)
+        outcome = outcome_of(error)
+        unlogged = self._doorway.guard.refused(self._address[0], outcome, self._target)
+        if unlogged is None:
+            return
+        details: dict[str, object] = {"cause": self._cause} if self._cause else {}
+        if unlogged:
+            details["unlogged"] = unlogged  # refusals before this one, for which a flood left no room
+        log.info("login refused", client=self._address[0], who=self._who, outcome=outcome, error=error.message, **details)
 
     def _count(self, outcome: LoginOutcome) -> None:
         self._is_settled = True

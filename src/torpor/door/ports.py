@@ -25,6 +25,10 @@ class Session(Protocol):
         """Return when the backend has ended. Safe to cancel."""
         ...
 
+    def cut(self) -> None:
+        """Sever the connection at once."""
+        ...
+
 
 class AwakeCompute(Protocol):
     """A compute that takes connections."""
@@ -54,6 +58,10 @@ class Computes(Protocol):
 
     async def role(self, database: Database, name: str) -> Role | None:
         """The role as it is now, None when there is none. Doesn't wake a compute that went to sleep in good order."""
+        ...
+
+    def sleeps(self, database: Database) -> bool:
+        """Whether `awake` would wake its compute now: it sleeps, and nobody is waking it already."""
         ...
 
     def awake(self, database: Database, reason: WakeReason, detail: str) -> AbstractAsyncContextManager[AwakeCompute]:

@@ -10,6 +10,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable
 
+from torpor.door.guard.guard import Visit
 from torpor.door.wire import say_farewell
 from torpor.model.errors import TorporError
 from torpor.pgwire.frames import STARTUP_HEADER_BYTES
@@ -18,19 +19,20 @@ from torpor.pgwire.frames import STARTUP_HEADER_BYTES
 class Silent:
     """A connection without a word."""
 
-    __slots__ = ("address", "deadline", "sock")
+    __slots__ = ("address", "deadline", "sock", "visit")
 
-    def __init__(self, sock: socket.socket, address: tuple[str, int], deadline: float) -> None:
+    def __init__(self, sock: socket.socket, address: tuple[str, int], deadline: float, visit: Visit) -> None:
         self.sock = sock
         self.address = address
         self.deadline = deadline
+        self.visit = visit
 
     def __repr__(self) -> str:
         return f"<Silent {self.address[0]} until={self.deadline:.1f}>"
 
 
 class Silence:
-    """The queue of silent connections.
+    """The queue of silent connections. The visits of those that leave it without a word are released.
 
     `spoke` gets a connection with its first bytes and owns it from then on, `left` is told of one that went away, `expired` makes the
     farewell of one that was silent for too long.
@@ -57,9 +59,9 @@ class Silence:
     def __repr__(self) -> str:
         return f"<Silence {len(self._queue)} connections>"
 
-    def add(self, sock: socket.socket, address: tuple[str, int]) -> None:
+    def add(self, sock: socket.socket, address: tuple[str, int], visit: Visit) -> None:
         """Wait for the first bytes of a new connection."""
-        silent = Silent(sock, address, self._loop.time() + self._timeout_s)
+        silent = Silent(sock, address, self._loop.time() + self._timeout_s, visit)
         self._queue[silent] = None
         self._loop.add_reader(sock.fileno(), self._readable, silent)
         if self._timer is None:
@@ -95,6 +97,8 @@ class Silence:
         """All connections, oldest first; nothing was read from them. They are the caller's from now on."""
         self.pause()
         silent, self._queue = self._queue, OrderedDict()
+        for one in silent:
+            one.visit.release()
         return [one.sock for one in silent]
 
     def _readable(self, silent: Silent) -> None:
@@ -109,6 +113,7 @@ class Silence:
             self._spoke(silent, head)
         else:
             silent.sock.close()
+            silent.visit.release()
             self._left(silent)
 
     def _due(self) -> None:
@@ -122,6 +127,7 @@ class Silence:
 
     def _dismiss(self, silent: Silent, farewell: TorporError) -> None:
         self._forget(silent)
+        silent.visit.release()
         say_farewell(silent.sock, farewell)
         with contextlib.suppress(OSError):
             silent.sock.close()

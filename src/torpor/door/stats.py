@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torpor.model.errors import (
+    AddressForbidden,
     DatabaseNotFound,
     LoginForbidden,
     LoginTimeout,
@@ -11,6 +12,10 @@ from torpor.model.errors import (
     RoutingConflict,
     ShuttingDown,
     TooManyConnections,
+    TooManyFailedLogins,
+    TooManyFromAddress,
+    TooManyInDatabase,
+    TooManyWakes,
     TorporError,
     Unavailable,
     WrongPassword,
@@ -28,8 +33,13 @@ class LoginOutcome(StrEnum):
     NOT_FOUND = "database_not_found"  # it named a database that doesn't exist
     WRONG_PASSWORD = "wrong_password"  # noqa: S105  # or the role doesn't exist, has no password, or an expired one
     FORBIDDEN = "login_forbidden"  # the role may not log in
+    ADDRESS = "address_forbidden"  # an access list keeps its address out
+    THROTTLED = "too_many_failed_logins"  # its address has given wrong credentials for this database, and must wait
+    FROM_ADDRESS = "too_many_from_address"  # its address has as many connections as it may, or as many that are logging in
+    IN_DATABASE = "too_many_in_database"  # the database has as many connections as it may
+    WAKES = "too_many_wakes"  # the database, or all of them, were woken too often
     TIMEOUT = "login_timeout"  # it took too long
-    TOO_MANY = "too_many_connections"  # it gave way to newer ones, or the database has too many waiting
+    TOO_MANY = "too_many_connections"  # it gave way to newer ones, too many wait for the database, or there are too many in all
     UNAVAILABLE = "unavailable"  # the compute couldn't be woken, or was lost
     SHUTDOWN = "shutting_down"  # Torpor was stopped
     FAILED = "failed"  # a fault of Torpor's own
@@ -42,7 +52,12 @@ _OUTCOMES: tuple[tuple[type[TorporError], LoginOutcome], ...] = (
     (WrongPassword, LoginOutcome.WRONG_PASSWORD),
     (LoginForbidden, LoginOutcome.FORBIDDEN),
     (LoginTimeout, LoginOutcome.TIMEOUT),
-    (TooManyConnections, LoginOutcome.TOO_MANY),
+    (AddressForbidden, LoginOutcome.ADDRESS),
+    (TooManyFailedLogins, LoginOutcome.THROTTLED),
+    (TooManyFromAddress, LoginOutcome.FROM_ADDRESS),
+    (TooManyInDatabase, LoginOutcome.IN_DATABASE),
+    (TooManyWakes, LoginOutcome.WAKES),
+    (TooManyConnections, LoginOutcome.TOO_MANY),  # after its own kinds
     (ShuttingDown, LoginOutcome.SHUTDOWN),
     (Unavailable, LoginOutcome.UNAVAILABLE),
 )

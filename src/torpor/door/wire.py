@@ -36,6 +36,17 @@ async def read_exactly(sock: socket.socket, length: int, head: bytes = b"") -> b
     return data
 
 
+async def read_line(sock: socket.socket, limit_bytes: int, head: bytes) -> bytes:
+    """Up to and with the next newline, of which `head` has come already; at most `limit_bytes`, then without it. Raises ClientGone.
+
+    Byte by byte, as nobody knows where it ends: for the rare and short line.
+    """
+    line = head
+    while not line.endswith(b"\n") and len(line) < limit_bytes:
+        line = await read_exactly(sock, len(line) + 1, line)
+    return line
+
+
 async def read_message(sock: socket.socket, limit_bytes: int) -> tuple[bytes, bytes]:
     """The tag and body of the next message. Raises ClientGone, and ProtocolViolation above `limit_bytes`."""
     tag, length = message_body_length(await read_exactly(sock, MESSAGE_HEADER_BYTES), limit_bytes)

@@ -40,3 +40,5 @@ class DoorLimits:
     logins_per_address: int = 1_000_000
     wakes_per_database: Rates = Rates()
     wakes_overall: Rates = Rates()
+    failed_login_penalty_s: float = 0.0
+    """The first penalty, which doubles with each failure; 0 for none."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torpor.model.access import NetworkSet
+from torpor.model.encryption import TlsMode
 from torpor.model.errors import BadSettings, InvalidRequest
 from torpor.model.limits import DoorLimits, parse_rates
 from torpor.model.size import GIB, MIB, Size
@@ -49,7 +50,10 @@ class Settings:
     boost_after_wake_s: float = _setting(3.0, "seconds after a wake in which a database has the full processor, whatever its size")
     login_timeout_s: float = _setting(10.0, "seconds a client has until it is logged in, the wake not counted")
     max_logins: int = _setting(4096, "connections that may be logging in at once; above it the oldest silent one is closed")
-    max_logins_per_address: int = _setting(512, "connections of one address (IPv6: of one /64) that may be logging in at once")
+    failed_login_penalty_s: float = _setting(
+        1.0, "seconds an address must wait after wrong credentials for a database, doubling up to an hour; 0 for never"
+    )
+    max_logins_per_address: int = _setting(1024, "connections of one address (IPv6: of one /64) that may be logging in at once")
     max_connections_per_address: int = _setting(5000, "connections that one address (IPv6: one /64) may have, those logging in included")
     max_connections_overall: int = _setting(50_000, "connections to all databases at once, those logging in not included")
     wake_rate_per_database: str = _setting("300/200/100", "wakes per second of one database, over 1 s, 1 min and 10 min; or never")
@@ -58,7 +62,13 @@ class Settings:
     start_timeout_s: float = _setting(60.0, "seconds a client waits for a compute to start before it is told to come back")
     memory_high_percent: float = _setting(85.0, "share of the host's memory above which the longest asleep go down a tier")
     uid_base: int = _setting(310_000, "first host uid for computes when Torpor runs as root; each database has its own")
-    relay: bool = _setting(False, "carry the bytes of every session through the door instead of handing sockets over")
+    sandbox: str = _setting("auto", "weakest sandbox level to run with: auto, full, no_user_namespace, shared_user, own_user or none")
+    tenant_superuser: bool = _setting(False, "allow databases whose owner is a real superuser, where the sandbox level holds them")
+    tls: str = _setting(TlsMode.REMOTE, "who encrypts: off, allow (who wants to), remote (clients on other machines must), require (all must)")
+    tls_cert: str = _setting("", "PEM files of certificate chains, separated by commas; default the development authority's own")
+    tls_key: str = _setting("", "PEM files of their keys, in the same order; default the keys are in the files of tls_cert")
+    relay: bool = _setting(False, "carry the bytes of every session through relay workers instead of handing sockets over")
+    relay_workers: int = _setting(0, "processes that carry encrypted and relayed sessions; 0 is one for each core, at most 8")
     log_format: str = _setting("console", "log lines for people (console) or for machines (json)")
 
     def __post_init__(self) -> None:
@@ -68,7 +78,7 @@ class Settings:
         try:
             NetworkSet(self.load_balancers)
         except InvalidRequest as error:
-            raise BadSettings(f"proxy_protocol_from: {error.message}", error.hint) from None
+            raise BadSettings(f"proxy_protocol_from is wrong: {error.message}", error.hint) from None
         for name in ("door_port", "api_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSettings(f"{name} must be between 0 and 65535")
@@ -77,13 +87,15 @@ class Settings:
             ("max_connections", 5, 10_000),
             ("login_timeout_s", 0.1, 600),
             ("max_logins", 1, 1_000_000),
+            ("failed_login_penalty_s", 0, 3600),
             ("max_logins_per_address", 1, 1_000_000),
             ("max_connections_per_address", 1, 1_000_000),
             ("max_connections_overall", 1, 1_000_000),
             ("start_timeout_s", 0.1, 86_400),
             ("memory_high_percent", 1, 100),
             ("boost_after_wake_s", 0, 300),
-            ("uid_base", 1_000, 2_000_000_000),
+            ("uid_base", 1_001, 2_000_000_000),
+            ("relay_workers", 0, 256),
         ):
             if not low <= getattr(self, name) <= high:
                 raise BadSettings(f"{name} must be between {low} and {high}")
@@ -91,6 +103,12 @@ class Settings:
             _ = self.size
         except InvalidRequest as error:
             raise BadSettings(f"size_{error.message}", error.hint) from None
+        if self.sandbox not in (AUTO, *SandboxLevel):
+            raise BadSettings(f"sandbox must be one of {', '.join((AUTO, *SandboxLevel))}")
+        if self.tls not in list(TlsMode):
+            raise BadSettings(f"tls must be one of {', '.join(TlsMode)}")
+        if self.tls_key and not self.tls_cert:
+            raise BadSettings("tls_key is set without tls_cert", "set both, or neither")
         if self.log_format not in ("console", "json"):
             raise BadSettings("log_format must be console or json")
 
@@ -120,6 +138,7 @@ class Settings:
             self.max_logins_per_address,
             parse_rates("wake_rate_per_database", self.wake_rate_per_database),
             parse_rates("wake_rate_overall", self.wake_rate_overall),
+            self.failed_login_penalty_s,
         )
 
     @property

@@ -40,9 +40,13 @@ class HandedOver:
     traffic: Callable[[], Traffic] | None
     pid: int | None = 4711
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    was_cut: bool = False
 
     async def wait_ended(self) -> None:
         await self.ended.wait()
+
+    def cut(self) -> None:
+        self.was_cut = True
 
     @property
     def startup(self) -> StartupMessage:
@@ -128,6 +132,7 @@ class Twin:
         self.may_tell_role = asyncio.Event()
         self.may_tell_role.set()
         self.wake_failure: Unavailable | Exception | None = None
+        self.asleep = False
         self.cancels: list[tuple[str, int]] = []
         self.cancellable: list[TwinCompute] = []
 
@@ -141,6 +146,9 @@ class Twin:
     async def role(self, database: Database, name: str) -> Role | None:
         await self.may_tell_role.wait()
         return self.roles.get(name)
+
+    def sleeps(self, database: Database) -> bool:
+        return self.asleep
 
     def awake(self, database: Database, reason: WakeReason, detail: str) -> AbstractAsyncContextManager[TwinCompute]:
         return self._awake(database, reason, detail)

@@ -155,7 +155,7 @@ class Guard:
         self.limits = limits or DoorLimits()
         self.book = book or AccessBook()
         """The access lists; another book takes effect with the next question."""
-        self.failures = FailedLogins(secret, now())
+        self.failures = FailedLogins(secret, now(), self.limits.failed_login_penalty_s)
         self.offenders = Offenders()
         self.log_budget = LogBudget()
         self.pending: Counter[str] = Counter()
