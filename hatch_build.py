@@ -1,44 +1,64 @@
-"""Compiles the C library that receives sockets inside a compute, for wheels and for editable installs.
+"""Compiles what is written in C, for wheels and for editable installs: the library that receives sockets inside a compute, and the relay
+that terminates TLS.
 
-`CC`, `CFLAGS` and `LDFLAGS` are respected. The library is written beside its source and replaced atomically, since a running
-Torpor may have just mapped the one that is there.
+`CC`, `CFLAGS` and `LDFLAGS` are respected. Each is written beside its source and replaced atomically, since a running Torpor may have
+just mapped the one that is there. The relay needs OpenSSL's headers; where they are missing Torpor is built without it, and says so.
 """
 
 import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("src/torpor/native/handover.c")
+LIBRARY_SOURCE = Path("src/torpor/native/handover.c")
 LIBRARY = Path("src/torpor/native/libtorpor.so")
-FLAGS = ("-std=gnu11", "-O2", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
+RELAY_SOURCE = Path("src/torpor/native/relay.c")
+RELAY = Path("src/torpor/native/torpor-relay")
+FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
+LIBRARY_FLAGS = ("-fPIC", "-shared")
+RELAY_FLAGS = ("-fPIE", "-pie", "-D_FORTIFY_SOURCE=2")
 
 
-def compile_library(root: Path) -> None:
-    """Compile SOURCE to LIBRARY below `root`. Ends the build with one sentence when there is no compiler or the code is refused."""
+def compile_native(root: Path) -> None:
+    """Compile everything below `root`. Ends the build with one sentence when there is no compiler or the code is refused."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         raise SystemExit(f"Torpor needs a C compiler and {compiler[0]!r} isn't there: install gcc and libc6-dev, or set CC")
-    target = root / LIBRARY
+    _compile(compiler, root, LIBRARY_SOURCE, LIBRARY, LIBRARY_FLAGS, ("-ldl",))
+    if _has_header(compiler, "openssl/ssl.h"):
+        _compile(compiler, root, RELAY_SOURCE, RELAY, RELAY_FLAGS, ("-lssl", "-lcrypto"))
+    else:
+        (root / RELAY).unlink(missing_ok=True)
+        print("Torpor is built without TLS, as OpenSSL's headers are missing: install libssl-dev and install Torpor again", file=sys.stderr)
+
+
+def _compile(compiler: list[str], root: Path, source: Path, product: Path, flags: tuple[str, ...], libraries: tuple[str, ...]) -> None:
+    target = root / product
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     extra = shlex.split(os.environ.get("CFLAGS", "")), shlex.split(os.environ.get("LDFLAGS", ""))
-    command = [*compiler, *FLAGS, *extra[0], "-o", str(partial), str(root / SOURCE), *extra[1], "-ldl"]
+    command = [*compiler, *FLAGS, *flags, *extra[0], "-o", str(partial), str(root / source), *extra[1], *libraries]
     try:
         run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if run.returncode:
-            raise SystemExit(f"{SOURCE} doesn't compile with {shlex.join(command)}:\n{run.stderr.strip()}")
+            raise SystemExit(f"{source} doesn't compile with {shlex.join(command)}:\n{run.stderr.strip()}")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 
 
+def _has_header(compiler: list[str], name: str) -> bool:
+    command = [*compiler, *shlex.split(os.environ.get("CFLAGS", "")), "-E", "-include", name, "-xc", "-"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+
+
 class NativeLibraryHook(BuildHookInterface[Any]):
-    """Puts the compiled library into the wheel, which is then good for this platform only but for any Python 3."""
+    """Puts what was compiled into the wheel, which is then good for this platform only but for any Python 3."""
 
     PLUGIN_NAME = "custom"
 
@@ -46,7 +66,7 @@ class NativeLibraryHook(BuildHookInterface[Any]):
         """Runs before a target is built; `version` is "editable" for an editable install."""
         if self.target_name != "wheel":
             return
-        compile_library(Path(self.root))
+        compile_native(Path(self.root))
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"
