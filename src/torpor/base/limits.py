@@ -7,7 +7,7 @@ Concurrency: short writes and reads of kernel files on the caller's thread. Lowe
 room first: that one belongs in a thread.
 """
 
-import contextlib
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,9 +140,13 @@ class Limiter:
         """Hold the tree to `limits` from now on, as far as this host can. Idempotent."""
         old, self._now = self._now, limits
         for path, value in writes(self._files, old, limits):
-            # Missing files are controllers that this host doesn't have; EBUSY is memory that could not be freed, and the next try may.
-            with contextlib.suppress(OSError):
+            try:
                 path.write_text(value)
+            except FileNotFoundError:
+                continue  # what this host doesn't have
+            except OSError as error:
+                if error.errno == errno.EBUSY:  # memory that could not be freed now
+                    self._now = None
 
     def cpu_load(self) -> CpuLoad:
         """Processor time; zeros where the host can't tell. Two short reads."""

@@ -6,6 +6,7 @@ no write more. Who decides on ceilings is `control.scaling`; the hard limits (me
 Concurrency: on the event loop, short writes of kernel files. One per compute; nothing but a reference while it is stopped.
 """
 
+import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ class Shares:
     def __init__(self) -> None:
         self.limits: Limits | None = None
         self._tree: Tree | None = None
+        self._resizing = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"<Shares {self.limits!r}>"
@@ -57,11 +59,19 @@ class Shares:
             cpu = None if cpu is None or cpu >= HOST_CPUS else cpu
             self._set(replace(self.limits, cpu=cpu, cpu_yields=yields, memory_soft_bytes=memory_soft_bytes))
 
-    def resize(self, size: Size) -> None:
-        """Take over another size at once; ceilings stay until they are decided on anew. Idempotent."""
-        if self.limits is not None:
-            now = self.limits
-            self._set(replace(starting_limits(size), cpu=now.cpu, cpu_yields=now.cpu_yields, memory_soft_bytes=now.memory_soft_bytes))
+    async def resize(self, size: Size) -> None:
+        """Take over another size at once; ceilings stay until they are decided on anew. Idempotent.
+
+        Returns when the kernel has freed what was above a lower limit of memory, or has given up; asking again tries again.
+        """
+        async with self._resizing:
+            tree, now = self._tree, self.limits
+            if tree is None or now is None:
+                return
+            self.limits = replace(starting_limits(size), cpu=now.cpu, cpu_yields=now.cpu_yields, memory_soft_bytes=now.memory_soft_bytes)
+            await asyncio.to_thread(tree.limit, self.limits)
+        if self._tree is tree and self.limits is not None:
+            tree.limit(self.limits)  # what was decided meanwhile
 
     def cpu_load(self) -> CpuLoad | None:
         """Processor time used and withheld; None without a tree."""
@@ -74,7 +84,8 @@ class Shares:
     def _set(self, limits: Limits) -> None:
         assert self._tree is not None
         self.limits = limits
-        self._tree.limit(limits)
+        if not self._resizing.locked():
+            self._tree.limit(limits)
 
 
 def server_options(size: Size, usual: Size) -> tuple[tuple[str, str], ...]:

@@ -21,8 +21,9 @@ from torpor.control.provisioning import Provisioner, new_password
 from torpor.control.views import Viewer, wake_view
 from torpor.model.errors import Conflict, DatabaseInUse, InvalidRequest
 from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
-from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, WakeView
+from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
 from torpor.model.workspace import DEFAULT_WORKSPACE, WorkspaceId
 from torpor.pgwire.scram import make_verifier, parse_verifier
 
@@ -42,6 +43,7 @@ class Databases:
         default_major: int,
         majors: Callable[[], Mapping[int, object]],
         policy: SleepPolicy,
+        size: Size,
         forget: Callable[[DatabaseId], None],
     ) -> None:
         self._catalog = catalog
@@ -51,6 +53,7 @@ class Databases:
         self._default_major = default_major
         self._majors = majors
         self._policy = policy
+        self._size = size
         self._forget = forget
         self._workspace: WorkspaceId | None = None
 
@@ -68,7 +71,7 @@ class Databases:
         """How many databases there are."""
         return len(self._fleet.names(self._workspace))
 
-    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides) -> Created:
+    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides = NO_OVERRIDES) -> Created:
         """A new database, its owner's password shown this once. All or nothing.
 
         Raises InvalidName, InvalidRequest, DatabaseExists, PoolFull, ComputeStartFailed.
@@ -82,7 +85,8 @@ class Databases:
                 f"PostgreSQL {major} is not installed (installed: {have})", f"install it: `torpor postgres install {major}`"
             )
         overrides.apply(self._policy)
-        compute, password, warm = await self._provisioner.create(name, major, overrides, self._workspace or DEFAULT_WORKSPACE)
+        size.apply(self._size)
+        compute, password, warm = await self._provisioner.create(name, major, overrides, self._workspace or DEFAULT_WORKSPACE, size)
         view = self._viewer.view(compute)
         return Created(view, self._viewer.credentials(name, password), warm, (time.perf_counter() - began) * 1000)
 
@@ -117,6 +121,19 @@ class Databases:
         self._catalog.set_overrides(compute.database.id, overrides)
         self._fleet.update(replace(compute.database, overrides=overrides))
         return await self._viewer.detail(compute)
+
+    async def resize(self, name: str, size: SizeOverrides) -> SizeView:
+        """Replace the database's own size. Takes effect at once; more connections than PostgreSQL was started for with its next start."""
+        compute = self._compute(name)
+        resized = size.apply(self._size)
+        self._catalog.set_size(compute.database.id, size)
+        self._fleet.update(replace(compute.database, size=size))
+        await compute.shares.resize(resized)
+        return await self._viewer.size(compute)
+
+    async def size(self, name: str) -> SizeView:
+        """What a database may use, what it may use now, and why. Never wakes it."""
+        return await self._viewer.size(self._compute(name))
 
     async def delete(self, name: str, force: bool) -> None:
         """Remove a database with all its bytes. Raises DatabaseInUse with open connections, unless `force`."""

@@ -19,6 +19,7 @@ from torpor.compute.fleet import Fleet
 from torpor.compute.warmpool import WarmPool
 from torpor.model.database import Database, DatabaseState
 from torpor.model.names import DatabaseId
+from torpor.model.size import NO_OVERRIDES, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepReason, Tier, WakeReason
 from torpor.model.workspace import WorkspaceId
 from torpor.pgwire.scram import make_verifier
@@ -52,6 +53,7 @@ class Provisioner:
         template: Callable[[int], Awaitable[Path]],
         clock: Clock,
         uid_base: int,
+        connections: int = 100,
     ) -> None:
         self._catalog = catalog
         self._volumes = volumes
@@ -59,6 +61,7 @@ class Provisioner:
         self._template = template
         self._clock = clock
         self._uid_base = uid_base
+        self._connections = connections
         self.warm_pool: WarmPool | None = None
         self._creating = 0
 
@@ -80,7 +83,9 @@ class Provisioner:
             raise
         return self._fleet.update(replace(compute.database, state=DatabaseState.WARM))
 
-    async def create(self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId) -> tuple[Compute, str, bool]:
+    async def create(
+        self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId, size: SizeOverrides = NO_OVERRIDES
+    ) -> tuple[Compute, str, bool]:
         """A user's database, awake, with its owner's password; the last value says whether the warm pool had one.
 
         All or nothing: after an error, or a crash and the next start, there is no trace of it. Raises DatabaseExists, PoolFull, ….
@@ -90,7 +95,7 @@ class Provisioner:
             password = new_password()
             # 4,096 rounds take 5 ms: in a thread, while the compute wakes.
             verifying = asyncio.create_task(asyncio.to_thread(make_verifier, password), name="make verifier")
-            compute, warm = await self._claim_or_make(name, major, overrides, workspace)
+            compute, warm = await self._claim_or_make(name, major, overrides, workspace, size)
             try:
                 async with compute.awake(WakeReason.CREATED, "create"):
                     await compute.claim(name, verifying)
@@ -114,23 +119,31 @@ class Provisioner:
         self._catalog.remove_database(id)
         self._fleet.remove(id)
 
-    async def _claim_or_make(self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId) -> tuple[Compute, bool]:
-        warm = self.warm_pool.take(major) if self.warm_pool is not None else None
+    async def _claim_or_make(
+        self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId, size: SizeOverrides
+    ) -> tuple[Compute, bool]:
+        # One in the warm pool was started for the usual number of connections.
+        fits = size.connections is None or size.connections <= self._connections
+        warm = self.warm_pool.take(major) if self.warm_pool is not None and fits else None
         if warm is None:
-            return await self._make(name, major, overrides, workspace), False
+            return await self._make(name, major, overrides, workspace, size), False
         try:
-            self._catalog.claim(warm.database.id, name, overrides, workspace=workspace)
+            self._catalog.claim(warm.database.id, name, overrides, size, workspace=workspace)
         except BaseException:
             assert self.warm_pool is not None
             self.warm_pool.put(warm)
             raise
-        claimed = replace(warm.database, name=name, state=DatabaseState.CLAIMING, overrides=overrides, workspace=workspace)
-        return self._fleet.update(claimed), True
+        claimed = replace(warm.database, name=name, state=DatabaseState.CLAIMING, overrides=overrides, size=size, workspace=workspace)
+        warm = self._fleet.update(claimed)
+        await warm.shares.resize(warm.size)
+        return warm, True
 
-    async def _make(self, name: str | None, major: int, overrides: SleepOverrides, workspace: WorkspaceId | None) -> Compute:
+    async def _make(
+        self, name: str | None, major: int, overrides: SleepOverrides, workspace: WorkspaceId | None, size: SizeOverrides = NO_OVERRIDES
+    ) -> Compute:
         template = await self._template(major)
         uid = self._catalog.free_uid(self._uid_base) if os.geteuid() == 0 else os.geteuid()
-        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides, workspace=workspace)
+        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides, size, workspace)
         self._catalog.add_database(database)
         try:
             await self._volumes.clone(template, database.id, uid)

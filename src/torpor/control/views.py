@@ -5,7 +5,7 @@ Concurrency: reads memory and a few kernel files; only `detail` waits, for Postg
 
 import asyncio
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
 from urllib.parse import quote
@@ -14,11 +14,12 @@ from torpor.base.clock import Clock
 from torpor.base.memory import HostMemory
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
+from torpor.control.scaling import Scaling
 from torpor.metering.traffic import Traffic
 from torpor.model.database import Wake
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import Tier
-from torpor.model.views import AwakeCause, Credentials, DatabaseDetail, DatabaseView, HostView, NextStep, StepView, WakeView
+from torpor.model.views import AwakeCause, Credentials, DatabaseDetail, DatabaseView, HostView, NextStep, SizeView, StepView, WakeView
 from torpor.model.workspace import WorkspaceId
 from torpor.storage.volumes import Volumes
 
@@ -46,6 +47,8 @@ class HostFacts:
     started_at: float
     sandbox: str
     lacks: tuple[str, ...]
+    sandbox_lacks: str = ""
+    held: dict[str, str] = field(default_factory=dict)
 
 
 class Viewer:
@@ -62,7 +65,9 @@ class Viewer:
         past_traffic: Callable[[DatabaseId], Traffic],
         warm: Callable[[], Collection[Compute]],
         workspace_name: Callable[[WorkspaceId | None], str],
+        scaling: Scaling,
     ) -> None:
+        self._scaling = scaling
         self._make_facts = facts
         self._fleet = fleet
         self._wakes = wakes
@@ -97,6 +102,8 @@ class Viewer:
             last_wake=wake_view(last) if last is not None else None,
             awake_because=compute.known_causes(),
             workspace=self._workspace_name(database.workspace),
+            pace=live.pace if (live := self._scaling.live(compute)) is not None else None,
+            cpu_ceiling=live.cpu.ceiling if live is not None else None,
         )
 
     async def detail(self, compute: Compute) -> DatabaseDetail:
@@ -115,9 +122,34 @@ class Viewer:
             disk_bytes=disk_bytes,
             volume=str(self._volumes.path(compute.database.id)),
             sandbox=self._facts.sandbox,
+            sandbox_lacks=self._facts.sandbox_lacks,
             last_activity_at=now - (mono - compute.last_activity) if compute.last_activity is not None else None,
             broken=compute.broken,
             recent_wakes=self.wakes(compute, _RECENT_WAKES),
+            size=self._size(compute, disk_bytes),
+        )
+
+    async def size(self, compute: Compute) -> SizeView:
+        """What a database may use, and why. Never wakes it."""
+        return self._size(compute, await asyncio.to_thread(self._volumes.disk_bytes, compute.database.id))
+
+    def _size(self, compute: Compute, disk_bytes: int) -> SizeView:
+        live, limits = self._scaling.live(compute), compute.shares.limits
+        return SizeView(
+            size=compute.size,
+            overrides=compute.database.size,
+            pace=live.pace if live is not None else None,
+            cpu_ceiling=live.cpu.ceiling if live is not None else None,
+            cpu_use=live.cpu.use if live is not None else 0.0,
+            cpu_average=live.cpu.average if live is not None else 0.0,
+            cpu_peak=live.cpu.peak if live is not None else 0.0,
+            memory_ceiling_bytes=limits.memory_soft_bytes if limits is not None else None,
+            memory_bytes=compute.usage().memory_bytes,
+            disk_bytes=disk_bytes,
+            connections=compute.connections,
+            connection_limit=compute.connection_limit,
+            held=self._facts.held,
+            decisions=tuple(self._scaling.decisions(compute.database.id)),
         )
 
     def wakes(self, compute: Compute, limit: int) -> tuple[WakeView, ...]:
@@ -148,6 +180,8 @@ class Viewer:
             memory_used_bytes=memory.used_bytes,
             swap_used_bytes=memory.swap_used_bytes,
             pool=self._volumes.description,
+            sandbox=facts.sandbox,
+            sandbox_lacks=facts.sandbox_lacks,
             lacks=facts.lacks,
         )
 

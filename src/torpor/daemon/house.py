@@ -32,6 +32,8 @@ from torpor.compute.compute import Compute
 from torpor.compute.configuration import pg_hba_conf, postgresql_conf
 from torpor.compute.fleet import Fleet
 from torpor.compute.ladder import Ladder
+from torpor.compute.sandbox.image.images import Images
+from torpor.compute.sandbox.sandbox import find_sandbox
 from torpor.compute.surroundings import Surroundings
 from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
@@ -82,6 +84,15 @@ class House:
                 major: directory.write_configuration(major, files | {"postgresql.conf": postgresql_conf(major, settings.max_connections)})
                 for major in self._binaries
             }
+            self._sandbox = find_sandbox(
+                settings.sandbox,
+                settings.postgres_major,
+                settings.uid_base,
+                Images(directory.path, self._postgres),
+                library,
+                configurations[settings.postgres_major],
+                directory.publish_filter,
+            )
             self._catalog = Catalog.open(directory.path / "catalog.sqlite")
             undo.callback(self._catalog.close)
             token = load_or_create(directory.path)
@@ -105,6 +116,8 @@ class House:
                 starts=asyncio.Semaphore(2 * (os.cpu_count() or 1)),
                 start_timeout_s=settings.start_timeout_s,
                 on_wake=self._woken,
+                size=settings.size,
+                sandbox=self._sandbox,
             )
             self._fleet = fleet = Fleet(around, ladder)
             templates = Templates(self._volumes.root / ".templates", self._postgres)
@@ -221,7 +234,12 @@ class House:
             api=self.api.url,
             data_dir=str(self._directory.path),
             started_at=self._started_at,
-            sandbox=f"{'own user' if os.geteuid() == 0 else 'shared user'}, {self._trees.description}",
+            sandbox=f"{self._sandbox.level}, {self._trees.description}",
+            sandbox_lacks=self._sandbox.report.lacks,
+            held={
+                name: self._trees.description if name in self._trees.held else "not held: no cgroup for it can be written here"
+                for name in ("processor", "memory", "processes")
+            },
             lacks=tuple(f"{item.name}: {item.cost}" for item in found if item.status is Status.LACK),
         )
 

@@ -31,6 +31,8 @@ class ScaleReason(StrEnum):
     DEMAND = "demand"  # average or peak of the last five minutes ask for more
     QUIET = "quiet"  # they ask for less, and have for a while
     WORKING_SET = "working_set"  # memory: what it uses again and again has grown or shrunk
+    SHORT = "short"  # memory: it reads again what was dropped, or is at its ceiling
+    OUT_OF_MEMORY = "out_of_memory"  # at its maximum the kernel ended one of its processes
     UNFAIR = "unfair"  # it uses more than its fair share
     FAIR = "fair"  # it uses no more than its fair share again
     RESIZED = "resized"  # its size was changed

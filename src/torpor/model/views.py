@@ -6,6 +6,7 @@ Times are seconds since the epoch (`_at`), durations milliseconds (`_ms`) or sec
 from dataclasses import dataclass, field
 
 from torpor.model.names import DatabaseId
+from torpor.model.size import NO_OVERRIDES, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.workspace import DEFAULT_WORKSPACE_NAME
 
@@ -69,6 +70,44 @@ class DatabaseView:
     last_wake: WakeView | None
     awake_because: tuple[AwakeCause, ...]
     workspace: str = DEFAULT_WORKSPACE_NAME
+    pace: Pace | None = None
+    cpu_ceiling: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision on a ceiling: of the `processor` (in processors), the `memory` (in bytes), or the `pace`. `before` and `after` are None
+    for no ceiling. `inputs` are the figures that it follows from."""
+
+    at: float
+    kind: str
+    before: float | None
+    after: float | None
+    reason: ScaleReason
+    pace: Pace
+    inputs: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SizeView:
+    """What a database may use, what it may use now, and why. `cpu_ceiling` is None while there is none (boosted, or as many as the host has);
+    above `memory_ceiling_bytes` its memory is taken first when the host is short. Use, average and peak are processors of the last second
+    and the last five minutes. `held` says how each limit is held."""
+
+    size: Size
+    overrides: SizeOverrides = NO_OVERRIDES
+    pace: Pace | None = None
+    cpu_ceiling: float | None = None
+    cpu_use: float = 0.0
+    cpu_average: float = 0.0
+    cpu_peak: float = 0.0
+    memory_ceiling_bytes: int | None = None
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    connections: int = 0
+    connection_limit: int = 0
+    held: dict[str, str] = field(default_factory=dict)
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +124,8 @@ class DatabaseDetail:
     last_activity_at: float | None
     broken: str
     recent_wakes: tuple[WakeView, ...]
+    size: SizeView | None = None
+    sandbox_lacks: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,4 +173,6 @@ class HostView:
     memory_used_bytes: int
     swap_used_bytes: int
     pool: str
+    sandbox: str = ""
+    sandbox_lacks: str = ""
     lacks: tuple[str, ...] = field(default=())

@@ -13,6 +13,7 @@ from torpor.compute.compute import Compute
 from torpor.compute.lifecycle import ComputeState
 from torpor.control.databases import TICKET_TTL_S, Databases
 from torpor.control.provisioning import Provisioner
+from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
 from torpor.insights.wakes import WakeLog
 from torpor.model.database import DatabaseState, Role
@@ -55,10 +56,20 @@ class Desk:
             lambda id: Traffic(),
             lambda: self.warm,
             lambda id: "default",
+            Scaling(lambda: house.fleet.in_tier(Tier.AWAKE), house.clock, house.tasks, 3.0),
         )
         self.provisioner = Provisioner(house.catalog, house.volumes, house.fleet, self._template, house.clock, 310_000)
+        majors = {17: 0, 18: 0}
         self.databases = Databases(
-            house.catalog, house.fleet, self.provisioner, viewer, 18, lambda: {17: 0, 18: 0}, house.around.policy, self.forgotten.append
+            house.catalog,
+            house.fleet,
+            self.provisioner,
+            viewer,
+            18,
+            lambda: majors,
+            house.around.policy,
+            house.around.size,
+            self.forgotten.append,
         )
 
     async def _template(self, major: int) -> Path:

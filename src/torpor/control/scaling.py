@@ -1,0 +1,168 @@
+"""Samples the awake computes, lets `autoscale` decide, sets the ceilings, and remembers why. Tells when the kernel ended a process.
+
+Concurrency: one task for all. Each half second it looks at the awake computes, some at a time, so that nobody waits for it; a sleeper
+costs nothing. State of a compute goes when it falls asleep; of the newest thousand that were scaled, the last decisions stay.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torpor.base.clock import Clock
+from torpor.base.limits import CpuLoad
+from torpor.base.logs import get_logger
+from torpor.base.tasks import TaskOwner
+from torpor.compute.compute import Compute
+from torpor.compute.shares import HOST_CPUS
+from torpor.control.autoscale import Change, CpuSample, CpuScaler, MemorySample, MemoryScaler, pace, yielding
+from torpor.model.names import DatabaseId
+from torpor.model.size import Pace, ScaleReason
+from torpor.model.sleep import Tier
+from torpor.model.views import Decision
+
+log = get_logger(__name__)
+
+EVERY_S = 0.5
+_MEMORY_EVERY_S = 1.0
+_AT_ONCE = 16
+KEPT_DECISIONS = 20
+_KEPT_DATABASES = 1000
+
+
+@dataclass(slots=True)
+class Live:
+    """What is known of one awake compute. `woke_at` tells one time of being awake from the next."""
+
+    woke_at: float
+    looked_at: float
+    load: CpuLoad
+    cpu: CpuScaler
+    memory: MemoryScaler = field(default_factory=MemoryScaler)
+    yields: bool = False
+    memory_at: float = 0.0
+    refaults: int | None = None
+    killed: int | None = None
+
+    @property
+    def pace(self) -> Pace:
+        """How fast it may run."""
+        return pace(self.cpu.boosted, self.yields)
+
+
+class Scaling:
+    """Keeps the ceilings of all awake computes right."""
+
+    def __init__(
+        self,
+        awake: Callable[[], Iterable[Compute]],
+        clock: Clock,
+        tasks: TaskOwner,
+        boost_s: float,
+        cpus: float = HOST_CPUS,
+    ) -> None:
+        self._awake = awake
+        self._clock = clock
+        self._tasks = tasks
+        self._boost_s = boost_s
+        self._cpus = cpus
+        self._live: dict[Compute, Live] = {}
+        self._decisions: OrderedDict[DatabaseId, deque[Decision]] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<Scaling {len(self._live)} awake>"
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._tasks.spawn_endless(self._run, "scale")
+
+    def live(self, compute: Compute) -> Live | None:
+        """What is known of a compute that is awake; None while it sleeps, and in its first half second."""
+        return self._live.get(compute)
+
+    def decisions(self, id: DatabaseId) -> Sequence[Decision]:
+        """The last decisions on a database since Torpor started, newest first."""
+        return tuple(reversed(self._decisions.get(id, ())))
+
+    def forget(self, id: DatabaseId) -> None:
+        """Drop what is remembered of a removed database. Idempotent."""
+        self._decisions.pop(id, None)
+
+    async def _run(self) -> None:
+        while True:
+            await self._clock.sleep(EVERY_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """One round."""
+        awake = list(self._awake())
+        for number, compute in enumerate(awake):
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                await asyncio.sleep(0)
+            self._sample(compute)
+        kept = {compute: live for compute in awake if (live := self._live.get(compute)) is not None and compute.tier is Tier.AWAKE}
+        self._live = kept
+        uses = {compute: (live.cpu.use, compute.size.min_cpu) for compute, live in kept.items()}
+        over = yielding(uses, (compute for compute, live in kept.items() if live.yields), self._cpus)
+        for compute, live in kept.items():
+            if (compute in over) != live.yields:
+                live.yields = compute in over
+                self._hold(compute, live)
+                reason = ScaleReason.UNFAIR if live.yields else ScaleReason.FAIR
+                change = Change(live.cpu.ceiling, reason, {"use": round(live.cpu.use, 3), "awake": float(len(kept))})
+                self._note(compute, live, "pace", live.cpu.ceiling, change)
+
+    def _sample(self, compute: Compute) -> None:
+        load, now = compute.shares.cpu_load(), self._clock.monotonic()
+        if load is None or compute.tier is not Tier.AWAKE:
+            return
+        live = self._live.get(compute)
+        if live is None or live.woke_at != compute.tier_since:
+            self._live[compute] = Live(compute.tier_since, now, load, CpuScaler(now, self._boost_s), memory_at=now)
+            return
+        elapsed_s = now - live.looked_at
+        if elapsed_s <= 0:
+            return
+        use = max(0, load.used_ns - live.load.used_ns) / elapsed_s / 1e9
+        withheld = max(0, load.throttled_ns - live.load.throttled_ns) / elapsed_s / 1e9
+        live.load, live.looked_at = load, now
+        before = live.cpu.ceiling
+        change = live.cpu.decide(CpuSample(now, elapsed_s, use, withheld), compute.size)
+        if change is not None:
+            self._hold(compute, live)
+            self._note(compute, live, "processor", before, change)
+        if now - live.memory_at >= _MEMORY_EVERY_S:
+            self._sample_memory(compute, live, now)
+
+    def _sample_memory(self, compute: Compute, live: Live, now: float) -> None:
+        load = compute.shares.memory_load()
+        if load is None:
+            return
+        refaults = 0.0 if live.refaults is None else max(0, load.refaults - live.refaults) / (now - live.memory_at)
+        killed = 0 if live.killed is None else load.killed - live.killed
+        live.memory_at, live.refaults, live.killed = now, load.refaults, load.killed
+        if load.used_bytes > compute.size.max_memory_bytes:  # a lower limit that the kernel could not hold at once
+            self._tasks.spawn(compute.shares.resize(compute.size), f"resize {compute.database.label}")
+        before = live.memory.ceiling
+        change = live.memory.decide(MemorySample(now, load.used_bytes, load.working_set_bytes, refaults), compute.size)
+        if change is not None:
+            self._hold(compute, live)
+            self._note(compute, live, "memory", before, change)
+        if killed > 0:
+            limit = float(compute.size.max_memory_bytes)
+            log.warning("out of memory", database=compute.database.label, killed=killed, limit_bytes=int(limit))
+            change = Change(limit, ScaleReason.OUT_OF_MEMORY, {"killed": float(killed), "used_bytes": float(load.used_bytes)})
+            self._note(compute, live, "memory", limit, change)
+
+    def _hold(self, compute: Compute, live: Live) -> None:
+        if compute.tier is Tier.AWAKE:  # falling asleep has lifted the ceilings, for a fast wake
+            memory = live.memory.ceiling
+            compute.shares.hold(live.cpu.ceiling, live.yields, None if memory is None else int(memory))
+
+    def _note(self, compute: Compute, live: Live, kind: str, before: float | None, change: Change) -> None:
+        id = compute.database.id
+        kept = self._decisions.setdefault(id, deque(maxlen=KEPT_DECISIONS))
+        self._decisions.move_to_end(id)
+        kept.append(Decision(self._clock.time(), kind, before, change.after, change.reason, live.pace, dict(change.inputs)))
+        while len(self._decisions) > _KEPT_DATABASES:
+            self._decisions.popitem(last=False)
