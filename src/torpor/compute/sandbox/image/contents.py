@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from torpor.compute.binaries import Postgres
+from torpor.compute.sandbox.image.icudata import IcuUse
 from torpor.compute.sandbox.image.libraries import Closure, Libraries, union
 from torpor.model.errors import BinariesMissing, ImageUnusable
 
@@ -59,7 +60,10 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of the image: a copy of `source`, or `text`, or a symbolic link to `link`. `target` is relative to the root."""
+    """One file of the image: a copy of `source`, or `text`, or a symbolic link to `link`. `target` is relative to the root.
+
+    `icu`: it is ICU's data, of which only what this use needs is copied.
+    """
 
     part: Part
     target: PurePosixPath
@@ -67,6 +71,7 @@ class Entry:
     text: str = ""
     link: str = ""
     executable: bool = False
+    icu: IcuUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +247,19 @@ class _Gathering:
             if name in loaders:
                 continue
             own = self._layout.inside(path)
-            self._add(Entry(Part.LIBRARIES, _relative(own) if own else home / name, source=path, executable=True))
+            target = _relative(own) if own else home / name
+            icu = self._icu_use(closure) if name.startswith("libicudata.") else None
+            self._add(Entry(Part.LIBRARIES, target, source=path, executable=True, icu=icu))
+
+    def _icu_use(self, closure: Closure) -> IcuUse:
+        """Converters only, when nobody but libxml2 asks for ICU itself."""
+        programs = {entry.source for entry in self._entries.values() if entry.source is not None and entry.executable}
+        for path in programs | set(closure.libraries.values()):
+            headers = self._libraries.read(path)
+            asks = headers is not None and any(needed.startswith("libicu") for needed in headers.needed)
+            if asks and not path.name.startswith(("libicu", "libxml2.")):
+                return IcuUse.COLLATION
+        return IcuUse.CONVERTERS
 
     def _add_locale(self) -> None:
         """C.UTF-8, which the C library has as files; en_US and its like would be megabytes each."""

@@ -33,11 +33,14 @@ class Elf:
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
+class Segment:
+    """A part of a file that is mapped; `size` is in the file, `header` where its own description is."""
+
     kind: int
     offset: int
     address: int
     size: int
+    header: int
 
 
 def parse(content: Bytes) -> Elf | None:
@@ -59,9 +62,39 @@ def loaded_part(content: bytes) -> bytes:
     if end >= len(content):
         return content
     bare = bytearray(content[:end])
-    _SECTION_TABLE.pack_into(bare, 0x28, 0)
-    _SECTION_COUNTS.pack_into(bare, 0x3A, 0, 0, 0)
+    _forget_sections(bare)
     return bytes(bare)
+
+
+def loaded_segments(content: bytes) -> list[Segment]:
+    """What the loader maps; nothing for what isn't an ELF file."""
+    return [segment for segment in _segments(content) if segment.kind == _LOAD] if parse(content) is not None else []
+
+
+def with_smaller_segment(content: bytes, segment: Segment, replacement: bytes, page: int) -> bytes:
+    """The file with shorter contents for one segment, and what follows moved up in the file by whole pages. No address changes.
+
+    The same bytes when nothing is gained, or when another segment begins inside of this one.
+    """
+    end = segment.offset + segment.size
+    gain = (segment.size - len(replacement)) // page * page
+    others = [other for other in _segments(content) if other.header != segment.header and other.size]
+    if gain <= 0 or any(segment.offset <= other.offset < end for other in others):
+        return content
+    result = bytearray(content[: segment.offset] + replacement)
+    result += bytes(end - gain - len(result)) + content[end:]
+    # p_filesz and p_memsz of this one, p_offset of those behind it.
+    struct.pack_into("<QQ", result, segment.header + 0x20, len(replacement), len(replacement))
+    for other in others:
+        if other.offset >= end:
+            struct.pack_into("<Q", result, other.header + 0x08, other.offset - gain)
+    _forget_sections(result)
+    return loaded_part(bytes(result))
+
+
+def _forget_sections(content: bytearray) -> None:
+    _SECTION_TABLE.pack_into(content, 0x28, 0)
+    _SECTION_COUNTS.pack_into(content, 0x3A, 0, 0, 0)
 
 
 def _parse(content: Bytes) -> Elf | None:
@@ -108,7 +141,7 @@ def _parse(content: Bytes) -> Elf | None:
     )
 
 
-def _segments(content: Bytes) -> list[_Segment]:
+def _segments(content: Bytes) -> list[Segment]:
     header = _HEADER.unpack_from(content)
     table, size, count = int(header[5]), int(header[9]), int(header[10])
     if count and size != _SEGMENT.size:
@@ -116,11 +149,11 @@ def _segments(content: Bytes) -> list[_Segment]:
     found = []
     for index in range(count):
         kind, _, offset, address, _, in_file, _, _ = _SEGMENT.unpack_from(content, table + index * size)
-        found.append(_Segment(kind, offset, address, in_file))
+        found.append(Segment(kind, offset, address, in_file, table + index * size))
     return found
 
 
-def _offset(segments: list[_Segment], address: int) -> int:
+def _offset(segments: list[Segment], address: int) -> int:
     for segment in segments:
         if segment.kind == _LOAD and segment.address <= address < segment.address + segment.size:
             return segment.offset + address - segment.address

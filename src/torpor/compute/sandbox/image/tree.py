@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from torpor.compute.sandbox.image.contents import MOUNT_POINTS, Contents, Entry, Part
 from torpor.compute.sandbox.image.elf import loaded_part
+from torpor.compute.sandbox.image.icudata import trim
 
 _RECIPE = 1
 """Counts changes of how an image is made that its inputs don't show."""
@@ -41,7 +42,7 @@ def fingerprint(contents: Contents, extra: str = "") -> str:
     """Of the inputs: changes when any file of the host that goes into the image is another. Reads no file, only their states (5 ms)."""
     state = hashlib.sha256(repr((_RECIPE, extra, contents.major, contents.version, contents.bindir, contents.left_out)).encode())
     for entry in contents.entries:
-        state.update(repr((str(entry.target), entry.part.value, entry.text, entry.link, entry.executable)).encode())
+        state.update(repr((str(entry.target), entry.part.value, entry.text, entry.link, entry.executable, entry.icu)).encode())
         if entry.source is not None:
             found = entry.source.stat()
             state.update(repr((str(entry.source), found.st_size, found.st_mtime_ns, found.st_ino)).encode())
@@ -83,7 +84,8 @@ def _content(entry: Entry) -> tuple[bytes, int]:
     if entry.source is None:
         return entry.text.encode(), len(entry.text.encode())
     content = entry.source.read_bytes()
-    return loaded_part(content), len(content)
+    slim = loaded_part(content) if entry.icu is None else trim(content, entry.icu)
+    return slim, len(content)
 
 
 def _make_directory(path: Path, known: set[Path]) -> None:
