@@ -7,16 +7,19 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 _SYS_PIDFD_GETFD = 438
 _libc = ctypes.CDLL(None, use_errno=True)
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock where long and off_t have 64 bits
 
 
 @cache
@@ -43,10 +46,69 @@ def descendants(pid: int) -> list[int]:
     """The process and all below it, parents first. Needs no privileges. Reads /proc/*/task/*/children."""
     found = [pid]
     for current in found:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            for task in os.listdir(f"/proc/{current}/task"):
-                found.extend(int(child) for child in Path(f"/proc/{current}/task/{task}/children").read_text().split())
+        found.extend(children(current))
     return found
+
+
+def children(pid: int) -> list[int]:
+    """The processes that it has forked and that still run. Needs no privileges; empty when it is gone."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found.extend(int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
+
+
+def inner_pid(pid: int) -> int:
+    """What the process itself takes for its pid: another number when it is in a pid namespace. Raises ProcessLookupError."""
+    return _namespace_pids(pid)[-1]
+
+
+def namespace_init(pid: int) -> int | None:
+    """The first process of the pid namespace that a child of that process is in, seen from here; None when it is in ours.
+
+    Its end is that of every process in the namespace, whatever they do.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if len(_namespace_pids(pid)) > 1:
+            parent = int(_status(pid, "PPid:")[0])
+            if parent > 0 and _namespace_pids(parent)[-1] == 1:
+                return parent
+    return None
+
+
+def lock_holder(path: Path) -> int | None:
+    """A process that holds a lock (of fcntl's kind) on the file, in whatever namespaces it is; None when there is none or no file.
+
+    Not above 0 when it can't be seen from here."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        answer = fcntl.fcntl(fd, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    finally:
+        os.close(fd)
+    kind, _, _, _, pid = _FLOCK.unpack(answer)
+    return None if kind == fcntl.F_UNLCK else int(pid)
+
+
+def reap(pid: int) -> None:
+    """Take the end of a process off the kernel's hands if it became our child when its parent died (Torpor may be a container's first)."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def _namespace_pids(pid: int) -> list[int]:
+    return [int(each) for each in _status(pid, "NSpid:")]
+
+
+def _status(pid: int, key: str) -> list[str]:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} is gone") from error
+    return next((line.split()[1:] for line in text.splitlines() if line.startswith(key)), [])
 
 
 def uid_runs(uid: int) -> bool:
@@ -126,6 +188,15 @@ def tcp_sockets_of(pid: int, local_port: int | None) -> list[socket.socket]:
 
     Works while the process is frozen. Raises PermissionError where the kernel forbids it (needs ptrace rights over the process).
     """
+    return _sockets_of(pid, lambda sock: _is_connected_tcp(sock, local_port))
+
+
+def named_peer_sockets_of(pid: int) -> list[socket.socket]:
+    """Duplicates of the connected Unix stream sockets of another process whose other end has an abstract name. As `tcp_sockets_of`."""
+    return _sockets_of(pid, _has_named_peer)
+
+
+def _sockets_of(pid: int, is_wanted: Callable[[socket.socket], bool]) -> list[socket.socket]:
     found = []
     pidfd = os.pidfd_open(pid)
     try:
@@ -143,13 +214,22 @@ def tcp_sockets_of(pid: int, local_port: int | None) -> list[socket.socket]:
                     continue
                 raise OSError(code, f"pidfd_getfd of process {pid}: {os.strerror(code)}")
             duplicate = socket.socket(fileno=fd)
-            if _is_connected_tcp(duplicate, local_port):
+            if is_wanted(duplicate):
                 found.append(duplicate)
             else:
                 duplicate.close()
     finally:
         os.close(pidfd)
     return found
+
+
+def _has_named_peer(sock: socket.socket) -> bool:
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        return False
+    try:
+        return isinstance(sock.getpeername(), bytes)
+    except OSError:
+        return False
 
 
 def _is_connected_tcp(sock: socket.socket, local_port: int | None) -> bool:

@@ -14,37 +14,26 @@ from typing import Any, Protocol
 
 from torpor.base.cgroups import Usage
 from torpor.base.logs import get_logger
-from torpor.base.processes import ProcessHandle, boot_id
+from torpor.base.processes import ProcessHandle
 from torpor.compute import logfile
 from torpor.compute.handover import NotDelivered
 from torpor.compute.idleness import only_recent, spell, usual_cause
-from torpor.compute.launch import LaunchPlan
 from torpor.compute.lifecycle import TIERS, ComputeState, check_move, next_step
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.service import WARM_DATABASE
-from torpor.compute.sessions import Session, TrafficSource
-from torpor.compute.shares import Shares, connection_limit, server_options
+from torpor.compute.sessions import Carrier, Session
+from torpor.compute.shares import Shares, connection_limit
+from torpor.compute.starting import Steps, failure_of, plan_launch, start
 from torpor.compute.surroundings import Surroundings
 from torpor.metering.traffic import Traffic
-from torpor.model.database import ComputeRecord, Database, Role, Step, Wake
-from torpor.model.errors import (
-    BinariesMissing,
-    ComputeStartFailed,
-    Conflict,
-    DatabaseInUse,
-    ShuttingDown,
-    StartTimeout,
-    TorporError,
-    Unavailable,
-)
+from torpor.model.database import Database, Role, Step, Wake
+from torpor.model.errors import Conflict, DatabaseInUse, ShuttingDown, StartTimeout, TorporError
 from torpor.model.size import Size
 from torpor.model.sleep import AwakeReason, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import AwakeCause
 
 log = get_logger(__name__)
 
-_RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are told to come back long before
-_START_SLOT_S = 2.0
 _FAILURE_REMEMBERED_S = 3.0
 _FREEZE_AGAIN_AFTER_S = (0.02, 0.05, 0.1, 0.2, 0.0)
 _HAND_OVER_AGAIN_AFTER_S = (0.005, 0.05)
@@ -231,22 +220,20 @@ class Compute:
                 case _:
                     raise AssertionError(f"{self!r} is moving without a task")
 
-    async def hand_over(
-        self, client: socket.socket, address: tuple[str, int], startup: bytes, traffic: TrafficSource | None = None
-    ) -> Session:
+    async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None = None) -> Session:
         """Give a client's socket to PostgreSQL, which sees it come from `address` and reads `startup` first.
 
-        The caller keeps and closes its own socket object. `traffic` counts the bytes where `client` isn't TCP itself. Only within
+        The caller keeps and closes its own socket object. `carrier` counts the bytes where `client` isn't TCP itself. Only within
         `awake`. Raises ComputeLost.
         """
         for pause_s in _HAND_OVER_AGAIN_AFTER_S:
             self._touch()
             with contextlib.suppress(NotDelivered):
-                return await self.live().hand_over(client, address, startup, traffic)
+                return await self.live().hand_over(client, address, startup, carrier)
             # It died a moment ago, and its end is noticed in the next: the client need not know.
             await self._around.clock.sleep(pause_s)
             await self.wake(WakeReason.CONNECTION, "again, PostgreSQL had died")
-        return await self.live().hand_over(client, address, startup, traffic)
+        return await self.live().hand_over(client, address, startup, carrier)
 
     async def role(self, name: str) -> Role | None:
         """One role, asked of PostgreSQL. Only within `awake`. Raises ComputeLost."""
@@ -413,33 +400,15 @@ class Compute:
 
     async def _start(self, reason: WakeReason, detail: str) -> None:
         around, clock = self._around, self._around.clock
-        began_at, began = clock.time(), clock.monotonic()
-        steps: list[Step] = []
-
-        def step(name: str) -> None:
-            steps.append(Step(name, (clock.monotonic() - began) * 1000 - sum(step.elapsed_ms for step in steps)))
-
+        began_at, steps = clock.time(), Steps(clock)
         async with contextlib.AsyncExitStack() as slot:
             await slot.enter_async_context(around.starts)
-            step("queue")
+            steps.done("queue")
             self._go(ComputeState.STARTING, reason)
             try:
-                plan = self._plan()
-                if not plan.data.is_dir():
-                    raise Unavailable("its volume is missing")
+                plan = await plan_launch(self.database, self.size, around, self.log_file)
                 postmaster = self._postmaster = self._new_postmaster()
-                await postmaster.clear_remains(plan.data)
-                step("prepare")
-                process = postmaster.launch(plan, self._exited)
-                around.catalog.record_compute(ComputeRecord(self.database.id, process.pid, process.start_ticks, boot_id()))
-                step("spawn")
-                await postmaster.enter_tree()
-                step("enter")
-                if not await postmaster.wait_ready(_START_SLOT_S):
-                    await slot.aclose()  # one that recovers for minutes must not hold up the others
-                    if not await postmaster.wait_ready(_RECOVERY_PATIENCE_S):
-                        raise ComputeStartFailed(f"it was not ready after {_RECOVERY_PATIENCE_S:.0f} s")
-                step("ready")
+                await start(postmaster, plan, self.database.id, around, slot, steps, self._exited)
             except BaseException as error:
                 await self._start_failed(error)
                 if isinstance(error, TorporError | OSError):
@@ -448,21 +417,9 @@ class Compute:
         self.broken = ""
         self._go(ComputeState.AWAKE, reason)
         self._begin_dozing()
-        elapsed_ms = (clock.monotonic() - began) * 1000
-        self._last_wake = Wake(self.database.id, began_at, reason, Tier.STOPPED, detail, elapsed_ms, tuple(steps))
-        around.on_wake(self._last_wake)
-
-    def _plan(self) -> LaunchPlan:
-        around, database = self._around, self.database
-        return LaunchPlan(
-            around.binaries(database.major).bindir,
-            around.volumes.data(database.id),
-            database.uid,
-            around.library,
-            around.configuration(database.major),
-            self.log_file,
-            server_options(self.size, around.size),
-        )
+        wake = Wake(self.database.id, began_at, reason, Tier.STOPPED, detail, steps.elapsed_ms, steps.taken)
+        self._last_wake = wake
+        around.on_wake(wake)
 
     async def _start_failed(self, error: BaseException) -> None:
         if self._postmaster is not None:
@@ -470,13 +427,7 @@ class Compute:
             self._postmaster = None
         self._around.catalog.forget_compute(self.database.id)
         self._go(ComputeState.STOPPED, SleepReason.CRASH)
-        if isinstance(error, BinariesMissing | StartTimeout):
-            self._failure = error
-        else:
-            words = logfile.last_words(self.log_file) if isinstance(error, ComputeStartFailed) else str(error)
-            self._failure = ComputeStartFailed(
-                f"database {self.database.label} can't start: {words}", f"the whole story: `torpor logs {self.database.label}`"
-            )
+        self._failure = failure_of(error, self.database.label, self.log_file)
         self._failed_at = self._around.clock.monotonic()
         self.broken = self._failure.message
         log.error("start failed", database=self.database.label, cause=self._failure.message)

@@ -144,9 +144,10 @@ class LifeLine(BackendEnd):
 class AdoptedBackend(BackendEnd):
     """The backend of a session that an earlier Torpor handed over: its life line is gone, so its process is watched."""
 
-    def __init__(self, process: ProcessHandle) -> None:
+    def __init__(self, process: ProcessHandle, inner_pid: int) -> None:
+        """`inner_pid` is the pid that the backend itself knows and told its client."""
         super().__init__()
-        self.pid = process.pid
+        self.pid = inner_pid
         self._process = process
         process.watch(self.end)
 

@@ -14,16 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.base.cgroups import Tree
-from torpor.base.processes import ProcessHandle, start_ticks, tcp_sockets_of
+from torpor.base.processes import (
+    ProcessHandle,
+    inner_pid,
+    lock_holder,
+    named_peer_sockets_of,
+    namespace_init,
+    reap,
+    start_ticks,
+    tcp_sockets_of,
+)
 from torpor.compute.census import Census
 from torpor.compute.handover import AdoptedBackend, LifeLine, hand_over
 from torpor.compute.idleness import Activity, awake_causes, is_resting
 from torpor.compute.launch import Launch, LaunchPlan, spawn
 from torpor.compute.peers import Peers
+from torpor.compute.sandbox.command import LOCKED_FILE
 from torpor.compute.service import ServiceSession
-from torpor.compute.sessions import Session, Sessions, TrafficSource
+from torpor.compute.sessions import Carrier, Session, Sessions
 from torpor.model.database import Role
-from torpor.model.errors import ComputeLost
+from torpor.model.errors import ComputeLost, ComputeStartFailed
 from torpor.model.sleep import AwakeReason
 from torpor.model.views import AwakeCause
 
@@ -47,13 +57,19 @@ def accepts_connections(data: Path) -> bool:
         return False
 
 
-def _postmaster_on(data: Path) -> int | None:
-    """The pid in a cluster's pid file, if that process really runs on the cluster."""
+def _user_of(data: Path) -> int | None:
+    """Whose end frees the cluster: the first process of a sandbox that has it, else the process of its pid file that runs on it."""
+    if (holder := lock_holder(data / LOCKED_FILE)) is not None:
+        return holder
     with contextlib.suppress(OSError, ValueError, IndexError):
         pid = int((data / _PID_FILE).read_text().splitlines()[0])
         if os.path.samefile(f"/proc/{pid}/cwd", data):
             return pid
     return None
+
+
+class VolumeInUse(ComputeStartFailed):
+    """Somebody else's PostgreSQL runs on the volume: nothing may be started on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,7 @@ class Postmaster:
         self.process: ProcessHandle | None = None
         self._listener = listener
         self._launch: Launch | None = None
+        self._sandbox_init: int | None = None  # whose end is that of everything in the sandbox
         self._service: ServiceSession | None = None
         self._service_lock = asyncio.Lock()  # opening, closing and freezing exclude each other
         self.asleep = False
@@ -90,31 +107,58 @@ class Postmaster:
     async def clear_remains(self, data: Path) -> None:
         """End whatever an earlier compute left running on this cluster, and its pid file: two on one cluster would destroy it."""
         await self._kill_tree()
-        if (pid := _postmaster_on(data)) is not None:
-            with contextlib.suppress(ProcessLookupError):
+        if (pid := _user_of(data)) is not None:
+            with contextlib.suppress(OSError):  # it has ended just now, or is none that we may see
                 stray = ProcessHandle(pid)
                 stray.watch(lambda: None)
                 stray.signal(signal.SIGKILL)
                 await stray.wait(_KILLED_S)
                 stray.close()
+            if _user_of(data) is not None:
+                raise VolumeInUse("another PostgreSQL runs on its volume, and can't be ended")
         _remove_locks(data)
 
-    def launch(self, plan: LaunchPlan, on_exit: Callable[[], None]) -> ProcessHandle:
-        """Spawn the postmaster; `on_exit` is called when it ends."""
+    def launch(self, plan: LaunchPlan) -> None:
+        """Spawn the postmaster."""
         self._launch = spawn(plan, self.tree, self._listener)
         self.process = self._launch.process
-        self.process.watch(on_exit)
-        return self.process
+        self.process.watch(lambda: None)  # only to have it reaped: `wait_ready` hears of its end
 
     async def enter_tree(self) -> None:
         """Put what was launched into its tree and let it begin."""
         assert self._launch is not None
         await self._launch.enter(self.tree.entrances())
 
-    async def wait_ready(self, timeout_s: float) -> bool:
-        """Until it accepts connections; False when it doesn't yet after `timeout_s`. Raises ComputeStartFailed."""
+    async def wait_ready(self, timeout_s: float, on_exit: Callable[[], None]) -> bool:
+        """Until it accepts connections, and from then on `on_exit` is called when it ends; False when it doesn't yet after `timeout_s`.
+
+        Raises ComputeStartFailed.
+        """
         assert self._launch is not None
-        return await self._launch.wait_ready(timeout_s)
+        if not await self._launch.wait_ready(timeout_s):
+            return False
+        pid, spawned = self._launch.postmaster_pid, self._launch.process
+        assert pid is not None
+        try:
+            self._take(ProcessHandle(pid), on_exit)
+        except ProcessLookupError as error:
+            raise ComputeStartFailed("PostgreSQL ended while it started") from error
+        if pid == spawned.pid:
+            spawned.close()
+        else:
+            spawned.signal(signal.SIGKILL)  # it made the sandbox, and only waits for an exit code now: 0.3 MB
+        return True
+
+    def _take(self, process: ProcessHandle, on_exit: Callable[[], None]) -> None:
+        self.process = process
+        process.watch(on_exit)
+        self._sandbox_init = namespace_init(process.pid)
+        self.tree.adopt(self._sandbox_init or process.pid)
+
+    @property
+    def is_sandboxed(self) -> bool:
+        """Whether it runs in a sandbox, as far as is known."""
+        return self._sandbox_init is not None
 
     def adopt(self, process: ProcessHandle, door_port: int, on_exit: Callable[[], None]) -> bool:
         """Take over a postmaster that an earlier Torpor launched, with its sessions. Works on a frozen one, too.
@@ -122,9 +166,7 @@ class Postmaster:
         False when not all sessions can be watched: the kernel didn't let us at their sockets, or they came through a port that the door
         had before the last Torpor. They go on.
         """
-        self.process = process
-        process.watch(on_exit)
-        self.tree.adopt(process.pid)
+        self._take(process, on_exit)
         try:
             return not [pid for pid in self.tree.pids() if not self._adopt_sessions(pid, door_port)]
         except PermissionError:
@@ -142,10 +184,10 @@ class Postmaster:
         for client in clients:
             host = self._peers.host_of(client)
             with contextlib.suppress(ProcessLookupError):
-                self.sessions.add(Session(client, AdoptedBackend(ProcessHandle(pid)), host, None))
+                self.sessions.add(Session(client, AdoptedBackend(ProcessHandle(pid), inner_pid(pid)), host, None))
         return bool(clients) or not sockets
 
-    async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, traffic: TrafficSource | None) -> Session:
+    async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None) -> Session:
         """Give a client's socket to PostgreSQL; the caller keeps its own and closes it. Raises ComputeLost."""
         duplicate = client.dup()
         try:
@@ -153,7 +195,7 @@ class Postmaster:
         except BaseException:
             duplicate.close()
             raise
-        session = Session(duplicate, line, address[0], traffic)
+        session = Session(duplicate, line, address[0], carrier)
         self.sessions.add(session)
         self._peers.note(client, address[0], self.sessions)
         return session
@@ -278,11 +320,12 @@ class Postmaster:
     async def bury(self) -> None:
         """Make sure that nothing of it is left: processes, tree, listener. Idempotent."""
         await self._kill_tree()
-        if self.process is not None:
-            if not self.process.exited:
-                self.process.signal(signal.SIGKILL)
-                await self.process.wait(_KILLED_S)
-            self.process.close()
+        for process in self._processes():
+            if not process.exited and process.signal(signal.SIGKILL):
+                await process.wait(_KILLED_S)
+            process.close()
+        if self._sandbox_init is not None:
+            reap(self._sandbox_init)
         if self._service is not None:
             service, self._service = self._service, None
             service.abandon()
@@ -296,8 +339,11 @@ class Postmaster:
         self.sessions.release()
         if self._service is not None:
             self._service.abandon()
-        if self.process is not None:
-            self.process.close()
+        for process in self._processes():
+            process.close()
+
+    def _processes(self) -> list[ProcessHandle]:
+        return [each for each in (self.process, self._launch.process if self._launch is not None else None) if each is not None]
 
     async def _kill_tree(self) -> None:
         pids = self.tree.pids()

@@ -11,6 +11,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.catalog.catalog import Catalog
 from torpor.compute.binaries import Postgres
 from torpor.compute.census import Census
+from torpor.compute.sandbox.sandbox import Sandbox, no_sandbox
 from torpor.model.database import Wake
 from torpor.model.size import Size
 from torpor.model.sleep import SleepPolicy
@@ -36,4 +37,5 @@ class Surroundings:
     start_timeout_s: float
     on_wake: Callable[[Wake], None]
     size: Size = field(default_factory=Size)
+    sandbox: Sandbox = field(default_factory=no_sandbox)
     census: Census = field(default_factory=Census)

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 from torpor.model.errors import AlreadyRunning, BinariesMissing, DataDirectoryUnusable
@@ -15,6 +16,7 @@ from torpor.model.errors import AlreadyRunning, BinariesMissing, DataDirectoryUn
 _MAX_SOCKET_PATH = 107  # sockaddr_un holds 108 bytes with the final zero
 _LONGEST_TAIL = "run/dabcdefghijkl/door.sock"
 _TRAVERSABLE = 0o711
+_LOCK_AGAIN_S = 0.01
 
 
 def instance_name(data_dir: Path) -> str:
@@ -25,8 +27,11 @@ def instance_name(data_dir: Path) -> str:
 class DataDirectory:
     """A locked data directory. `close` gives the lock back."""
 
-    def __init__(self, path: Path) -> None:
-        """Make it and lock it. Raises DataDirectoryUnusable or AlreadyRunning."""
+    def __init__(self, path: Path, lock: int | None = None, patience_s: float = 0.0) -> None:
+        """Make it and lock it. `lock` is that of another Torpor that `give_lock` gave; `patience_s` is for one that is just ending.
+
+        Raises DataDirectoryUnusable or AlreadyRunning.
+        """
         self.path = path
         if len(str(path)) + 1 + len(_LONGEST_TAIL) > _MAX_SOCKET_PATH:
             raise DataDirectoryUnusable(
@@ -40,17 +45,17 @@ class DataDirectory:
                 (path / name).chmod(mode)
             if os.geteuid() == 0:
                 path.chmod(_TRAVERSABLE)  # computes run as other users and must reach their volume
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if lock is None else lock
         except OSError as error:
             raise DataDirectoryUnusable(
                 f"the data directory {path} can't be used: {error.strerror}",
                 "choose another with --data-dir, or mend its owner and mode",
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock(patience_s)
         except BlockingIOError as error:
             os.close(self._lock)
-            raise AlreadyRunning(f"another Torpor runs on {path}", "stop that one, or give this one its own --data-dir") from error
+            raise already_running(path) from error
         if os.geteuid() == 0:
             try:
                 self._check_reachable()
@@ -66,15 +71,41 @@ class DataDirectory:
         """Names this Torpor's cgroups: several can run on one host."""
         return instance_name(self.path)
 
+    def _take_lock(self, patience_s: float) -> None:
+        """Lock it, or see that a lock that was given is one on this directory. Raises BlockingIOError."""
+        ours, theirs = os.fstat(self._lock), os.stat(self.path / "lock")
+        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+            raise BlockingIOError
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOCK_AGAIN_S)
+
+    def give_lock(self) -> int:
+        """The lock, which is the caller's from now on; `close` closes nothing any more."""
+        lock, self._lock = self._lock, -1
+        return lock
+
     def publish_library(self, built: Path) -> Path:
         """A copy of the preloaded library that every user can read. Running computes keep the version that they loaded."""
         try:
             content = built.read_bytes()
         except FileNotFoundError as error:
             raise BinariesMissing(f"the library {built.name} was not built", "run `make setup` (it needs gcc)") from error
-        target = self.path / "native" / f"libtorpor-{hashlib.sha256(content).hexdigest()[:12]}.so"
+        return self._publish("libtorpor", "so", content, 0o755)
+
+    def publish_filter(self, content: bytes) -> Path:
+        """The system-call filter of the sandboxes, in a file."""
+        return self._publish("filter", "bpf", content, 0o644)
+
+    def _publish(self, name: str, kind: str, content: bytes, mode: int) -> Path:
+        target = self.path / "native" / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.{kind}"
         if not target.exists():
-            _write(target, content, 0o755)
+            _write(target, content, mode)
         return target
 
     def write_configuration(self, major: int, files: dict[str, str]) -> Path:
@@ -111,8 +142,10 @@ class DataDirectory:
             (self.path / "api.json").unlink()
 
     def close(self) -> None:
-        """Give the lock back."""
-        os.close(self._lock)
+        """Give the lock back, unless it was given away."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _check_reachable(self) -> None:
         for parent in self.path.resolve().parents:
@@ -121,6 +154,14 @@ class DataDirectory:
                     f"computes run as users of their own and can't enter {parent}",
                     f"choose a data directory elsewhere (--data-dir), or `chmod o+x {parent}`",
                 )
+
+
+def already_running(path: Path) -> AlreadyRunning:
+    """The refusal to start where another Torpor runs."""
+    return AlreadyRunning(
+        f"another Torpor runs on {path}",
+        "stop that one, take its place while it runs (`torpor serve --take-over`), or give this one its own --data-dir",
+    )
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -18,6 +18,7 @@ TorporError
 │   ├── RoutingConflict         08004  400   two forms of address name different databases, or none is given
 │   ├── WrongPassword           28P01  401   also for a role that doesn't exist, so that nobody can probe
 │   ├── LoginForbidden          28000  403   the role exists and its password is right, or it is Torpor's own
+│   ├── EncryptionRequired      28000  403   a client from another machine must use TLS
 │   ├── LoginTimeout            08006  408   the client took too long before it was logged in
 │   ├── AddressForbidden        28000  403   an access list keeps this address out
 │   ├── TooManyFailedLogins     28T01  429   this address has given wrong credentials for this database; wait
@@ -38,7 +39,9 @@ TorporError
     ├── BinariesMissing         exit 14
     ├── CatalogUnusable         exit 15
     ├── BadSettings             exit 16
-    └── ImageUnusable           exit 17  the root image of the sandboxes can't be built or mounted
+    ├── TakeOverFailed          exit 19  the place of the running Torpor can't be taken
+    ├── ImageUnusable           exit 17  the root image of the sandboxes can't be built or mounted
+    └── SandboxTooWeak          exit 18  the host gives computes less than the setting `sandbox` asks for
 """
 
 from typing import ClassVar
@@ -130,6 +133,10 @@ class LoginForbidden(Refused):
     kind, sqlstate, http_status = "login_forbidden", "28000", 403
 
 
+class EncryptionRequired(Refused):
+    kind, sqlstate, http_status = "encryption_required", "28000", 403
+
+
 class LoginTimeout(Refused):
     kind, sqlstate, http_status = "login_timeout", "08006", 408
 
@@ -216,5 +223,13 @@ class BadSettings(HostError):
     kind, exit_code = "bad_settings", 16
 
 
+class TakeOverFailed(HostError):
+    kind, exit_code = "take_over_failed", 19
+
+
 class ImageUnusable(HostError):
     kind, exit_code = "image_unusable", 17
+
+
+class SandboxTooWeak(HostError):
+    kind, exit_code = "sandbox_too_weak", 18

@@ -12,6 +12,7 @@ from torpor.model.encryption import TlsMode
 from torpor.model.errors import BadSettings, InvalidRequest
 from torpor.model.limits import DoorLimits, parse_rates
 from torpor.model.size import GIB, MIB, Size
+from torpor.model.sandbox import AUTO, SandboxLevel
 from torpor.model.sleep import SleepPolicy
 
 SUPPORTED_MAJORS = (16, 17, 18)
@@ -32,6 +33,9 @@ class Settings:
     public_host: str = _setting("", "host name in the URLs that are handed out; default door_host")
     api_host: str = _setting("127.0.0.1", "address the HTTP API listens on")
     api_port: int = _setting(7480, "TCP port of the API; 0 takes a free one")
+    api_names: str = _setting("", "host names under which the API is reached, separated by commas, beside its addresses and public_host")
+    api_key_rate: float = _setting(50.0, "requests a second that one API key may make on average; a change counts as five")
+    api_address_rate: float = _setting(10.0, "requests a second that one address may make without a right API key")
     postgres_major: int = _setting(DEFAULT_MAJOR, "PostgreSQL major of new databases; a database keeps its own")
     postgres_home: str = _setting("", "directory of the installed PostgreSQL majors; default <default data_dir>/postgres")
     pg_bindir: str = _setting("", "use the PostgreSQL in this directory (for instance /usr/lib/postgresql/15/bin) for its own major")
@@ -59,12 +63,15 @@ class Settings:
     wake_rate_per_database: str = _setting("300/200/100", "wakes per second of one database, over 1 s, 1 min and 10 min; or never")
     wake_rate_overall: str = _setting("3000/2000/1000", "wakes per second of all databases, over 1 s, 1 min and 10 min; or never")
     proxy_protocol_from: str = _setting("", "load balancers that send the PROXY protocol: addresses or networks, with commas between")
+    drain_timeout_s: float = _setting(600.0, "seconds that running statements and transactions have after SIGTERM, before they are ended")
     start_timeout_s: float = _setting(60.0, "seconds a client waits for a compute to start before it is told to come back")
     memory_high_percent: float = _setting(85.0, "share of the host's memory above which the longest asleep go down a tier")
     uid_base: int = _setting(310_000, "first host uid for computes when Torpor runs as root; each database has its own")
     sandbox: str = _setting("auto", "weakest sandbox level to run with: auto, full, no_user_namespace, shared_user, own_user or none")
     tenant_superuser: bool = _setting(False, "allow databases whose owner is a real superuser, where the sandbox level holds them")
-    tls: str = _setting(TlsMode.REMOTE, "who encrypts: off, allow (who wants to), remote (clients on other machines must), require (all must)")
+    tls: str = _setting(
+        TlsMode.REMOTE, "who encrypts: off, allow (who wants to), remote (clients on other machines must), require (all must)"
+    )
     tls_cert: str = _setting("", "PEM files of certificate chains, separated by commas; default the development authority's own")
     tls_key: str = _setting("", "PEM files of their keys, in the same order; default the keys are in the files of tls_cert")
     relay: bool = _setting(False, "carry the bytes of every session through relay workers instead of handing sockets over")
@@ -84,6 +91,8 @@ class Settings:
                 raise BadSettings(f"{name} must be between 0 and 65535")
         for name, low, high in (
             ("warm_pool_size", 0, 1000),
+            ("api_key_rate", 0.1, 100_000),
+            ("api_address_rate", 0.1, 100_000),
             ("max_connections", 5, 10_000),
             ("login_timeout_s", 0.1, 600),
             ("max_logins", 1, 1_000_000),
@@ -91,6 +100,7 @@ class Settings:
             ("max_logins_per_address", 1, 1_000_000),
             ("max_connections_per_address", 1, 1_000_000),
             ("max_connections_overall", 1, 1_000_000),
+            ("drain_timeout_s", 0, 30 * 86_400),
             ("start_timeout_s", 0.1, 86_400),
             ("memory_high_percent", 1, 100),
             ("boost_after_wake_s", 0, 300),

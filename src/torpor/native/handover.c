@@ -6,8 +6,10 @@
  *   TORPOR_LISTENER_FD   a listening Unix socket. It takes the place of the socket on which PostgreSQL calls listen(). Its path
  *                        is outside of what the compute can see, so nobody in the compute can connect to it.
  *   TORPOR_READY_FD      one byte is written when the postmaster is ready for connections; it breaks when the postmaster dies
- *                        before. "Ready" is when PostgreSQL says so in postmaster.pid.
+ *                        before. "Ready" is when PostgreSQL says so in postmaster.pid. A socket, so that the kernel tells Torpor who
+ *                        wrote: the postmaster knows only the process id that it has inside of its sandbox.
  *   TORPOR_GO_FD         PostgreSQL begins when a byte arrives: Torpor puts the process into its cgroups meanwhile.
+ *   TORPOR_UID           the user to become before anything else, where a root without user namespaces had to make the sandbox.
  *   A hand-over is one connection to the listener that carries a header, the address to show as the client's, the startup
  *   message, and two descriptors: the client's socket and the write end of a pipe, the life line. The backend writes its
  *   process id (4 bytes, host order) to the life line and holds it until it ends.
@@ -17,10 +19,12 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <grp.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
@@ -28,6 +32,7 @@
 
 #define MAGIC "TORPOR1"
 #define MAX_STARTUP 16384
+#define MAX_FILES 4096
 
 struct header {
     char magic[8];
@@ -86,6 +91,31 @@ static void after_fork_in_child(void)
     }
 }
 
+/* Irrevocable: with all three ids changed no capability is left, and no-new-privileges was set by whoever made the sandbox. */
+static void become_user(void)
+{
+    const char *text = getenv("TORPOR_UID");
+    uid_t uid;
+
+    if (!text)
+        return;
+    uid = (uid_t)atol(text);
+    if (uid == 0 || setgroups(0, NULL) != 0 || setresgid(uid, uid, uid) != 0 || setresuid(uid, uid, uid) != 0)
+        _exit(126);
+    unsetenv("TORPOR_UID");
+}
+
+/* Lowered for good. PostgreSQL keeps 256 files open in each process; memory and processes are the cgroup's to count. */
+static void set_limits(void)
+{
+    const struct rlimit no_core = {0, 0}, files = {MAX_FILES, MAX_FILES};
+    struct rlimit now;
+
+    setrlimit(RLIMIT_CORE, &no_core);
+    if (getrlimit(RLIMIT_NOFILE, &now) == 0 && now.rlim_max > MAX_FILES)
+        setrlimit(RLIMIT_NOFILE, &files);
+}
+
 static void wait_for_go(int fd)
 {
     char go;
@@ -103,6 +133,7 @@ static void wait_for_go(int fd)
 
 __attribute__((constructor)) static void set_up(void)
 {
+    become_user();
     real_accept = (int (*)(int, struct sockaddr *, socklen_t *))dlsym(RTLD_NEXT, "accept");
     real_listen = (int (*)(int, int))dlsym(RTLD_NEXT, "listen");
     real_recv = (ssize_t(*)(int, void *, size_t, int))dlsym(RTLD_NEXT, "recv");
@@ -111,6 +142,8 @@ __attribute__((constructor)) static void set_up(void)
     inherited_fd = fd_from_environment("TORPOR_LISTENER_FD");
     ready_fd = fd_from_environment("TORPOR_READY_FD");
     in_postmaster = inherited_fd >= 0;
+    if (in_postmaster)
+        set_limits();
     wait_for_go(fd_from_environment("TORPOR_GO_FD"));
     unsetenv("LD_PRELOAD"); /* programs that PostgreSQL runs are none of our business */
     pthread_atfork(NULL, after_fork_in_postmaster, after_fork_in_child);
