@@ -1,12 +1,16 @@
-"""The ASGI application: finds the operation, checks token, query and body, and gives every error the same shape.
+"""The ASGI application: lets in who may ask, finds the operation, checks scope, query and body, and gives every error the same shape.
+
+What changes something is recorded in the audit log before it is done and when it is known what became of it; what a key's scope
+doesn't allow is recorded too. What can't be recorded isn't done.
 
 Concurrency: one task a request. An unexpected fault is logged and answered with 500; it ends nothing but its request.
 """
 
 import asyncio
-import hmac
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from torpor.api import docs
 from torpor.api.asgi import (
@@ -17,31 +21,36 @@ from torpor.api.asgi import (
     Stream,
     json_answer,
     query_pairs,
-    read_header,
     read_whole,
     send_answer,
     send_stream,
 )
 from torpor.api.bodies import read_body, read_query
-from torpor.api.faults import RequestTooLarge, UnknownPath, WrongMethod, error_answer, unexpected_answer
+from torpor.api.calls import READING_METHODS, Call, Context, Operation, Services
+from torpor.api.faults import RequestTooLarge, TooManyRequests, UnknownPath, WrongMethod, error_answer, unexpected_answer
+from torpor.api.gate import CHALLENGE, PAGE_CHALLENGE, ApiLimits, Gate, client_address
 from torpor.api.openapi import document
-from torpor.api.operations import OPERATIONS, Call, Context, Operation
+from torpor.api.operations import OPERATIONS
+from torpor.api.trail import Trail
 from torpor.base.logs import get_logger
 from torpor.base.telemetry import Counter
-from torpor.model.errors import ShuttingDown, TorporError, Unauthorized
+from torpor.model.errors import Forbidden, ShuttingDown, TorporError, Unauthorized
+from torpor.model.workspace import AccessScope, Caller, WorkspaceId
 
 log = get_logger(__name__)
 
 REQUESTS = ("torpor_api_requests_total", "Requests to the API by operation and status.", ("operation", "status"))
+_PAGES = docs.PAGES | {"/openapi.json"}
+_STRANGER = Caller(AccessScope.METRICS, WorkspaceId(""))  # sees no database, and gets no further than health
 
 
 class App:
-    """Serves the operations on `context` to whoever has `token`."""
+    """Serves the operations on `services` to whoever has `token`, or a key that allows them."""
 
-    def __init__(self, context: Context, token: str, token_hint: str, url: Callable[[], str]) -> None:
-        self._context = context
-        self._token = token.encode()
-        self._token_hint = token_hint
+    def __init__(self, services: Services, token: str, token_hint: str, limits: ApiLimits, url: Callable[[], str]) -> None:
+        self._services = services
+        self._gate = Gate(token, token_hint, services.keys.recognise, limits, time.monotonic)
+        self._trail = Trail(services.audit, time.monotonic)
         self._url = url
         self._document: Answer | None = None
         self.requests = Counter(*REQUESTS)
@@ -52,19 +61,14 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        label, started = "none", False
+        request = _Request(scope)
+        started = False
         try:
-            operation, name = self._find(scope)
-            if operation is None:
-                label = "docs"
-                answer: Answer | Stream = await self._open_page(scope["path"])
-            else:
-                label = operation.id
-                answer = await self._perform(operation, name, scope, receive)
+            answer = await self._serve(request, receive)
             if isinstance(answer, Stream):
                 started = True
-                self.requests.add(label, "200")
-                await send_stream(answer, receive, send)
+                self.requests.add(request.label, "200")
+                await send_stream(answer, receive, send, request.headers, partial(self._ended, request.caller))
                 return
         except asyncio.CancelledError:
             if started:
@@ -72,67 +76,116 @@ class App:
             # Torpor stops. The answer is sent by the task that is being cancelled, which may still await.
             answer = json_answer(error_answer(ShuttingDown("Torpor is stopping", "try again when it runs")), 503)
         except TorporError as error:
-            answer = json_answer(error_answer(error), error.http_status, _extra_headers(error))
+            answer = json_answer(error_answer(error), error.http_status, _extra_headers(error, scope["path"] in _PAGES))
         except Exception:
-            log.exception("a request failed unexpectedly", operation=label)
+            log.exception("a request failed unexpectedly", operation=request.label)
             if started:
                 raise  # the server cuts the connection, so that the client sees an unfinished answer
             answer = json_answer(unexpected_answer(), 500)
-        self.requests.add(label, str(answer.status))
-        await send_answer(answer, send)
+        self.requests.add(request.label, str(answer.status))
+        await send_answer(answer, send, request.headers)
 
-    def _find(self, scope: Scope) -> tuple[Operation | None, str]:
-        """The operation and the name in its path; no operation for the documentation."""
+    async def _serve(self, request: "_Request", receive: Receive) -> Answer | Stream:
+        """Strangers are answered about nothing but health: not even about what there is."""
+        scope = request.scope
+        self._gate.check_host(scope)
+        operation, path = self._match(scope)
+        if operation is not None:
+            request.label = operation.id
+        if operation is not None and operation.scope is None:
+            self._gate.admit_stranger(client_address(scope))
+            return await operation.handle(
+                Context(self._services, _STRANGER), Call({}, read_query(query_pairs(scope), operation.query), None)
+            )
+        is_page = scope["path"] in _PAGES
+        caller = request.caller = self._gate.admit(scope, is_page=is_page)
+        request.headers = self._gate.count(caller, operation.cost if operation is not None else 1.0)
+        if is_page:
+            request.label = "docs"
+            return await self._page(scope)
+        if operation is None:
+            raise self._nothing_there(scope)
+        return await self._perform(operation, path, caller, scope, receive)
+
+    async def _perform(
+        self, operation: Operation, path: Mapping[str, str], caller: Caller, scope: Scope, receive: Receive
+    ) -> Answer | Stream:
+        assert operation.scope is not None
+        context = Context(self._services, caller)
+        if not caller.scope.allows(operation.scope):
+            if operation.action:
+                self._trail.refuse(context, operation, path)
+            raise Forbidden(
+                f"this needs the scope {operation.scope}, and the API key has {caller.scope}",
+                "use a key that allows it, or the host's token",
+            )
+        query = read_query(query_pairs(scope), operation.query)
+        body = read_body(await read_whole(scope, receive), operation.body) if operation.body is not None else None
+        call = Call(path, query, body)
+        if not operation.action:
+            return await operation.handle(context, call)
+        async with self._trail.follow(context, operation, call):
+            return await operation.handle(context, call)
+
+    def _match(self, scope: Scope) -> tuple[Operation | None, Mapping[str, str]]:
+        """The operation, and the names in its path; none for what isn't there, and for the documentation."""
         path, method = scope["path"], scope["method"]
-        reading = method in ("GET", "HEAD")
-        if path == "/openapi.json" or path in docs.PAGES:
-            if not reading:
-                raise _wrong_method(path, method, ("GET",))
-            return None, ""
         for pattern, operations in self._routes:
             if match := pattern.fullmatch(path):
                 operation = operations.get(method)
-                if operation is None and reading and (found := operations.get("GET")) and found.open:
+                if operation is None and method == "HEAD" and (found := operations.get("GET")) and found.scope is None:
                     operation = found
-                if operation is None:
-                    raise _wrong_method(path, method, tuple(operations))
-                return operation, match.groupdict().get("name", "")
-        raise UnknownPath(f"nothing is at {path[:200]!r}", "/docs shows what there is")
+                return operation, match.groupdict()
+        return None, {}
 
-    async def _open_page(self, path: str) -> Answer:
+    def _nothing_there(self, scope: Scope) -> TorporError:
+        path, method = scope["path"], scope["method"]
+        for pattern, operations in self._routes:
+            if pattern.fullmatch(path):
+                return _wrong_method(path, method, tuple(operations))
+        return UnknownPath(f"nothing is at {path[:200]!r}", "/docs shows what there is")
+
+    async def _page(self, scope: Scope) -> Answer:
+        path, method = scope["path"], scope["method"]
+        if method not in READING_METHODS:
+            raise _wrong_method(path, method, ("GET",))
         if path != "/openapi.json":
             return await docs.page(path)
         if self._document is None:
             self._document = json_answer(document(self._url()))
         return self._document
 
-    async def _perform(self, operation: Operation, name: str, scope: Scope, receive: Receive) -> Answer | Stream:
-        if not operation.open:
-            self._authorize(scope)
-        query = read_query(query_pairs(scope), operation.query)
-        body = None
-        if operation.body is not None:
-            body = read_body(await read_whole(scope, receive), operation.body)
-        return await operation.handle(self._context, Call(name, query, body))
+    async def _ended(self, caller: Caller | None) -> None:
+        """Waits until a stream has to end, since its key isn't valid any more."""
+        if caller is None or caller.key is None:
+            await asyncio.Event().wait()  # the host's token is always valid
+        else:
+            await self._services.keys.ended(caller.key)
 
-    def _authorize(self, scope: Scope) -> None:
-        header = read_header(scope, b"authorization") or b""
-        scheme, _, token = header.partition(b" ")
-        right = hmac.compare_digest(token.strip(), self._token)
-        if scheme.lower() != b"bearer" or not right:
-            what = "the bearer token is wrong" if header else "a bearer token is needed"
-            raise Unauthorized(what, f"send 'Authorization: Bearer <token>' with {self._token_hint}")
+
+class _Request:
+    """What is learnt of a request while it is served."""
+
+    __slots__ = ("caller", "headers", "label", "scope")
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.label = "none"
+        self.caller: Caller | None = None
+        self.headers: Mapping[str, str] = {}
 
 
 def _wrong_method(path: str, method: str, allowed: tuple[str, ...]) -> WrongMethod:
     return WrongMethod(f"{method[:20]!r} doesn't work on {path[:200]!r}", f"use {' or '.join(allowed)}", allowed)
 
 
-def _extra_headers(error: TorporError) -> dict[str, str]:
+def _extra_headers(error: TorporError, is_page: bool) -> dict[str, str]:
     if isinstance(error, Unauthorized):
-        return {"WWW-Authenticate": 'Bearer realm="torpor"'}
+        return {"WWW-Authenticate": PAGE_CHALLENGE if is_page else CHALLENGE}
     if isinstance(error, WrongMethod):
         return {"Allow": ", ".join(error.allowed)}
     if isinstance(error, RequestTooLarge):
         return {"Connection": "close"}  # the rest of the body isn't worth reading
+    if isinstance(error, TooManyRequests):
+        return error.headers
     return {}

@@ -5,7 +5,7 @@ goes away, when its source ends, or when its task is cancelled.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,25 +95,32 @@ async def read_whole(scope: Scope, receive: Receive) -> bytes:
     return bytes(body)
 
 
-async def send_answer(answer: Answer, send: Send) -> None:
-    """Send a whole answer."""
-    headers = [*_headers(answer.media, answer.headers), (b"content-length", str(len(answer.body)).encode())]
+async def send_answer(answer: Answer, send: Send, more: Mapping[str, str]) -> None:
+    """Send a whole answer, with `more` headers."""
+    headers = [*_headers(answer.media, {**more, **answer.headers}), (b"content-length", str(len(answer.body)).encode())]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
 
 
-async def send_stream(stream: Stream, receive: Receive, send: Send) -> None:
-    """Send a stream part by part, until it ends or the client goes away."""
+async def send_stream(
+    stream: Stream, receive: Receive, send: Send, more: Mapping[str, str], until: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Send a stream part by part, until it ends, the client goes away, or `until` is over."""
     try:
-        await send({"type": "http.response.start", "status": 200, "headers": _headers(stream.media, {"X-Accel-Buffering": "no"})})
+        headers = _headers(stream.media, {**more, "X-Accel-Buffering": "no"})
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         leaving = asyncio.ensure_future(_gone(receive))
         sending = asyncio.ensure_future(_send_parts(stream, send))
+        ending = asyncio.ensure_future(until())
         try:
-            await asyncio.wait((leaving, sending), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((leaving, sending, ending), return_when=asyncio.FIRST_COMPLETED)
+            ended = ending.done() and not sending.done() and not leaving.done()
         finally:
-            for task in (leaving, sending):
+            for task in (leaving, sending, ending):
                 task.cancel()
-            results = await asyncio.gather(leaving, sending, return_exceptions=True)
+            results = await asyncio.gather(leaving, sending, ending, return_exceptions=True)
+        if ended:
+            await send({"type": "http.response.body", "body": b""})
     finally:
         stream.close()
     for result in results:
@@ -134,7 +141,12 @@ async def _gone(receive: Receive) -> None:
 
 
 def _headers(media: str, more: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    fixed = {"content-type": media, "x-content-type-options": "nosniff", "cache-control": "no-store"}
+    fixed = {
+        "content-type": media,
+        "x-content-type-options": "nosniff",
+        "cache-control": "no-store",
+        "cross-origin-resource-policy": "same-origin",
+    }
     fixed.update({name.lower(): value for name, value in more.items()})
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fixed.items()]
 

@@ -13,11 +13,16 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_PAGE = 1000
 MAX_LOG_LINES = 10_000
+_MAX_NUMBER = 2**53  # what JSON's readers keep exactly
 
 Idle = Annotated[
     float | Literal["never"] | None, Meta(description='Seconds, "never", or null for the daemon\'s setting.', examples=[30, "never", None])
 ]
 Name = Annotated[str, Meta(description="1 to 63 of a-z, 0-9 and '-', beginning with a letter, not ending in '-'.", examples=["shop"])]
+
+WorkspaceName = Annotated[
+    str, Meta(description="1 to 63 of a-z, 0-9 and '-', beginning with a letter, not ending in '-'.", examples=["acme"])
+]
 
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,6 +36,33 @@ class ListQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
     tier: Annotated[Tier | None, Meta(description="Only those in this sleep tier.")] = None
     search: Annotated[str | None, Meta(description="Only those whose name holds this text.")] = None
+    workspace: Annotated[str | None, Meta(description="Only those of this workspace.")] = None
+
+
+class WorkspacesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which workspaces to list."""
+
+    after: Annotated[str | None, Meta(description="Continue after this name: `next` of the page before.")] = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
+
+
+class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which records of the audit log to show."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
+    before: Annotated[
+        int | None, Meta(ge=0, le=_MAX_NUMBER, description="Only records with a smaller number, newest first: `next` of the page before.")
+    ] = None
+    after: Annotated[
+        int | None, Meta(ge=0, le=_MAX_NUMBER, description="Only records with a larger number, oldest first: to follow the log.")
+    ] = None
+    workspace: Annotated[str | None, Meta(description="Only what concerns this workspace.")] = None
+    action: Annotated[str | None, Meta(description="Only this action (`key.create`), or this kind (`key`).")] = None
+    target: Annotated[str | None, Meta(description="Only what was done to this.")] = None
+    actor: Annotated[str | None, Meta(description="Only what this one did: `host`, `torpor`, the id of a key, or its name.")] = None
+    since: Annotated[float | None, Meta(description="Not before this time.")] = None
+    until: Annotated[float | None, Meta(description="Before this time.")] = None
+    outcomes: Annotated[bool, Meta(description="Leave out the records that only say that something was begun.")] = False
 
 
 class ForceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,10 +92,27 @@ class CreateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     freeze_after_s: Idle = None
     page_after_s: Idle = None
     stop_after_s: Idle = None
+    workspace: Annotated[
+        str | None, Meta(description="Who owns it. Left out or null: the workspace of the key, or `default`.", examples=["acme"])
+    ] = None
 
     def overrides(self) -> SleepOverrides:
         """The idle times that it sets."""
         return checked(SleepOverrides(self.freeze_after_s, self.page_after_s, self.stop_after_s))
+
+
+class CreateWorkspaceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A workspace to make."""
+
+    name: WorkspaceName
+
+
+class CreateKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An API key to make."""
+
+    name: Annotated[str, Meta(description="What it is for, in 1 to 80 visible characters.", examples=["ci"])]
+    scope: Annotated[Literal["read", "write", "admin", "metrics"], Meta(description="What it allows.")] = "read"
+    expires_in_s: Annotated[float | None, Meta(description="Seconds that it lives. Left out or null: until it is revoked.")] = None
 
 
 class UpdateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,5 +1,6 @@
 """Example values for the documentation: the same nouns that the API answers with. Pure."""
 
+from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
 from torpor.model.views import (
@@ -13,6 +14,8 @@ from torpor.model.views import (
     StepView,
     WakeView,
 )
+from torpor.model.workspace import AccessScope, KeyId, WorkspaceId
+from torpor.model.workspace_views import AuditPage, KeyView, WorkspaceView
 
 _AT = 1_795_000_000.0
 
@@ -68,3 +71,31 @@ HOST = HostView(
     pool="xfs with reflinks",
     lacks=(),
 )
+WORKSPACE = WorkspaceView(WorkspaceId("wk3v5q2mzab7w"), "acme", _AT - 86400, 3, 2)
+KEY = KeyView(
+    id=KeyId("kx4tq7m2abcd"),
+    workspace="acme",
+    name="ci",
+    scope=AccessScope.WRITE,
+    prefix="torpor_k1_kx4tq7m2abcd",
+    created_at=_AT - 3600,
+    created_by="host",
+    expires_at=_AT + 7_776_000,
+    expired=False,
+    last_used_at=None,
+)
+KEY_TEXT = "torpor_k1_kx4tq7m2abcd_" + "a" * 52
+_RECORD = seal(
+    Anchor(0, GENESIS),
+    at=_AT,
+    actor="host",
+    actor_name="",
+    address="127.0.0.1",
+    action="key.create",
+    target="kx4tq7m2abcd",
+    workspace=WORKSPACE.id,
+    result=AuditResult.DONE,
+    detail="name=ci, scope=write",
+    begun=None,
+)
+AUDIT = AuditPage((_RECORD,), None, Anchor(0, GENESIS), Anchor(_RECORD.number, _RECORD.hash))

@@ -1,5 +1,7 @@
 """Refusals that only HTTP knows, and the one shape in which every error leaves the API. Pure."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from torpor.model.errors import Refused, TorporError
@@ -33,6 +35,22 @@ class RequestTimeout(Refused):
     """The body did not arrive in time."""
 
     kind, sqlstate, http_status = "request_timeout", "57014", 408
+
+
+class MisdirectedRequest(Refused):
+    """The request is addressed to a host name that isn't this API's."""
+
+    kind, sqlstate, http_status = "misdirected_request", "08004", 421
+
+
+class TooManyRequests(Refused):
+    """The key, or the address, asks more often than it may. `headers` tell when to come back."""
+
+    kind, sqlstate, http_status = "too_many_requests", "53400", 429
+
+    def __init__(self, message: str, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, hint)
+        self.headers = dict(headers or {})
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):

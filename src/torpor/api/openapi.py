@@ -16,9 +16,10 @@ import msgspec
 
 from torpor import __version__
 from torpor.api.asgi import MAX_BODY_BYTES
-from torpor.api.faults import ErrorAnswer, RequestTimeout, RequestTooLarge, error_answer
-from torpor.api.operations import OPERATIONS, Operation
-from torpor.model.errors import InvalidRequest, TorporError, Unauthorized
+from torpor.api.calls import Operation
+from torpor.api.faults import ErrorAnswer, MisdirectedRequest, RequestTimeout, RequestTooLarge, TooManyRequests, error_answer
+from torpor.api.operations import OPERATIONS
+from torpor.model.errors import Forbidden, InvalidRequest, PoolFull, TorporError, Unauthorized
 
 _PLAIN: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
@@ -27,10 +28,15 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     float: {"type": "number"},
     type(None): {"type": "null"},
 }
+_PATH_EXAMPLES = {"name": "shop", "workspace": "acme", "key": "kx4tq7m2abcd"}
 _BOUNDS = {"ge": "minimum", "le": "maximum", "description": "description", "examples": "examples"}
-_ABOUT = """Databases that sleep when nobody uses them. Everything under `/v1` and `/metrics` needs the bearer token that Torpor
-keeps in the file `token` of its data directory. Every error has the same shape: `kind` for programs, `message` and `hint` for people,
-`sqlstate` as a PostgreSQL client would see it. Times are seconds since the epoch, sizes are bytes."""
+_ABOUT = """Databases that sleep when nobody uses them. Everything but `/healthz` needs a bearer token: an API key of a workspace,
+which sees and touches that workspace only (what belongs to others is not found), or the host's token, which Torpor keeps in the file
+`token` of its data directory. Each operation tells the scope that it needs: `read` sees databases and their state, never what is in
+them; `write` also makes, changes and removes them and gets at what is in them; `admin` also rules over the workspace's keys and sees its
+audit log; `metrics` reads the host's metrics and nothing else; `host` is the host's token alone. Requests of a key are limited in their
+rate (`RateLimit` headers); what changes something counts as five. Every error has the same shape: `kind` for programs, `message` and
+`hint` for people, `sqlstate` as a PostgreSQL client would see it. Times are seconds since the epoch, sizes are bytes."""
 
 
 def document(url: str) -> dict[str, Any]:
@@ -51,7 +57,9 @@ def document(url: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas.components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "The content of the token file."}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key, or the content of the token file."}
+            },
         },
     }
 
@@ -113,14 +121,14 @@ def _operation(operation: Operation, schemas: Schemas) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation.id,
         "summary": operation.summary,
-        "description": inspect.cleandoc(operation.handle.__doc__ or ""),
-        "tags": ["databases" if "/databases" in operation.path else "host"],
+        "description": f"{inspect.cleandoc(operation.handle.__doc__ or '')}\n\n{_needs(operation)}",
+        "tags": [_tag(operation.path)],
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": "shop"}
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": _PATH_EXAMPLES[name]}
             for name in re.findall(r"\{(\w+)\}", operation.path)
         ],
         "responses": {str(operation.status): _success(operation, schemas), **_refusals(operation, schemas)},
-        "security": [] if operation.open else [{"token": []}],
+        "security": [] if operation.scope is None else [{"key": [operation.scope.value]}],
     }
     for name, schema, required in schemas.fields(operation.query):
         text = schema.pop("description", "")
@@ -135,6 +143,15 @@ def _operation(operation: Operation, schemas: Schemas) -> dict[str, Any]:
     return described
 
 
+def _needs(operation: Operation) -> str:
+    return "Needs no key." if operation.scope is None else f"Needs the scope `{operation.scope}`."
+
+
+def _tag(path: str) -> str:
+    kinds = {"databases": "databases", "workspaces": "workspaces", "audit": "audit"}
+    return kinds.get(path.split("/")[2] if path.startswith("/v1/") else "", "host")
+
+
 def _success(operation: Operation, schemas: Schemas) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": "Done." if operation.result is None else operation.summary + ": done."}
     if operation.result is not None:
@@ -146,9 +163,10 @@ def _success(operation: Operation, schemas: Schemas) -> dict[str, Any]:
 
 
 def _refusals(operation: Operation, schemas: Schemas) -> dict[str, Any]:
-    common: tuple[type[TorporError], ...] = (InvalidRequest,)
-    common += () if operation.open else (Unauthorized,)
+    common: tuple[type[TorporError], ...] = (InvalidRequest, MisdirectedRequest, TooManyRequests)
+    common += () if operation.scope is None else (Unauthorized, Forbidden)
     common += () if operation.body is None else (RequestTooLarge, RequestTimeout)
+    common += (PoolFull,) if operation.action and PoolFull not in operation.refusals else ()
     by_status: dict[str, list[type[TorporError]]] = {}
     for error in (*common, *operation.refusals):
         by_status.setdefault(str(error.http_status), []).append(error)

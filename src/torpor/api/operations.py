@@ -3,90 +3,53 @@
 Concurrency: handlers run in the task of their request. A handler's docstring is the description in the OpenAPI document.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
-
-import msgspec
-
 from torpor import __version__
-from torpor.api import examples
+from torpor.api import examples, governance
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
+    AuditQuery,
     CreateBody,
+    CreateKeyBody,
+    CreateWorkspaceBody,
     ForceQuery,
     Health,
     ListQuery,
     LogsQuery,
-    NoQuery,
     SleepBody,
     UpdateBody,
     WakeAnswer,
     WakesAnswer,
     WakesQuery,
+    WorkspacesQuery,
 )
+from torpor.api.calls import Call, Context, Operation
 from torpor.api.logtail import Follower, tail
-from torpor.api.ports import Databases
 from torpor.base.telemetry import CONTENT_TYPE
 from torpor.model import errors
 from torpor.model.sleep import Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView
+from torpor.model.workspace import AccessScope
+from torpor.model.workspace_views import AuditPage, CreatedKey, KeyList, WorkspacePage, WorkspaceView
 
 PLAIN_TEXT = "text/plain; charset=utf-8"
 MAX_FOLLOWERS = 100
-
-
-class Context:
-    """What handlers work with. `stopping` ends what would go on for ever."""
-
-    def __init__(self, databases: Databases, render: Callable[[], bytes]) -> None:
-        self.databases = databases
-        self.render = render
-        self.stopping = asyncio.Event()
-        self.followers = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A checked request. `query` and `body` are of the types that the operation declares."""
-
-    name: str
-    query: Any
-    body: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One method on one path. `refusals` lists what can be refused beside what every operation refuses."""
-
-    id: str
-    method: str
-    path: str
-    summary: str
-    handle: Callable[[Context, Call], Awaitable[Answer | Stream]]
-    result: type | None = None
-    example: object = None
-    status: int = 200
-    media: str = "application/json"
-    query: type[msgspec.Struct] = NoQuery
-    body: type[msgspec.Struct] | None = None
-    body_example: object = None
-    refusals: tuple[type[errors.TorporError], ...] = ()
-    open: bool = False
+MAX_FOLLOWERS_PER_KEY = 10
 
 
 async def create_database(context: Context, call: Call) -> Answer:
     """Makes a database and answers with its URL and its owner's password, which is shown this once."""
     body: CreateBody = call.body
-    created = await context.databases.create(body.name, body.major, body.overrides())
+    owner = context.workspace(body.workspace)
+    created = await context.databases.within(owner.id).create(body.name, body.major, body.overrides())
+    context.note.target, context.note.workspace = created.database.name, owner.id
     return json_answer(created, 201, {"Location": f"/v1/databases/{created.database.name}"})
 
 
 async def list_databases(context: Context, call: Call) -> Answer:
     """Databases in the order of their names. `next` is the name to continue `after`, null at the end."""
     query: ListQuery = call.query
-    return json_answer(context.databases.list(query.after, query.limit, query.tier, query.search))
+    databases = context.databases if query.workspace is None else context.databases.within(context.workspace(query.workspace).id)
+    return json_answer(databases.list(query.after, query.limit, query.tier, query.search))
 
 
 async def show_database(context: Context, call: Call) -> Answer:
@@ -141,18 +104,25 @@ async def show_logs(context: Context, call: Call) -> Answer | Stream:
     path = context.databases.log_file(call.name)
     if not query.follow:
         return Answer(await tail(path, query.lines), media=PLAIN_TEXT)
-    if context.followers >= MAX_FOLLOWERS:
-        raise errors.TooManyConnections(f"{MAX_FOLLOWERS} logs are being followed already", "end one of them")
-    context.followers += 1
+    followers, who = context.services.followers, context.caller.actor
+    if followers.total() >= MAX_FOLLOWERS or (context.caller.key is not None and followers[who] >= MAX_FOLLOWERS_PER_KEY):
+        raise errors.TooManyConnections(f"{followers[who]} logs are being followed already, {followers.total()} in all", "end one of them")
+    followers[who] += 1
+
+    def leave() -> None:
+        followers[who] -= 1
+        if not followers[who]:
+            del followers[who]
+
     try:
         follower = await Follower.open(lambda: context.databases.log_file(call.name), query.lines)
     except BaseException:
-        context.followers -= 1
+        leave()
         raise
 
     def close() -> None:
         follower.close()
-        context.followers -= 1
+        leave()
 
     return Stream(follower.parts(context.stopping), PLAIN_TEXT, close)
 
@@ -168,7 +138,7 @@ async def show_metrics(context: Context, _call: Call) -> Answer:
 
 
 async def show_health(context: Context, _call: Call) -> Answer:
-    """Whether Torpor serves. Needs no token."""
+    """Whether Torpor serves. Needs no key."""
     if context.stopping.is_set():
         raise errors.ShuttingDown("Torpor is stopping")
     return json_answer(Health("ok", __version__))
@@ -176,55 +146,105 @@ async def show_health(context: Context, _call: Call) -> Answer:
 
 _DATABASES = "/v1/databases"
 _DATABASE = "/v1/databases/{name}"
+_WORKSPACES = "/v1/workspaces"
+_WORKSPACE = "/v1/workspaces/{workspace}"
+_KEYS = "/v1/workspaces/{workspace}/keys"
 _WAKING = (errors.DatabaseNotFound, errors.ComputeStartFailed, errors.ComputeLost, errors.StartTimeout, errors.ShuttingDown)
+_IDLE = ("freeze_after_s", "page_after_s", "stop_after_s")
+_READ, _WRITE, _ADMIN, _METRICS, _HOST = AccessScope.READ, AccessScope.WRITE, AccessScope.ADMIN, AccessScope.METRICS, AccessScope.HOST
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "createDatabase", "POST", _DATABASES, "Make a database", create_database, Created, examples.CREATED, 201,
-        body=CreateBody, body_example={"name": "shop", "freeze_after_s": 30},
-        refusals=(errors.InvalidName, errors.DatabaseExists, errors.PoolFull, errors.ComputeStartFailed, errors.ShuttingDown),
+        body=CreateBody, body_example={"name": "shop", "freeze_after_s": 30}, scope=_WRITE,
+        action="database.create", told=("name", "major", "workspace", *_IDLE),
+        refusals=(
+            errors.InvalidName, errors.DatabaseExists, errors.WorkspaceNotFound, errors.PoolFull, errors.ComputeStartFailed,
+            errors.ShuttingDown,
+        ),
     ),
-    Operation("listDatabases", "GET", _DATABASES, "List databases", list_databases, DatabasePage, examples.PAGE, query=ListQuery),
     Operation(
-        "showDatabase", "GET", _DATABASE, "Show a database", show_database, DatabaseDetail, examples.DETAIL,
+        "listDatabases", "GET", _DATABASES, "List databases", list_databases, DatabasePage, examples.PAGE, query=ListQuery, scope=_READ,
+        refusals=(errors.WorkspaceNotFound,),
+    ),
+    Operation(
+        "showDatabase", "GET", _DATABASE, "Show a database", show_database, DatabaseDetail, examples.DETAIL, scope=_READ,
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
         "updateDatabase", "PATCH", _DATABASE, "Change idle times", update_database, DatabaseDetail, examples.DETAIL,
-        body=UpdateBody, body_example={"freeze_after_s": 30, "stop_after_s": "never"}, refusals=(errors.DatabaseNotFound,),
+        body=UpdateBody, body_example={"freeze_after_s": 30, "stop_after_s": "never"}, scope=_WRITE, action="database.update", told=_IDLE,
+        refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
         "deleteDatabase", "DELETE", _DATABASE, "Remove a database", delete_database, status=204, query=ForceQuery,
+        scope=_WRITE, action="database.delete", told=("force",),
         refusals=(errors.DatabaseNotFound, errors.DatabaseInUse, errors.Conflict),
     ),
     Operation(
         "sleepDatabase", "POST", f"{_DATABASE}/sleep", "Put a database to sleep", sleep_database, DatabaseView, examples.DATABASE,
-        body=SleepBody, body_example={"tier": "stopped"}, refusals=(errors.DatabaseNotFound, errors.DatabaseInUse, errors.Conflict),
+        body=SleepBody, body_example={"tier": "stopped"}, scope=_WRITE, action="database.sleep", told=("tier", "force"),
+        refusals=(errors.DatabaseNotFound, errors.DatabaseInUse, errors.Conflict),
     ),
     Operation(
         "wakeDatabase", "POST", f"{_DATABASE}/wake", "Wake a database", wake_database, WakeAnswer, WakeAnswer(examples.WAKE),
-        refusals=_WAKING,
+        scope=_WRITE, action="database.wake", refusals=_WAKING,
     ),
     Operation(
         "resetPassword", "POST", f"{_DATABASE}/password", "Reset the owner's password", reset_password, Credentials, examples.CREDENTIALS,
-        refusals=_WAKING,
+        scope=_WRITE, action="database.password", refusals=_WAKING,
     ),
     Operation(
         "issueTicket", "POST", f"{_DATABASE}/tickets", "Issue a password of short life", issue_ticket, Credentials, examples.TICKET, 201,
-        refusals=_WAKING,
+        scope=_WRITE, action="database.ticket", refusals=_WAKING,
     ),
     Operation(
         "listWakes", "GET", f"{_DATABASE}/wakes", "List wakes", list_wakes, WakesAnswer, WakesAnswer((examples.WAKE,)), query=WakesQuery,
-        refusals=(errors.DatabaseNotFound,),
+        scope=_READ, refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
         "showLogs", "GET", f"{_DATABASE}/logs", "Show or follow PostgreSQL's log", show_logs, str, media=PLAIN_TEXT, query=LogsQuery,
-        refusals=(errors.DatabaseNotFound, errors.TooManyConnections),
+        scope=_WRITE, refusals=(errors.DatabaseNotFound, errors.TooManyConnections),
     ),
-    Operation("showHost", "GET", "/v1/host", "Show the host", show_host, HostView, examples.HOST),
-    Operation("showMetrics", "GET", "/metrics", "Show metrics", show_metrics, str, media=CONTENT_TYPE),
+    Operation(
+        "createWorkspace", "POST", _WORKSPACES, "Make a workspace", governance.create_workspace, WorkspaceView, examples.WORKSPACE, 201,
+        body=CreateWorkspaceBody, body_example={"name": "acme"}, scope=_HOST, action="workspace.create",
+        refusals=(errors.InvalidName, errors.WorkspaceExists, errors.Conflict),
+    ),
+    Operation(
+        "listWorkspaces", "GET", _WORKSPACES, "List workspaces", governance.list_workspaces, WorkspacePage,
+        WorkspacePage((examples.WORKSPACE,), None), query=WorkspacesQuery, scope=_HOST,
+    ),
+    Operation(
+        "showWorkspace", "GET", _WORKSPACE, "Show a workspace", governance.show_workspace, WorkspaceView, examples.WORKSPACE, scope=_READ,
+        refusals=(errors.WorkspaceNotFound,),
+    ),
+    Operation(
+        "deleteWorkspace", "DELETE", _WORKSPACE, "Remove an empty workspace", governance.delete_workspace, status=204, scope=_HOST,
+        action="workspace.delete", refusals=(errors.WorkspaceNotFound, errors.WorkspaceInUse, errors.Conflict),
+    ),
+    Operation(
+        "createKey", "POST", _KEYS, "Make an API key", governance.create_key, CreatedKey, CreatedKey(examples.KEY, examples.KEY_TEXT), 201,
+        body=CreateKeyBody, body_example={"name": "ci", "scope": "write", "expires_in_s": 7_776_000}, scope=_ADMIN,
+        action="key.create", told=("name", "scope", "expires_in_s"),
+        refusals=(errors.WorkspaceNotFound, errors.InvalidName, errors.Conflict),
+    ),
+    Operation(
+        "listKeys", "GET", _KEYS, "List API keys", governance.list_keys, KeyList, KeyList((examples.KEY,)), scope=_ADMIN,
+        refusals=(errors.WorkspaceNotFound,),
+    ),
+    Operation(
+        "revokeKey", "DELETE", f"{_KEYS}/{{key}}", "Revoke an API key", governance.revoke_key, status=204, scope=_ADMIN,
+        action="key.revoke", refusals=(errors.WorkspaceNotFound, errors.KeyNotFound),
+    ),
+    Operation(
+        "listAudit", "GET", "/v1/audit", "Show the audit log", governance.list_audit, AuditPage, examples.AUDIT, query=AuditQuery,
+        scope=_ADMIN, refusals=(errors.WorkspaceNotFound,),
+    ),
+    Operation("showHost", "GET", "/v1/host", "Show the host", show_host, HostView, examples.HOST, scope=_HOST),
+    Operation("showMetrics", "GET", "/metrics", "Show metrics", show_metrics, str, media=CONTENT_TYPE, scope=_METRICS),
     Operation(
         "showHealth", "GET", "/healthz", "Show health", show_health, Health, Health("ok", __version__),
-        refusals=(errors.ShuttingDown,), open=True,
+        refusals=(errors.ShuttingDown,), scope=None,
     ),
 )  # fmt: skip

@@ -7,15 +7,29 @@ A call isn't cancelled when its client goes away, only when Torpor stops.
 from pathlib import Path
 from typing import Protocol
 
+from torpor.model.audit import AuditFilter, AuditResult
 from torpor.model.sleep import SleepOverrides, Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, WakeView
+from torpor.model.workspace import AccessScope, Caller, KeyId, Workspace, WorkspaceId
+from torpor.model.workspace_views import AuditPage, CreatedKey, KeyList, KeyView, WorkspacePage, WorkspaceView
 
 
 class Databases(Protocol):
     """The use cases. Every `name` is a database's name as a stranger typed it: unknown or odd ones raise DatabaseNotFound."""
 
+    def within(self, workspace: WorkspaceId | None) -> "Databases":
+        """The same use cases, confined to one workspace: to them the databases of others don't exist. None confines to nothing."""
+        ...
+
+    def workspace_of(self, name: str) -> WorkspaceId | None:
+        """To which workspace a database belongs."""
+        ...
+
     async def create(self, name: str | None, major: int | None, overrides: SleepOverrides) -> Created:
-        """Make a database; a name is made up when none is given, the major is the daemon's when none is given."""
+        """Make a database in the workspace of these use cases, else in the default one.
+
+        A name is made up when none is given, the major is the daemon's when none is given.
+        """
         ...
 
     def get(self, name: str) -> DatabaseView:
@@ -64,4 +78,80 @@ class Databases(Protocol):
 
     def host(self) -> HostView:
         """The host at a glance."""
+        ...
+
+
+class Workspaces(Protocol):
+    """The use cases on workspaces."""
+
+    def create(self, name: str) -> WorkspaceView:
+        """Make a workspace."""
+        ...
+
+    def list(self, after: str | None, limit: int) -> WorkspacePage:
+        """Workspaces in the order of their names."""
+        ...
+
+    def find(self, name: str, within: WorkspaceId | None = None) -> Workspace:
+        """The workspace of that name; those outside of `within` don't exist."""
+        ...
+
+    def by_id(self, id: WorkspaceId) -> Workspace:
+        """The workspace of that id."""
+        ...
+
+    def view(self, workspace: Workspace) -> WorkspaceView:
+        """A workspace as lists show it."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove an empty workspace with its keys."""
+        ...
+
+
+class Keys(Protocol):
+    """The use cases on API keys."""
+
+    def create(self, workspace: Workspace, name: str, scope: AccessScope, expires_in_s: float | None, by: Caller) -> CreatedKey:
+        """Make a key; its text is in the answer and nowhere else."""
+        ...
+
+    def list(self, workspace: Workspace) -> KeyList:
+        """The keys of a workspace."""
+        ...
+
+    def revoke(self, workspace: Workspace, id: str) -> KeyView:
+        """End a key at once."""
+        ...
+
+    def recognise(self, text: bytes, address: str) -> Caller | None:
+        """Who has this key; None for what is no valid key."""
+        ...
+
+    async def ended(self, id: KeyId) -> None:
+        """Waits until a key isn't valid any more."""
+        ...
+
+
+class Audit(Protocol):
+    """The audit log."""
+
+    def record(
+        self,
+        actor: str,
+        action: str,
+        target: str,
+        *,
+        workspace: WorkspaceId | None = None,
+        actor_name: str = "",
+        address: str = "",
+        result: AuditResult = AuditResult.DONE,
+        detail: str = "",
+        begun: int | None = None,
+    ) -> int:
+        """Write a record, durably; its number. What can't be recorded must not be done."""
+        ...
+
+    def page(self, wanted: AuditFilter, limit: int, before: int | None = None, after: int | None = None) -> AuditPage:
+        """Records, the newest first; with `after` the oldest first."""
         ...

@@ -3,14 +3,14 @@
 Concurrency: uvicorn makes a task a request. Its own main loop, which wakes ten times a second, isn't run, and no signal handlers are
 installed: the daemon decides when to stop. Stopping has two phases: no new requests and an end to endless ones, then, after a grace,
 an end to all. The listening socket outlives it with `release`, for the next Torpor: requests that come in between wait.
-Bounded: a head of 64 KiB that must arrive within 10 s, a body see `asgi`.
+Bounded: 1000 connections, a head of 64 KiB that must arrive within 10 s, a body see `asgi`.
 """
 
 import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 
 from torpor.api.app import App
-from torpor.api.operations import Context
-from torpor.api.ports import Databases
+from torpor.api.calls import Services
+from torpor.api.gate import ApiLimits
 from torpor.base.logs import get_logger
 from torpor.base.telemetry import Counter
 from torpor.model.errors import AddressInUse, BadSettings
@@ -29,6 +29,7 @@ log = get_logger(__name__)
 
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 * 1024
+MAX_CONNECTIONS = 1000
 _BACKLOG = 1024
 _ABORT_S = 1.0
 _FIRST_REQUEST_S = 0.3  # that a connection without a request so far has at the end
@@ -37,19 +38,29 @@ _CLOSE = (b"connection", b"close")
 
 
 class ApiServer:
-    """The API of one daemon. `render` gives the metrics; `token_file` is named to those who come without the token."""
+    """The API of one daemon. `token_file` is named to those who come without a key."""
 
     def __init__(
-        self, databases: Databases, token: str, render: Callable[[], bytes], host: str, port: int, token_file: Path, grace_s: float = 3.0
+        self,
+        services: Services,
+        token: str,
+        host: str,
+        port: int,
+        token_file: Path,
+        grace_s: float = 3.0,
+        limits: ApiLimits | None = None,
     ) -> None:
         self._host, self._port, self._grace_s = host, port, grace_s
-        self._context = Context(databases, render)
-        self._app = App(self._context, token, f"the content of {token_file}", lambda: self.url)
+        self.services = services
+        limits = limits or ApiLimits()
+        names = limits.names | {host, socket.gethostname()}
+        hint = f"the content of {token_file}"
+        self._app = App(services, token, hint, replace(limits, names=names), lambda: self.url)
         self._socket: socket.socket | None = None
         self._server: Server | None = None
 
     def __repr__(self) -> str:
-        state = "stopping" if self._context.stopping.is_set() else "serving" if self._server else "bound" if self._socket else "new"
+        state = "stopping" if self.services.stopping.is_set() else "serving" if self._server else "bound" if self._socket else "new"
         return f"<ApiServer {self._host}:{self._port} {state}>"
 
     @property
@@ -105,7 +116,7 @@ class ApiServer:
 
     async def release(self, grace_s: float) -> socket.socket | None:
         """Stop within `grace_s` and a second, and give the listener to the caller: whoever connects meanwhile waits."""
-        self._context.stopping.set()
+        self.services.stopping.set()
         server, self._server = self._server, None
         listener, self._socket = self._socket, None
         if server is not None:
@@ -165,10 +176,16 @@ class _Protocol(HttpToolsProtocol):
     _head_bytes = 0
     _in_head = True
     _is_last = False
+    since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
+        self.since = self.loop.time()
         self._await_head()
+        if len(self.server_state.connections) > MAX_CONNECTIONS:
+            # The one that asked for nothing longest makes room: strangers can't keep others out by holding connections open.
+            connections = cast(set[_Protocol], self.server_state.connections)
+            min((one for one in connections if one.is_idle), key=lambda one: one.since, default=self).abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
@@ -190,12 +207,18 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self.since = self.loop.time()
         self._clear_deadline()
         if self._is_last:
             self.headers.append(_CLOSE)
         super().on_headers_complete()
         if self._is_last and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered on it."""
+        return self._in_head or bool(getattr(self.cycle, "response_complete", True))
 
     @property
     def is_fresh(self) -> bool:

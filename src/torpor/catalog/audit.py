@@ -4,25 +4,11 @@ The table itself refuses changes, and removals of what wasn't moved to a file (t
 """
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 
 from torpor.catalog.records import Records
-from torpor.model.audit import Anchor, AuditRecord, AuditResult
+from torpor.model.audit import Anchor, AuditFilter, AuditRecord, AuditResult
 from torpor.model.workspace import WorkspaceId
-
-
-@dataclass(frozen=True, slots=True)
-class AuditFilter:
-    """Which records. None means any. `action` also names a group (`key` for `key.create`), `actor` an id or a name; `outcomes` leaves
-    out those that only say that something was begun."""
-
-    workspace: WorkspaceId | None = None
-    action: str | None = None
-    target: str | None = None
-    actor: str | None = None
-    since: float | None = None
-    until: float | None = None
-    outcomes: bool = False
 
 
 class AuditRecords(Records):

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from torpor.base.clock import Clock
 from torpor.base.logs import get_logger
-from torpor.catalog.audit import AuditFilter, AuditRecords
-from torpor.model.audit import MAX_DETAIL, MAX_TARGET, Anchor, AuditRecord, AuditResult, clean, seal
+from torpor.catalog.audit import AuditRecords
+from torpor.model.audit import MAX_DETAIL, MAX_TARGET, Anchor, AuditFilter, AuditRecord, AuditResult, clean, seal
 from torpor.model.errors import InvalidRequest, TorporError
 from torpor.model.workspace import WorkspaceId
 from torpor.model.workspace_views import AuditPage

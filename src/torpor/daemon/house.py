@@ -11,6 +11,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from torpor import __version__
+from torpor.api.calls import Services
+from torpor.api.gate import ApiLimits
 from torpor.api.server import ApiServer
 from torpor.api.token import load_or_create, token_path
 from torpor.base import memory
@@ -179,7 +181,10 @@ class House:
             )
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read)
-            self.api = ApiServer(databases, token, telemetry.render, settings.api_host, settings.api_port, token_path(directory.path))
+            services = Services(databases, workspaces, self._keys, self._audit, telemetry.render)
+            names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
+            limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate)
+            self.api = ApiServer(services, token, settings.api_host, settings.api_port, token_path(directory.path), limits=limits)
             telemetry.add(self.api.requests)
             self._started_at = self._clock.time()
             undo.pop_all()

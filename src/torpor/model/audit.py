@@ -61,6 +61,20 @@ class Anchor:
     hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which records. None means any. `action` also names a group (`key` for `key.create`), `actor` an id or a name; `outcomes` leaves
+    out those that only say that something was begun."""
+
+    workspace: WorkspaceId | None = None
+    action: str | None = None
+    target: str | None = None
+    actor: str | None = None
+    since: float | None = None
+    until: float | None = None
+    outcomes: bool = False
+
+
 def seal(
     previous: Anchor,
     *,

@@ -1,8 +1,9 @@
-"""A twin of the use cases in memory, behind a real server on a loopback port."""
+"""A twin of the use cases on databases in memory, beside real workspaces, keys and audit log, behind a real server on a loopback port."""
 
+import copy
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,23 @@ import httpx
 import pytest
 
 from torpor.api import examples
+from torpor.api.calls import Services
 from torpor.api.server import ApiServer
+from torpor.base.clock import SystemClock
 from torpor.base.telemetry import Telemetry
+from torpor.catalog.audit import AuditRecords
+from torpor.catalog.catalog import Catalog
+from torpor.catalog.workspaces import WorkspaceRecords
+from torpor.control.audit import Audit
+from torpor.control.keys import KeyRing
+from torpor.control.workspaces import Workspaces
+from torpor.model.audit import AuditFilter, AuditRecord
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
 from torpor.model.names import DatabaseId, check_database_name
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, WakeView
+from torpor.model.workspace import DEFAULT_WORKSPACE, AccessScope, Caller, WorkspaceId
+from torpor.model.workspace_views import CreatedKey
 
 TOKEN = "test-token-0123456789"
 
@@ -29,7 +41,17 @@ class TwinDatabases:
         self.views: dict[str, DatabaseView] = {}
         self.overrides: dict[str, SleepOverrides] = {}
         self.trouble: Any = None
+        self.owners: dict[str, WorkspaceId] = {}
+        self._workspace: WorkspaceId | None = None
         self._numbers = itertools.count()
+
+    def within(self, workspace: WorkspaceId | None) -> "TwinDatabases":
+        confined = copy.copy(self)
+        confined._workspace = workspace
+        return confined
+
+    def workspace_of(self, name: str) -> WorkspaceId | None:
+        return self.owners[self.get(name).name]
 
     async def create(self, name: str | None, major: int | None, overrides: SleepOverrides) -> Created:
         if self.trouble is not None:
@@ -39,15 +61,17 @@ class TwinDatabases:
             raise DatabaseExists(f"database {name!r} exists already", "choose another name")
         view = replace(examples.DATABASE, id=DatabaseId(f"d{name}"), name=name, major=major or 18, connections=0)
         self.views[name], self.overrides[name] = view, overrides
+        self.owners[name] = self._workspace or DEFAULT_WORKSPACE
         return Created(view, self._credentials(name), True, 1.5)
 
     def get(self, name: str) -> DatabaseView:
-        if name not in self.views:
+        if name not in self.views or self._workspace not in (None, self.owners[name]):
             raise DatabaseNotFound(f"there is no database {name!r}", "`torpor ls` lists them")
         return self.views[name]
 
     def list(self, after: str | None, limit: int, tier: Tier | None, search: str | None) -> DatabasePage:
-        names = [n for n in sorted(self.views) if n > (after or "") and (search or "") in n and tier in (None, self.views[n].tier)]
+        mine = [n for n in sorted(self.views) if self._workspace in (None, self.owners[n])]
+        names = [n for n in mine if n > (after or "") and (search or "") in n and tier in (None, self.views[n].tier)]
         return DatabasePage(tuple(self.views[n] for n in names[:limit]), names[limit - 1] if len(names) > limit else None)
 
     async def detail(self, name: str) -> DatabaseDetail:
@@ -100,11 +124,51 @@ def databases(tmp_path: Path) -> TwinDatabases:
     return TwinDatabases(tmp_path)
 
 
+class Desk:
+    """Everything that the API asks: a twin of the use cases on databases, and the real ones on a catalog of their own."""
+
+    def __init__(self, databases: TwinDatabases, directory: Path) -> None:
+        self.catalog = Catalog.open(directory / "catalog.sqlite")
+        self.telemetry = Telemetry()
+        records = WorkspaceRecords(self.catalog.connection)
+        self.clock = TurnedClock()
+        self.keys = KeyRing(records, self.clock)
+        self.workspaces = Workspaces(
+            records, self.clock, lambda id: list(databases.owners.values()).count(id), self.keys.count, self.keys.forget_workspace
+        )
+        self.audit = Audit(AuditRecords(self.catalog.connection), self.clock, directory / "audit")
+        self.services = Services(databases, self.workspaces, self.keys, self.audit, self.telemetry.render)
+
+    def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:
+        """A new key, made by the host's admin."""
+        owner = self.workspaces.find(workspace)
+        return self.keys.create(owner, f"{scope} of {workspace}", scope, expires_in_s, Caller(AccessScope.HOST, None))
+
+    def records(self) -> list[AuditRecord]:
+        """The audit log, oldest first."""
+        return list(self.audit.page(AuditFilter(), 1000, after=0).records)
+
+
+class TurnedClock(SystemClock):
+    """The real time, `ahead_s` ahead."""
+
+    ahead_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead_s
+
+
 @pytest.fixture
-async def server(databases: TwinDatabases, tmp_path: Path) -> AsyncIterator[ApiServer]:
-    telemetry = Telemetry()
-    server = ApiServer(databases, TOKEN, telemetry.render, "127.0.0.1", 0, tmp_path / "token", grace_s=0.3)
-    telemetry.add(server.requests)
+def desk(databases: TwinDatabases, tmp_path: Path) -> Iterator[Desk]:
+    desk = Desk(databases, tmp_path)
+    yield desk
+    desk.catalog.close()
+
+
+@pytest.fixture
+async def server(desk: Desk, tmp_path: Path) -> AsyncIterator[ApiServer]:
+    server = ApiServer(desk.services, TOKEN, "127.0.0.1", 0, tmp_path / "token", grace_s=0.3)
+    desk.telemetry.add(server.requests)
     await server.start()
     yield server
     await server.stop()

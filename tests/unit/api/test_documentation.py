@@ -8,6 +8,7 @@ import msgspec
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
+from tests.unit.api.conftest import TOKEN
 from torpor.api.openapi import document
 from torpor.api.operations import OPERATIONS
 
@@ -23,11 +24,12 @@ def test_the_document_is_valid() -> None:
 def test_every_operation_is_told_in_full() -> None:
     found = fetched()
     told = [described for path in found["paths"].values() for described in path.values()]
+    scopes = {operation.id: operation.scope for operation in OPERATIONS}
     assert len(told) == len(OPERATIONS) == len({each["operationId"] for each in told})
     for each in told:
         assert each["summary"] and each["description"]
         assert all(answer["description"] for answer in each["responses"].values())
-        assert each["security"] == ([] if each["operationId"] == "showHealth" else [{"token": []}])
+        assert each["security"] == ([] if each["operationId"] == "showHealth" else [{"key": [scopes[each["operationId"]]]}])
         assert all(parameter.get("description", "x") for parameter in each["parameters"])
     assert all(schema["description"] for schema in found["components"]["schemas"].values())
 
@@ -62,13 +64,14 @@ def test_limits_and_choices_are_told() -> None:
     ]
 
 
-async def test_it_is_served_without_a_token(stranger: httpx.AsyncClient) -> None:
-    answer = await stranger.get("/openapi.json")
+async def test_it_is_served(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/openapi.json")
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json()["servers"] == [{"url": str(stranger.base_url).rstrip("/")}]
+    assert answer.json()["servers"] == [{"url": str(client.base_url).rstrip("/")}]
 
 
 async def test_the_page_fetches_nothing_from_elsewhere(stranger: httpx.AsyncClient) -> None:
+    stranger.auth = httpx.BasicAuth("whoever", TOKEN)  # as a browser does when it was asked for a password
     page = await stranger.get("/docs")
     assert page.status_code == 200
     assert "http" not in page.text.replace("</html>", "").lower()

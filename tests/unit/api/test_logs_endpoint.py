@@ -61,7 +61,7 @@ async def following(client: httpx.AsyncClient, lines: int = 0) -> AsyncIterator[
 
 async def nobody_follows(server: ApiServer) -> None:
     for _ in range(500):
-        if server._context.followers == 0:
+        if not server.services.followers:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("somebody still follows")

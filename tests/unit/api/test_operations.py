@@ -172,7 +172,7 @@ async def test_without_the_token_nothing_is_told(stranger: httpx.AsyncClient, he
     headers = {} if header is None else {"Authorization": header}
     for method, path in (("GET", "/v1/databases"), ("POST", "/v1/databases"), ("GET", "/metrics"), ("GET", "/v1/databases/x/logs")):
         answer = await stranger.request(method, path, headers=headers)
-        assert "token" in refused(answer, 401, "unauthorized")["hint"]
+        assert "Bearer" in refused(answer, 401, "unauthorized")["hint"]
         assert answer.headers["www-authenticate"].startswith("Bearer")
 
 

@@ -1,6 +1,7 @@
 """Starting, stopping, and clients that behave badly."""
 
 import asyncio
+import copy
 import signal
 import socket
 import time
@@ -10,31 +11,34 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.unit.api.conftest import Desk
 from torpor.api import asgi
 from torpor.api import server as module
 from torpor.api.server import ApiServer
 from torpor.model.errors import AddressInUse, BadSettings
 
 
-def new(databases: Any, host: str = "127.0.0.1", port: int = 0, grace_s: float = 0.2) -> ApiServer:
-    return ApiServer(databases, "t" * 20, lambda: b"", host, port, Path("/x/token"), grace_s)
+def new(desk: Desk, host: str = "127.0.0.1", port: int = 0, grace_s: float = 0.2) -> ApiServer:
+    services = copy.copy(desk.services)
+    services.stopping = asyncio.Event()
+    return ApiServer(services, "t" * 20, host, port, Path("/x/token"), grace_s)
 
 
-async def test_a_taken_port_is_one_clear_sentence(server: ApiServer, databases: Any) -> None:
+async def test_a_taken_port_is_one_clear_sentence(server: ApiServer, desk: Desk) -> None:
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(AddressInUse, match=f"can't listen on 127.0.0.1:{port}, another program does") as caught:
-        await new(databases, port=port).start()
+        await new(desk, port=port).start()
     assert caught.value.exit_code == 11
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
-def test_an_address_that_is_not_ours(databases: Any, host: str) -> None:
+def test_an_address_that_is_not_ours(desk: Desk, host: str) -> None:
     with pytest.raises(BadSettings, match=r"api_host|can't listen"):
-        new(databases, host).bind()
+        new(desk, host).bind()
 
 
-async def test_ipv6(databases: Any) -> None:
-    server = new(databases, "::1")
+async def test_ipv6(desk: Desk) -> None:
+    server = new(desk, "::1")
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:  # a host without IPv6: then it says so
@@ -48,8 +52,8 @@ async def test_ipv6(databases: Any) -> None:
     await server.stop()
 
 
-async def test_clients_wait_between_bind_and_start(databases: Any) -> None:
-    server = new(databases)
+async def test_clients_wait_between_bind_and_start(desk: Desk) -> None:
+    server = new(desk)
     server.bind()
     server.bind()
     async with httpx.AsyncClient(trust_env=False, verify=False) as client:
@@ -61,18 +65,18 @@ async def test_clients_wait_between_bind_and_start(databases: Any) -> None:
     await server.stop()
 
 
-async def test_signal_handlers_stay_ours(databases: Any) -> None:
+async def test_signal_handlers_stay_ours(desk: Desk) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    server = new(databases)
+    server = new(desk)
     await server.start()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     await server.stop()
 
 
-async def test_stopping_before_starting_and_twice(databases: Any) -> None:
-    server = new(databases)
+async def test_stopping_before_starting_and_twice(desk: Desk) -> None:
+    server = new(desk)
     await server.stop()
-    started = new(databases)
+    started = new(desk)
     await started.start()
     assert "serving" in repr(started)
     await started.stop()
@@ -116,7 +120,7 @@ async def test_a_client_that_does_not_read_cannot_hold_up_a_stop(server: ApiServ
     await databases.create("shop", None, None)
     (tmp_path / "dshop.log").write_bytes(b"x" * 99 + b"\n" + b"y" * 8_000_000)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]), limit=1024)
-    writer.write(b"GET /v1/databases/shop/logs?follow=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer test-token-0123456789\r\n\r\n")
+    writer.write(b"GET /v1/databases/shop/logs?follow=1 HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer test-token-0123456789\r\n\r\n")
     await reader.readline()
     start = time.monotonic()
     await server.stop()
@@ -134,13 +138,15 @@ async def test_a_client_that_leaves_does_not_cancel_its_request(server: ApiServe
 
     databases.trouble = slow
     _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
-    writer.write(b"POST /v1/databases HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer test-token-0123456789\r\nContent-Length: 0\r\n\r\n")
+    writer.write(
+        b"POST /v1/databases HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer test-token-0123456789\r\nContent-Length: 0\r\n\r\n"
+    )
     await begun.wait()
     writer.close()
     await asyncio.wait_for(done.wait(), 5)
 
 
-@pytest.mark.parametrize("first", [b"", b"GET /healthz HTT", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+@pytest.mark.parametrize("first", [b"", b"GET /healthz HTT", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
 async def test_a_head_that_does_not_come_is_not_waited_for(server: ApiServer, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
     monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
@@ -152,11 +158,11 @@ async def test_a_head_that_does_not_come_is_not_waited_for(server: ApiServer, mo
 
 async def test_the_second_head_has_a_deadline_too(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
-    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     assert b"200" in await reader.readline()
     monkeypatch.setattr(module, "HEAD_TIMEOUT_S", 0.1)
     await asyncio.sleep(0.05)
-    writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
     with pytest.raises((ConnectionResetError, EOFError)):
         await asyncio.wait_for(reader.readexactly(10_000), 4)
     writer.close()
@@ -176,7 +182,9 @@ async def test_an_endless_head_is_cut_off(server: ApiServer) -> None:
 async def test_a_body_that_does_not_come_is_not_waited_for(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "BODY_TIMEOUT_S", 0.1)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
-    writer.write(b"POST /v1/databases HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer test-token-0123456789\r\nContent-Length: 9\r\n\r\n{")
+    writer.write(
+        b"POST /v1/databases HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer test-token-0123456789\r\nContent-Length: 9\r\n\r\n{"
+    )
     assert b" 408 " in await asyncio.wait_for(reader.readline(), 5)
     writer.close()
 

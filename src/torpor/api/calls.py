@@ -1,0 +1,123 @@
+"""What an operation is, what its handler is given, and what the handlers of all requests share.
+
+Concurrency: a Context belongs to one request. Services are shared by all; `stopping` ends what would go on for ever.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from torpor.api.asgi import Answer, Stream
+from torpor.api.bodies import NoQuery
+from torpor.api.ports import Audit, Databases, Keys, Workspaces
+from torpor.model import errors
+from torpor.model.workspace import DEFAULT_WORKSPACE_NAME, AccessScope, Caller, Workspace, WorkspaceId
+
+READING_METHODS = ("GET", "HEAD")
+
+
+class Services:
+    """The use cases, and what all requests share. `followers` counts open streams by who asked for them."""
+
+    def __init__(self, databases: Databases, workspaces: Workspaces, keys: Keys, audit: Audit, render: Callable[[], bytes]) -> None:
+        self.databases = databases
+        self.workspaces = workspaces
+        self.keys = keys
+        self.audit = audit
+        self.render = render
+        self.stopping = asyncio.Event()
+        self.followers: Counter[str] = Counter()
+
+
+@dataclass(slots=True)
+class Note:
+    """What the audit log will say of a call. A handler corrects it when it knows better, for instance the name that was made up."""
+
+    target: str = ""
+    workspace: WorkspaceId | None = None
+    detail: str = ""
+
+
+class Context:
+    """What a handler works with, in the name of one caller. `databases` are those that the caller may know of, and no others."""
+
+    def __init__(self, services: Services, caller: Caller) -> None:
+        self.services = services
+        self.caller = caller
+        self.databases = services.databases.within(caller.workspace)
+        self.note = Note()
+
+    @property
+    def render(self) -> Callable[[], bytes]:
+        """The metrics."""
+        return self.services.render
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Set when Torpor stops."""
+        return self.services.stopping
+
+    def workspace(self, name: str | None) -> Workspace:
+        """The workspace that a request names, or means when it names none: the key's own, else the default one.
+
+        Raises WorkspaceNotFound, also for one that isn't the caller's.
+        """
+        if name is None and self.caller.workspace is not None:
+            return self.services.workspaces.by_id(self.caller.workspace)
+        return self.services.workspaces.find(name if name is not None else DEFAULT_WORKSPACE_NAME, self.caller.workspace)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A checked request. `query` and `body` are of the types that the operation declares, `path` has the names in the path."""
+
+    path: Mapping[str, str]
+    query: Any
+    body: Any
+
+    @property
+    def name(self) -> str:
+        """The name of the database in the path."""
+        return self.path.get("name", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method on one path.
+
+    `scope` is what the caller's key must allow; None is for everybody, without a key. `action` is the name in the audit log of what
+    changes something, and `told` the fields of query and body that the log shows (never a secret). `refusals` lists what can be refused
+    beside what every operation refuses.
+    """
+
+    id: str
+    method: str
+    path: str
+    summary: str
+    handle: Callable[[Context, Call], Awaitable[Answer | Stream]]
+    result: type | None = None
+    example: object = None
+    status: int = 200
+    media: str = "application/json"
+    query: type[msgspec.Struct] = NoQuery
+    body: type[msgspec.Struct] | None = None
+    body_example: object = None
+    refusals: tuple[type[errors.TorporError], ...] = ()
+    action: str = ""
+    told: tuple[str, ...] = ()
+    scope: AccessScope | None = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if bool(self.action) == (self.method in READING_METHODS):
+            raise ValueError(f"{self.id}: what changes something, and nothing else, has an action for the audit log")
+        if self.scope is None and self.action:
+            raise ValueError(f"{self.id}: strangers change nothing")
+
+    @property
+    def cost(self) -> float:
+        """How many requests it counts as: a change costs more than a look."""
+        return 5.0 if self.action else 1.0
