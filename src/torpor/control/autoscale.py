@@ -192,7 +192,7 @@ class MemoryScaler:
         """Take in a sample; the new ceiling in bytes, None to leave it as it is."""
         self._window.add(sample.at, 1.0, sample.working_set_bytes, sample.working_set_bytes)
         wanted = _step_up((self._window.peak * _MEMORY_HEADROOM + _MEMORY_SPARE_BYTES) / MIB) * MIB
-        wanted = min(max(wanted, size.min_memory_bytes), size.max_memory_bytes)
+        wanted = float(int(min(max(wanted, size.min_memory_bytes), size.max_memory_bytes)))
         if self.ceiling is None or wanted > self.ceiling:
             return self._change(wanted, ScaleReason.WORKING_SET, sample)
         if not size.min_memory_bytes <= self.ceiling <= size.max_memory_bytes:
@@ -201,14 +201,14 @@ class MemoryScaler:
             if self.ceiling >= size.max_memory_bytes:
                 return None
             more = min(_step_up(self.ceiling / MIB * _MEMORY_GROWTH) * MIB, size.max_memory_bytes)
-            return self._change(more, ScaleReason.SHORT, sample)
+            return self._change(float(int(more)), ScaleReason.SHORT, sample)
         if sample.refaults_per_s > _REFAULTS_PER_S:
             return None
         lower = self._down.wish(sample.at, wanted, self.ceiling)
         return self._change(lower, ScaleReason.QUIET, sample) if lower is not None else None
 
     def _change(self, ceiling: float, reason: ScaleReason, sample: MemorySample) -> Change:
-        self.ceiling = float(int(ceiling))
+        self.ceiling = ceiling
         peak = round(self._window.peak)
         inputs = {
             "used_bytes": sample.used_bytes,

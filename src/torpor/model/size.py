@@ -56,16 +56,20 @@ class Size:
     def __post_init__(self) -> None:
         """Raise InvalidRequest, naming the field, for what is out of range."""
         for name, low, high in (
-            ("min_cpu", MIN_CPU, MAX_CPU),
             ("max_cpu", MIN_CPU, MAX_CPU),
-            ("min_memory_bytes", MIN_MEMORY_BYTES, MAX_MEMORY_BYTES),
+            ("min_cpu", MIN_CPU, MAX_CPU),
             ("max_memory_bytes", MIN_MEMORY_BYTES, MAX_MEMORY_BYTES),
+            ("min_memory_bytes", MIN_MEMORY_BYTES, MAX_MEMORY_BYTES),
             ("connections", MIN_CONNECTIONS, MAX_CONNECTIONS),
             ("disk_bytes", MIN_DISK_BYTES, MAX_DISK_BYTES),
         ):
             value = getattr(self, name)
             if not low <= value <= high:  # also for NaN
-                raise InvalidRequest(f"{name} must be between {low:,} and {high:,}, not {value:,}".replace(",", ""))
+                raise InvalidRequest(
+                    f"{name} must be between {low:g} and {high:g}, not {value:g}"
+                    if isinstance(low, float)
+                    else f"{name} must be between {low} and {high}, not {value}"
+                )
         if self.min_cpu > self.max_cpu:
             raise InvalidRequest(f"min_cpu ({self.min_cpu:g}) is more than max_cpu ({self.max_cpu:g})", "give both")
         if self.min_memory_bytes > self.max_memory_bytes:
