@@ -6,8 +6,8 @@ Synchronous; call it in a thread. The caller owns the directory and removes what
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torpor.compute.sandbox.image.contents import MOUNT_POINTS, Contents, Entry, Part
 from torpor.compute.sandbox.image.elf import loaded_part
@@ -22,12 +22,13 @@ TIMESTAMP = 946684800
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one part takes: how many files, and their bytes on the host and in the tree."""
+    """What one part takes: how many files, their bytes on the host, unpacked in the image, and packed in it."""
 
     part: Part
     files: int
     source_bytes: int
     bytes: int
+    packed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,26 @@ def write(contents: Contents, root: Path, on_file: Callable[[Entry], None] = lam
                 os.fchmod(stream.fileno(), mode)
                 os.utime(stream.fileno(), (TIMESTAMP, TIMESTAMP))
         digest.update(repr((str(entry.target), entry.link, mode, hashlib.sha256(content).hexdigest())).encode())
-        before = shares.get(entry.part, Share(entry.part, 0, 0, 0))
-        shares[entry.part] = Share(entry.part, before.files + 1, before.source_bytes + source_bytes, before.bytes + len(content))
+        before = shares.get(entry.part, Share(entry.part, 0, 0, 0, 0))
+        files, unpacked = before.files + 1, before.bytes + len(content)
+        shares[entry.part] = Share(entry.part, files, before.source_bytes + source_bytes, unpacked, unpacked)
     for directory in sorted(directories, reverse=True):
         directory.chmod(0o755)
         os.utime(directory, (TIMESTAMP, TIMESTAMP))
     return Tree(digest.hexdigest()[:16], tuple(shares[part] for part in Part if part in shares))
+
+
+def packed_shares(contents: Contents, shares: tuple[Share, ...], root: Path, packed_bytes: int) -> tuple[Share, ...]:
+    """The shares with what each takes of the packed image that is mounted at `root`; in proportion where the file system doesn't tell."""
+    parts = {entry.target: entry.part for entry in contents.entries}
+    taken = dict.fromkeys(Part, 0)
+    for target, part in parts.items():
+        found = (root / target).lstat()
+        taken[part] += min(found.st_blocks * 512, found.st_size)
+    unpacked = sum(share.bytes for share in shares)
+    if sum(taken.values()) > packed_bytes:
+        return tuple(replace(share, packed_bytes=share.bytes * packed_bytes // unpacked) for share in shares)
+    return tuple(replace(share, packed_bytes=taken[share.part]) for share in shares)
 
 
 def _content(entry: Entry) -> tuple[bytes, int]:
@@ -93,8 +108,3 @@ def _make_directory(path: Path, known: set[Path]) -> None:
         _make_directory(path.parent, known)
         path.mkdir()
         known.add(path)
-
-
-def inside(root: Path, path: PurePosixPath) -> Path:
-    """Where a path of the image is on the host."""
-    return root / str(path).lstrip("/")
