@@ -64,6 +64,11 @@ class ApiServer:
         return f"<ApiServer {self._host}:{self._port} {state}>"
 
     @property
+    def port(self) -> int:
+        """The port in use, once bound."""
+        return self._port
+
+    @property
     def url(self) -> str:
         """Where it is reached, once bound."""
         return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"

@@ -22,25 +22,30 @@ def _options() -> list[click.Parameter]:
     texts = effects()
     own: list[click.Parameter] = [
         click.Option(["--config"], type=click.Path(path_type=Path), help="Read this torpor.toml instead of the data directory's."),
+        click.Option(
+            ["--take-over"], is_flag=True, help="Take the place of the Torpor that runs here: no connection is refused, no session dropped."
+        ),
         click.Option(["--json", "as_json"], is_flag=True, help="Log in JSON, and tell errors in JSON."),
     ]
     return [_option(f.name, texts[f.name], f.default, isinstance(f.default, bool)) for f in fields(Settings)] + own
 
 
-def _serve(config: Path | None, as_json: bool, **given: str | None) -> int:
+def _serve(config: Path | None, take_over: bool, as_json: bool, **given: str | None) -> int:
     flags = {name: value for name, value in given.items() if value is not None}
     if as_json:
         flags.setdefault("log_format", "json")
     settings = configuration.load(flags, os.environ, config)
     from torpor.daemon.serve import run
 
-    return int(run(settings))
+    return int(run(settings, take_over))
 
 
 serve = click.Command(
     "serve",
     params=_options(),
     callback=_serve,
-    help="Run Torpor in the foreground until SIGTERM or Ctrl-C.\n\n"
+    help="Run Torpor in the foreground.\n\n"
+    "Ctrl-C (SIGINT) stops everything at once and in order. SIGTERM drains: nobody new is let in, what runs may finish. "
+    "A second signal ends Torpor at once; databases and connections stay, and the next start adopts them.\n\n"
     "Each setting can also be given as TORPOR_<NAME> in the environment, or in torpor.toml in the data directory.",
 )

@@ -6,6 +6,7 @@ Concurrency: belongs to one event loop. Looking up is a dict; nothing here loops
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from typing import Any
 
 from torpor.base.clock import Clock
 from torpor.base.logs import get_logger
@@ -24,6 +25,7 @@ log = get_logger(__name__)
 
 _STOPS_AT_ONCE = 8
 _ROLE_ATTEMPTS = 3
+_SETTLED_LOOK_S = 0.005
 
 
 class Tickets:
@@ -50,6 +52,12 @@ class Tickets:
     def forget(self, id: DatabaseId) -> None:
         """Drop those of a database. Idempotent."""
         self._by_database.pop(id, None)
+
+    def release(self) -> list[list[Any]]:
+        """All that are valid, for `add` of the next Torpor."""
+        now = self._clock.monotonic()
+        every = [(id, *ticket) for id, tickets in self._by_database.items() for ticket in tickets]
+        return [[id, role, verifier, until - now] for id, until, role, verifier in every if until > now]
 
 
 class Fleet:
@@ -227,6 +235,12 @@ class Fleet:
 
         await asyncio.gather(*(stop(compute) for compute in self.running()))
 
+    async def settle(self, patience_s: float) -> None:
+        """Until nothing starts, stops or changes tier, and every session has shown its backend; but not longer than `patience_s`."""
+        deadline = self._around.clock.monotonic() + patience_s
+        while any(map(_is_unsettled, self.running())) and self._around.clock.monotonic() < deadline:
+            await self._around.clock.sleep(_SETTLED_LOOK_S)
+
     async def leave_all(self) -> None:
         """Let go of every compute for the next Torpor to adopt."""
         await asyncio.gather(*(compute.leave() for compute in self.running()))
@@ -254,6 +268,15 @@ class Fleet:
 def no_database(name: str) -> DatabaseNotFound:
     """The refusal of a name; the same for one that doesn't exist and for one that isn't for the asker to know of."""
     return DatabaseNotFound(f'database "{name[:63]}" does not exist', "`torpor ls` shows those that do")
+
+
+def _is_unsettled(compute: Compute) -> bool:
+    if compute.is_moving:
+        return True
+    try:
+        return None in compute.live().sessions.pids()
+    except ComputeLost:
+        return False
 
 
 def _with_tickets(role: Role, tickets: tuple[str, ...]) -> Role:

@@ -32,6 +32,7 @@ from torpor.compute import binaries
 from torpor.compute.binaries import Postgres
 from torpor.compute.compute import Compute
 from torpor.compute.configuration import pg_hba_conf, postgresql_conf
+from torpor.compute.drain import Drain
 from torpor.compute.fleet import Fleet
 from torpor.compute.ladder import Ladder
 from torpor.compute.sandbox.image.images import Images
@@ -48,12 +49,14 @@ from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
+from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
 from torpor.metering.ledger import TrafficLedger
 from torpor.model.database import Wake
+from torpor.model.drain import DrainView
 from torpor.model.errors import BinariesMissing, DataDirectoryUnusable, TorporError
 from torpor.model.names import DatabaseId
 from torpor.model.settings import Settings
@@ -64,19 +67,26 @@ from torpor.storage.volumes import Volumes
 log = get_logger(__name__)
 
 _FLUSH_EVERY_S = 2.0
+_LOGINS_S = 5.0  # that logins which are under way have when the next Torpor takes over; newcomers wait for so long at most
+_REQUESTS_S = 10.0
+_SETTLES_S = 5.0
 
 
 class House:
     """A whole Torpor."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Make every part. Raises HostError for what the host lacks; then nothing was started."""
+    def __init__(self, settings: Settings, estate: Estate | None = None, patience_s: float = 0.0) -> None:
+        """Make every part, upon the `estate` of another Torpor if there is one; one that is just ending is given `patience_s`.
+
+        Raises HostError for what the host lacks; then nothing was started.
+        """
+        self._estate = estate
         self._settings = settings
         self._clock = SystemClock()
         self._tasks = TaskOwner("daemon")
         self._refilling = TaskOwner("warm pool")
         with contextlib.ExitStack() as undo:
-            self._directory = directory = DataDirectory(Path(settings.data_dir))
+            self._directory = directory = DataDirectory(Path(settings.data_dir), estate.lock if estate else None, patience_s)
             undo.callback(directory.close)
             _ensure_host(directory.path)
             self._binaries = _binaries(settings)
@@ -186,17 +196,27 @@ class House:
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate)
             self.api = ApiServer(services, token, settings.api_host, settings.api_port, token_path(directory.path), limits=limits)
             telemetry.add(self.api.requests)
+            self._drain = Drain(fleet, self._clock, lambda: self.door.is_busy)
+            self._draining: asyncio.Task[None] | None = None
+            self.drained = asyncio.Event()
+            """Set when a drain has come to its end, or to its deadline."""
             self._started_at = self._clock.time()
             undo.pop_all()
 
     async def start(self) -> None:
         """Take the addresses, set right what the last Torpor left, and open. Raises HostError; then nothing runs that did not before."""
         try:
-            self.api.bind()
+            estate = self._estate
+            self.api.bind(estate.api if estate else None)
             self._audit.settle()
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
             log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
-            await self.door.start()
+            if estate is None:
+                await self.door.start()
+            else:
+                for id, role, verifier, ttl_s in estate.tickets:
+                    self._fleet.tickets.add(DatabaseId(id), role, verifier, ttl_s)
+                await self.door.start(estate.door, estate.silent)
             await self.api.start()
         except BaseException:
             await self.stop(leave=True)
@@ -219,13 +239,67 @@ class House:
             await self._fleet.leave_all()
         else:
             await self._fleet.stop_all()
+        await self._close()
+        if not leave:
+            self._directory.retract()
+        self._directory.close()
+
+    async def _close(self) -> None:
+        """End what runs beside the computes, and close the files."""
         await self._tasks.stop()
         self._flush()
         await self._trees.close()
-        if not leave:
-            self._directory.retract()
         self._catalog.close()
-        self._directory.close()
+
+    # -- draining, and handing over
+
+    def drain(self, timeout_s: float | None = None) -> DrainView:
+        """Let nobody in any more, and end each session when nothing runs in it; `drained` is set at the end, or after `timeout_s`.
+
+        Newcomers wait in the kernel's queue meanwhile, for the next Torpor. Called again it changes the deadline.
+        """
+        self._drain.allow(self._settings.drain_timeout_s if timeout_s is None else timeout_s)
+        if self._draining is None:
+            self.door.pause()
+            self._draining = self._tasks.spawn(self._run_drain(), "drain")
+        return self._drain.view
+
+    def drain_view(self) -> DrainView:
+        """How far the drain is."""
+        return self._drain.view
+
+    @property
+    def drain_remaining_s(self) -> float | None:
+        """How long what runs may go on; None when nobody asked for a drain."""
+        return self._drain.remaining_s
+
+    async def _run_drain(self) -> None:
+        log.info("draining", remaining_s=self._drain.remaining_s)
+        try:
+            await self._refilling.stop()
+            whole = await self._drain.run()
+            log.info("drained", connections_left=0 if whole else self._drain.view.connections)
+        finally:
+            self.drained.set()
+
+    async def hand_over(self) -> Estate:
+        """Let go of everything, and give what the next Torpor inherits. Computes stay with their sessions; logins and requests that are
+        under way are finished first, within some seconds. This house is closed then; another can be made upon the same estate.
+        """
+        self.door.pause()
+        if self._draining is not None:
+            self._draining.cancel()
+            await asyncio.gather(self._draining, return_exceptions=True)
+        _, api = await asyncio.gather(self.door.finish_logins(_LOGINS_S), self.api.release(_REQUESTS_S))
+        listeners, silent = self.door.release()
+        await self.door.close()
+        await self._refilling.stop()
+        await self._fleet.settle(_SETTLES_S)
+        await self._fleet.leave_all()
+        tickets = self._fleet.tickets.release()
+        await self._close()
+        assert api is not None
+        return Estate(self._directory.give_lock(), listeners, api, silent, tickets)
 
     def _facts(self) -> HostFacts:
         host, port = self.door.address
