@@ -24,6 +24,8 @@ WorkspaceName = Annotated[
     str, Meta(description="1 to 63 of a-z, 0-9 and '-', beginning with a letter, not ending in '-'.", examples=["acme"])
 ]
 
+Number = Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
+
 
 class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """No parameters."""
@@ -50,12 +52,8 @@ class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which records of the audit log to show."""
 
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
-    before: Annotated[
-        int | None, Meta(ge=0, le=_MAX_NUMBER, description="Only records with a smaller number, newest first: `next` of the page before.")
-    ] = None
-    after: Annotated[
-        int | None, Meta(ge=0, le=_MAX_NUMBER, description="Only records with a larger number, oldest first: to follow the log.")
-    ] = None
+    before: Annotated[Number | None, Meta(description="Only smaller numbers, newest first: `next` of the page before.")] = None
+    after: Annotated[Number | None, Meta(description="Only larger numbers, oldest first: to follow the log.")] = None
     workspace: Annotated[str | None, Meta(description="Only what concerns this workspace.")] = None
     action: Annotated[str | None, Meta(description="Only this action (`key.create`), or this kind (`key`).")] = None
     target: Annotated[str | None, Meta(description="Only what was done to this.")] = None
