@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torpor.compute.sandbox.command import LOCKED_FILE, Confinement, confined
+from torpor.compute.sandbox.command import LIBRARY_DIRECTORY, LOCKED_FILE, Confinement, confined
 from torpor.compute.sandbox.filter import compile_filter
 from torpor.compute.sandbox.image.images import Images, Root
 from torpor.compute.sandbox.libseccomp import ARCHITECTURES, SeccompMissing
@@ -20,7 +20,6 @@ from torpor.model.errors import HostError, SandboxTooWeak
 from torpor.model.sandbox import AUTO, SandboxLevel, SandboxReport
 
 _PATIENCE_S = 20.0
-_FILTER_FD = 3
 
 AS_ROOT = (SandboxLevel.FULL, SandboxLevel.NO_USER_NAMESPACE, SandboxLevel.OWN_USER)
 AS_USER = (SandboxLevel.SHARED_USER, SandboxLevel.NONE)
@@ -122,12 +121,12 @@ def try_level(level: SandboxLevel, uid: int, root: Root, library: Path, configur
         if os.geteuid() == 0:
             for path in (data, data / LOCKED_FILE):
                 os.chown(path, uid, uid)
-        given = Confinement(level, uid, root.path, data, configuration, library, _FILTER_FD)
         try:
-            line = confined(given, {"LANG": "C.UTF-8"}, [str(root.bindir / "postgres"), "--version"])
             with filter_path.open("rb") as filter_file:
+                given = Confinement(level, uid, root.path, data, configuration, library, filter_file.fileno())
+                environment = {"LANG": "C.UTF-8", "LD_PRELOAD": str(LIBRARY_DIRECTORY / library.name)}
                 run = subprocess.run(
-                    ["/bin/sh", "-c", f'exec {_FILTER_FD}<&{filter_file.fileno()} "$@"', "sh", *line],
+                    confined(given, environment, [str(root.bindir / "postgres"), "--version"]),
                     stdin=subprocess.DEVNULL,
                     capture_output=True,
                     text=True,
