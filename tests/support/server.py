@@ -90,7 +90,7 @@ class Server:
 
     def environment(self) -> dict[str, str]:
         """That of the tests, without settings that would get in the way."""
-        kept = {"TORPOR_POSTGRES_HOME", "TORPOR_PG_BINDIR"}
+        kept = {"TORPOR_POSTGRES_HOME", "TORPOR_PG_BINDIR", "TORPOR_IMAGE_HOME"}
         own = {name: value for name, value in os.environ.items() if not name.startswith("TORPOR_") or name in kept}
         return {**own, "PYTHONPATH": str(_ROOT / "src")}
 
@@ -152,6 +152,7 @@ class Server:
                 time.sleep(0.01)
             self._remove_cgroups()
             self._remove_shared_memory()
+            self._unmount_images()
             shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def remains(self) -> list[int]:
@@ -237,6 +238,13 @@ class Server:
             with contextlib.suppress(FileNotFoundError):
                 if base <= path.stat().st_uid < base + _UIDS:
                     path.unlink()
+
+    def _unmount_images(self) -> None:
+        """What a killed Torpor has mounted; one that ends in order takes its own mounts away."""
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            point = line.split(" ")[4]
+            if Path(point).is_relative_to(self.data_dir / "images"):
+                subprocess.run(["umount", point], check=False)
 
     def _remove_cgroups(self) -> None:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():

@@ -41,7 +41,7 @@ def default_data_dir(environ: Mapping[str, str], uid: int | None = None) -> Path
 
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None = None) -> Settings:
-    """All settings, checked, with `data_dir`, `postgres_home` and `public_host` filled in.
+    """All settings, checked, with `data_dir`, `postgres_home`, `image_home` and `public_host` filled in.
 
     `flags` and the file use the settings' names, the environment TORPOR_<NAME>. `file` is a torpor.toml that must be there; without
     it TORPOR_CONFIG names one, and without that <data_dir>/torpor.toml is read if it exists. Raises BadSettings, which names the
@@ -78,7 +78,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
 def _build(values: dict[str, object], given: Mapping[str, _Given], environ: Mapping[str, str]) -> Settings:
     home = default_data_dir(environ)
     values["data_dir"] = os.path.abspath(os.path.expanduser(str(values.get("data_dir") or home)))
-    values["postgres_home"] = os.path.abspath(os.path.expanduser(str(values.get("postgres_home") or home / "postgres")))
+    for name, below in (("postgres_home", "postgres"), ("image_home", "images")):
+        values[name] = os.path.abspath(os.path.expanduser(str(values.get(name) or home / below)))
     if values.get("pg_bindir"):
         values["pg_bindir"] = os.path.abspath(os.path.expanduser(str(values["pg_bindir"])))
     if not values.get("public_host"):

@@ -96,11 +96,13 @@ class House:
                 major: directory.write_configuration(major, files | {"postgresql.conf": postgresql_conf(major, settings.max_connections)})
                 for major in self._binaries
             }
+            images = self._images = Images(directory.path, self._postgres, Path(settings.image_home))
+            undo.callback(images.close)
             self._sandbox = find_sandbox(
                 settings.sandbox,
                 settings.postgres_major,
                 settings.uid_base,
-                Images(directory.path, self._postgres),
+                images,
                 library,
                 configurations[settings.postgres_major],
                 directory.publish_filter,
@@ -191,7 +193,7 @@ class House:
             )
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read)
-            services = Services(databases, workspaces, self._keys, self._audit, telemetry.render)
+            services = Services(databases, workspaces, self._keys, self._audit, telemetry.render, drains=self)
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate)
             self.api = ApiServer(services, token, settings.api_host, settings.api_port, token_path(directory.path), limits=limits)
@@ -226,6 +228,7 @@ class House:
         self._ladder.start()
         self._scaling.start()
         self._warm_pool.start()
+        self._tasks.spawn(asyncio.to_thread(self._images.tidy), "tidy root images")
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
         self._tasks.spawn_endless(self._audit.keep_bounded, "keep the audit log bounded")
 
@@ -239,6 +242,7 @@ class House:
             await self._fleet.leave_all()
         else:
             await self._fleet.stop_all()
+            await asyncio.to_thread(self._images.close)
         await self._close()
         if not leave:
             self._directory.retract()

@@ -39,6 +39,7 @@ class Settings:
     postgres_major: int = _setting(DEFAULT_MAJOR, "PostgreSQL major of new databases; a database keeps its own")
     postgres_home: str = _setting("", "directory of the installed PostgreSQL majors; default <default data_dir>/postgres")
     pg_bindir: str = _setting("", "use the PostgreSQL in this directory (for instance /usr/lib/postgresql/15/bin) for its own major")
+    image_home: str = _setting("", "directory of the root images that computes have as their /; default <default data_dir>/images")
     freeze_after_s: float | None = _setting(5.0, "idle seconds before a compute is frozen")
     page_after_s: float | None = _setting(30.0, "seconds frozen before its memory is reclaimed to swap")
     stop_after_s: float | None = _setting(3600.0, "seconds frozen before a compute without connections is stopped")

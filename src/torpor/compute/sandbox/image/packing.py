@@ -49,6 +49,7 @@ def pack(tree: Path, file: Path, kind: Kind, digest: str, machine: Machine) -> N
         options = ["-d1", "-zlz4", "-C32768", f"-T{TIMESTAMP}", "-U", name, "--all-root", "-x-1", str(file), str(tree)]
     else:
         when = str(TIMESTAMP)
-        options = [str(tree), str(file), "-comp", "zstd", "-noappend", "-all-root", "-no-xattrs", "-quiet", "-no-progress"]
-        options += ["-mkfs-time", when, "-all-time", when]
+        # Level 6 takes 1.1 s for Debian's PostgreSQL 15, the usual 15 takes 8; they differ by a tenth in size.
+        options = [str(tree), str(file), "-comp", "zstd", "-Xcompression-level", "6", "-noappend", "-all-root", "-no-xattrs"]
+        options += ["-mkfs-time", when, "-all-time", when, "-quiet", "-no-progress"]
     machine.must_run([program, *options], f"is the package {_PACKAGES[kind]} whole?", _PATIENCE_S)
