@@ -30,7 +30,7 @@ from torpor.api.calls import READING_METHODS, Call, Context, Operation, Services
 from torpor.api.faults import RequestTooLarge, TooManyRequests, UnknownPath, WrongMethod, error_answer, unexpected_answer
 from torpor.api.gate import CHALLENGE, PAGE_CHALLENGE, ApiLimits, Gate, client_address
 from torpor.api.openapi import document
-from torpor.api.operations import OPERATIONS
+from torpor.api.operations import OPERATIONS, drain
 from torpor.api.trail import Trail
 from torpor.base.logs import get_logger
 from torpor.base.telemetry import Counter
@@ -119,6 +119,8 @@ class App:
                 f"this needs the scope {operation.scope}, and the API key has {caller.scope}",
                 "use a key that allows it, or the host's token",
             )
+        if operation.action and operation.handle is not drain and self._services.is_draining:
+            raise ShuttingDown("Torpor is draining and changes nothing any more", "send it again when the next Torpor serves")
         query = read_query(query_pairs(scope), operation.query)
         body = read_body(await read_whole(scope, receive), operation.body) if operation.body is not None else None
         call = Call(path, query, body)

@@ -138,6 +138,15 @@ class SleepBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: Annotated[bool, Meta(description="Also while something runs; stopping then closes open connections.")] = False
 
 
+class DrainBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a drain may take."""
+
+    timeout_s: Annotated[
+        Annotated[float, Meta(ge=0, le=30 * 86_400)] | None,
+        Meta(description="Seconds until what still runs is ended. Left out or null: the daemon's setting.", examples=[600]),
+    ] = None
+
+
 class WakeAnswer(msgspec.Struct, frozen=True):
     """What the wake took. `wake` is null when the database was awake."""
 

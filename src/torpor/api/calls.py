@@ -13,8 +13,9 @@ import msgspec
 
 from torpor.api.asgi import Answer, Stream
 from torpor.api.bodies import NoQuery
-from torpor.api.ports import Audit, Databases, Keys, Workspaces
+from torpor.api.ports import Audit, Databases, Drains, Keys, Workspaces
 from torpor.model import errors
+from torpor.model.drain import DrainState
 from torpor.model.workspace import DEFAULT_WORKSPACE_NAME, AccessScope, Caller, Workspace, WorkspaceId
 
 READING_METHODS = ("GET", "HEAD")
@@ -23,14 +24,28 @@ READING_METHODS = ("GET", "HEAD")
 class Services:
     """The use cases, and what all requests share. `followers` counts open streams by who asked for them."""
 
-    def __init__(self, databases: Databases, workspaces: Workspaces, keys: Keys, audit: Audit, render: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        databases: Databases,
+        workspaces: Workspaces,
+        keys: Keys,
+        audit: Audit,
+        render: Callable[[], bytes],
+        drains: Drains | None = None,
+    ) -> None:
         self.databases = databases
         self.workspaces = workspaces
         self.keys = keys
         self.audit = audit
         self.render = render
+        self.drains = drains
         self.stopping = asyncio.Event()
         self.followers: Counter[str] = Counter()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether Torpor ends when nothing runs any more."""
+        return self.drains is not None and self.drains.drain_view().state is DrainState.DRAINING
 
 
 @dataclass(slots=True)

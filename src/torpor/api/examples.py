@@ -1,6 +1,7 @@
 """Example values for the documentation: the same nouns that the API answers with. Pure."""
 
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
+from torpor.model.drain import DrainState, DrainView, RunningView
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
 from torpor.model.views import (
@@ -55,6 +56,10 @@ DETAIL = DatabaseDetail(
 CREDENTIALS = Credentials("shop", "correct-horse-battery", "postgresql://shop:correct-horse-battery@127.0.0.1:7432/shop")
 TICKET = Credentials("shop", "ticket-of-a-minute", "postgresql://shop:ticket-of-a-minute@127.0.0.1:7432/shop", _AT + 60)
 CREATED = Created(DATABASE, CREDENTIALS, True, 21.7)
+DRAIN = DrainView(
+    DrainState.DRAINING, "5f0c9d7e21b3a846", 1781950000.0, 1781950600.0, 1, 1,
+    (RunningView("shop", "shop@10.0.0.7 report", "SELECT sum(amount) FROM orders", "active", 1781949995.5),),
+)  # fmt: skip
 HOST = HostView(
     version="0.1.0",
     door="127.0.0.1:7432",

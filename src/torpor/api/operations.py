@@ -11,6 +11,7 @@ from torpor.api.bodies import (
     CreateBody,
     CreateKeyBody,
     CreateWorkspaceBody,
+    DrainBody,
     ForceQuery,
     Health,
     ListQuery,
@@ -24,8 +25,10 @@ from torpor.api.bodies import (
 )
 from torpor.api.calls import Call, Context, Operation
 from torpor.api.logtail import Follower, tail
+from torpor.api.ports import Drains
 from torpor.base.telemetry import CONTENT_TYPE
 from torpor.model import errors
+from torpor.model.drain import DrainView
 from torpor.model.sleep import Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView
 from torpor.model.workspace import AccessScope
@@ -137,10 +140,31 @@ async def show_metrics(context: Context, _call: Call) -> Answer:
     return Answer(context.render(), media=CONTENT_TYPE)
 
 
+async def drain(context: Context, call: Call) -> Answer:
+    """Ends Torpor without interrupting anybody: nobody is let in any more, sessions end when nothing runs in them, and Torpor ends after
+    the last. New connections wait for the next Torpor to take over. What still runs after `timeout_s` is ended. Answers at once; asked
+    again it changes the time. Meanwhile the API changes nothing else."""
+    body: DrainBody = call.body
+    return json_answer(_drains(context).drain(body.timeout_s))
+
+
+async def show_drain(context: Context, _call: Call) -> Answer:
+    """How far a drain is, and what it waits for."""
+    return json_answer(_drains(context).drain_view())
+
+
+def _drains(context: Context) -> Drains:
+    if context.services.drains is None:
+        raise errors.Conflict("this Torpor can't be drained")
+    return context.services.drains
+
+
 async def show_health(context: Context, _call: Call) -> Answer:
     """Whether Torpor serves. Needs no key."""
     if context.stopping.is_set():
         raise errors.ShuttingDown("Torpor is stopping")
+    if context.services.is_draining:
+        raise errors.ShuttingDown("Torpor is draining")
     return json_answer(Health("ok", __version__))
 
 
@@ -242,6 +266,13 @@ OPERATIONS: tuple[Operation, ...] = (
         scope=_ADMIN, refusals=(errors.WorkspaceNotFound,),
     ),
     Operation("showHost", "GET", "/v1/host", "Show the host", show_host, HostView, examples.HOST, scope=_HOST),
+    Operation(
+        "drain", "POST", "/v1/drain", "Drain", drain, DrainView, examples.DRAIN, body=DrainBody, body_example={"timeout_s": 600},
+        scope=_HOST, action="host.drain", told=("timeout_s",), refusals=(errors.Conflict,),
+    ),
+    Operation(
+        "showDrain", "GET", "/v1/drain", "Show the drain", show_drain, DrainView, examples.DRAIN, scope=_HOST, refusals=(errors.Conflict,),
+    ),
     Operation("showMetrics", "GET", "/metrics", "Show metrics", show_metrics, str, media=CONTENT_TYPE, scope=_METRICS),
     Operation(
         "showHealth", "GET", "/healthz", "Show health", show_health, Health, Health("ok", __version__),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from torpor.model.audit import AuditFilter, AuditResult
+from torpor.model.drain import DrainView
 from torpor.model.sleep import SleepOverrides, Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, WakeView
 from torpor.model.workspace import AccessScope, Caller, KeyId, Workspace, WorkspaceId
@@ -78,6 +79,18 @@ class Databases(Protocol):
 
     def host(self) -> HostView:
         """The host at a glance."""
+        ...
+
+
+class Drains(Protocol):
+    """How Torpor is asked to end when nothing runs any more."""
+
+    def drain(self, timeout_s: float | None) -> DrainView:
+        """Begin, or change the time that what runs may still take; None: the daemon's setting."""
+        ...
+
+    def drain_view(self) -> DrainView:
+        """How far it is."""
         ...
 
 
