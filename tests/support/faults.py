@@ -13,6 +13,7 @@ from urllib.error import HTTPError
 import asyncpg
 import psycopg
 
+from tests.support.processes import by_volume
 from tests.support.server import MadeDatabase, Server
 from torpor.base.cgroups import detect
 from torpor.compute import binaries
@@ -62,16 +63,8 @@ def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseEx
 
 
 def processes_of(server: Server, id: str) -> list[int]:
-    """All processes whose working directory is in the volume of that database."""
-    volume = server.data_dir / "volumes" / id
-    found = []
-    for pid in server.remains():
-        try:
-            if Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(volume):
-                found.append(pid)
-        except OSError:
-            continue
-    return found
+    """All processes of that database's compute."""
+    return by_volume(server.data_dir).get(id, [])
 
 
 def child(postmaster: int, kind: str) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
+from tests.support.processes import by_volume, postmaster_of
 from tests.support.running import call
 from torpor.base.cgroups import detect
 from torpor.base.processes import start_ticks
@@ -157,13 +158,7 @@ class Server:
 
     def remains(self) -> list[int]:
         """Processes of its computes that still run."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                with contextlib.suppress(OSError):
-                    if Path(os.readlink(entry / "cwd")).is_relative_to(self.data_dir):
-                        found.append(int(entry.name))
-        return found
+        return [pid for pids in by_volume(self.data_dir).values() for pid in pids]
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         """One call of the API; raises urllib.error.HTTPError for what it refuses."""
@@ -212,7 +207,9 @@ class Server:
 
     def postmaster(self, database: MadeDatabase) -> int:
         """The pid of a database's postmaster."""
-        return int((self.data_dir / "volumes" / database.id / "data" / "postmaster.pid").read_text().split()[0])
+        pid = postmaster_of(self.data_dir / "volumes" / database.id / "data")
+        assert pid is not None, f"{database.name} has no postmaster"
+        return pid
 
     def _end_postmasters(self) -> None:
         """PostgreSQL that outlived a killed Torpor: told to end, so that it gives its shared memory back."""
@@ -221,9 +218,8 @@ class Server:
             trees.open(name).thaw()
         told = []
         for pid_file in self.data_dir.glob("volumes/d*/data/postmaster.pid"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                pid = int(pid_file.read_text().split()[0])
-                if os.path.samefile(f"/proc/{pid}/cwd", pid_file.parent):
+            if (pid := postmaster_of(pid_file.parent)) is not None:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
                     os.kill(pid, signal.SIGQUIT)
                     told.append(pid)
