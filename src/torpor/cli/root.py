@@ -54,6 +54,7 @@ COMMANDS = {
     "top": ("top:top", "A live table of what is awake and why."),
     "demo": ("demo:demo", "A tour on real data: make, fill, query, fall asleep, wake; with the time of each."),
     "doctor": ("doctor:doctor", "What this host has and lacks, what each lack costs, what to do."),
+    "drain": ("drain:drain", "End the running Torpor when nothing runs in it any more."),
     "host": ("host:host", "Give this host what it lacks, or take that back."),
     "postgres": ("postgres:postgres", "The installed PostgreSQL majors."),
     "version": ("version:version", "Print the version."),
