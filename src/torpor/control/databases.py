@@ -131,6 +131,10 @@ class Databases:
         await compute.shares.resize(resized)
         return await self._viewer.size(compute)
 
+    def usual_size(self) -> Size:
+        """The size of databases that have none of their own."""
+        return self._size
+
     async def size(self, name: str) -> SizeView:
         """What a database may use, what it may use now, and why. Never wakes it."""
         return await self._viewer.size(self._compute(name))

@@ -1,6 +1,6 @@
 """The size of a database: what it may use of the host, at least and at most; and the words for why a ceiling changed. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 from torpor.model.errors import InvalidRequest
@@ -93,6 +93,10 @@ class SizeOverrides:
     max_memory_bytes: int | None = None
     connections: int | None = None
     disk_bytes: int | None = None
+
+    def beyond(self, size: Size) -> str:
+        """The name of a field that asks for more than `size` has; empty when none does."""
+        return next((f.name for f in fields(self) if (own := getattr(self, f.name)) is not None and own > getattr(size, f.name)), "")
 
     def apply(self, size: Size) -> Size:
         """The daemon's size with these overrides. Raises InvalidRequest for values out of range, and for a minimum over its maximum.
