@@ -122,7 +122,7 @@ class App:
         if operation.action and operation.handle is not drain and self._services.is_draining:
             raise ShuttingDown("Torpor is draining and changes nothing any more", "send it again when the next Torpor serves")
         query = read_query(query_pairs(scope), operation.query)
-        body = read_body(await read_whole(scope, receive), operation.body) if operation.body is not None else None
+        body = read_body(await read_whole(scope, receive, operation.max_body_bytes), operation.body) if operation.body is not None else None
         call = Call(path, query, body)
         if not operation.action:
             return await operation.handle(context, call)

@@ -68,11 +68,11 @@ def query_pairs(scope: Scope) -> list[tuple[str, str]]:
         raise InvalidRequest("the query can't be read", "write it as name=value, joined by &") from error
 
 
-async def read_whole(scope: Scope, receive: Receive) -> bytes:
+async def read_whole(scope: Scope, receive: Receive, limit_bytes: int = MAX_BODY_BYTES) -> bytes:
     """The body. Raises RequestTooLarge, RequestTimeout; InvalidRequest when the client went away in the middle."""
     announced = read_header(scope, b"content-length")
     if announced is not None and int(announced) > _MAX_DISCARDED_BYTES:
-        raise _too_large()
+        raise _too_large(limit_bytes)
     body, received = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -82,16 +82,16 @@ async def read_whole(scope: Scope, receive: Receive) -> bytes:
                     raise InvalidRequest("the request body ended early")
                 part = message.get("body", b"")
                 received += len(part)
-                if received <= MAX_BODY_BYTES:
+                if received <= limit_bytes:
                     body += part
                 elif received > _MAX_DISCARDED_BYTES:
-                    raise _too_large()
+                    raise _too_large(limit_bytes)
                 if not message.get("more_body", False):
                     break
     except TimeoutError as error:
         raise RequestTimeout(f"the request body did not arrive within {BODY_TIMEOUT_S:g} s") from error
-    if received > MAX_BODY_BYTES:
-        raise _too_large()
+    if received > limit_bytes:
+        raise _too_large(limit_bytes)
     return bytes(body)
 
 
@@ -151,5 +151,5 @@ def _headers(media: str, more: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fixed.items()]
 
 
-def _too_large() -> RequestTooLarge:
-    return RequestTooLarge(f"the request body is larger than {MAX_BODY_BYTES} bytes")
+def _too_large(limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the request body is larger than {limit_bytes} bytes")

@@ -1,11 +1,13 @@
 """What requests may hold: the fields of bodies and queries, with their limits. Unknown fields are refused. Pure."""
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from torpor.model.errors import InvalidRequest
+from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier
 from torpor.model.views import WakeView
 
@@ -82,6 +84,24 @@ class LogsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     follow: Annotated[bool, Meta(description="Stay connected and send what is written from now on.")] = False
 
 
+class SizeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a database may use. What is left out stays as it is; null is the daemon's setting."""
+
+    min_cpu: Annotated[float | UnsetType | None, Meta(description="Processors kept for it.", examples=[0.5])] = UNSET
+    max_cpu: Annotated[float | UnsetType | None, Meta(description="Processors that it may use at most.", examples=[2])] = UNSET
+    min_memory_bytes: Annotated[int | UnsetType | None, Meta(description="Memory that it may keep when the host is short of it.")] = UNSET
+    max_memory_bytes: Annotated[int | UnsetType | None, Meta(description="Memory at most, page cache and swap included.")] = UNSET
+    connections: Annotated[int | UnsetType | None, Meta(description="Connections of clients at once.", examples=[100])] = UNSET
+    disk_bytes: Annotated[int | UnsetType | None, Meta(description="What its volume may take.")] = UNSET
+
+    def overrides(self, current: SizeOverrides) -> SizeOverrides:
+        """`current` with these changes. Raises InvalidRequest for what is out of range whatever it is applied to."""
+        given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not UNSET}
+        changed = replace(current, **given)
+        changed.apply(Size())
+        return changed
+
+
 class CreateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A database to make. Everything may be left out."""
 
@@ -93,6 +113,11 @@ class CreateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workspace: Annotated[
         str | None, Meta(description="Who owns it. Left out or null: the workspace of the key, or `default`.", examples=["acme"])
     ] = None
+    size: SizeBody | None = None
+
+    def size_overrides(self) -> SizeOverrides:
+        """What it sets of the size."""
+        return self.size.overrides(NO_OVERRIDES) if self.size is not None else NO_OVERRIDES
 
     def overrides(self) -> SleepOverrides:
         """The idle times that it sets."""
@@ -113,12 +138,21 @@ class CreateKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_in_s: Annotated[float | None, Meta(description="Seconds that it lives. Left out or null: until it is revoked.")] = None
 
 
+class AccessBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Access lists that take the place of the present ones. Entries are addresses (203.0.113.7) or networks (203.0.113.0/24)."""
+
+    allow: Annotated[tuple[str, ...], Meta(description="Only these may connect; empty: all may.", examples=[["203.0.113.0/24"]])] = ()
+    deny: Annotated[tuple[str, ...], Meta(description="These may not connect, whatever is allowed.", examples=[["203.0.113.7"]])] = ()
+    version: Annotated[str | None, Meta(description="Replace only the lists of this version. Left out or null: any.")] = None
+
+
 class UpdateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Idle times to change. What is left out stays as it is."""
+    """Idle times and parts of the size to change. What is left out stays as it is."""
 
     freeze_after_s: Idle | UnsetType = UNSET
     page_after_s: Idle | UnsetType = UNSET
     stop_after_s: Idle | UnsetType = UNSET
+    size: SizeBody | UnsetType = UNSET
 
     def overrides(self, current: SleepOverrides) -> SleepOverrides:
         """`current` with these changes."""

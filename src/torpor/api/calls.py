@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from torpor.api.asgi import Answer, Stream
+from torpor.api.asgi import MAX_BODY_BYTES, Answer, Stream
 from torpor.api.bodies import NoQuery
-from torpor.api.ports import Audit, Databases, Drains, Keys, Workspaces
+from torpor.api.ports import Access, Audit, Databases, Drains, Keys, Workspaces
 from torpor.model import errors
 from torpor.model.drain import DrainState
-from torpor.model.workspace import DEFAULT_WORKSPACE_NAME, AccessScope, Caller, Workspace, WorkspaceId
+from torpor.model.workspace import DEFAULT_WORKSPACE, SELF, AccessScope, Caller, Workspace, WorkspaceId
 
 READING_METHODS = ("GET", "HEAD")
 
@@ -32,11 +32,14 @@ class Services:
         audit: Audit,
         render: Callable[[], bytes],
         drains: Drains | None = None,
+        *,
+        access: Access,
     ) -> None:
         self.databases = databases
         self.workspaces = workspaces
         self.keys = keys
         self.audit = audit
+        self.access = access
         self.render = render
         self.drains = drains
         self.stopping = asyncio.Event()
@@ -77,13 +80,13 @@ class Context:
         return self.services.stopping
 
     def workspace(self, name: str | None) -> Workspace:
-        """The workspace that a request names, or means when it names none: the key's own, else the default one.
+        """The workspace that a request names, or means when it names none or `self`: the key's own, else the default one.
 
         Raises WorkspaceNotFound, also for one that isn't the caller's.
         """
-        if name is None and self.caller.workspace is not None:
-            return self.services.workspaces.by_id(self.caller.workspace)
-        return self.services.workspaces.find(name if name is not None else DEFAULT_WORKSPACE_NAME, self.caller.workspace)
+        if name is None or name == SELF:
+            return self.services.workspaces.by_id(self.caller.workspace or DEFAULT_WORKSPACE)
+        return self.services.workspaces.find(name, self.caller.workspace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,7 @@ class Operation:
     refusals: tuple[type[errors.TorporError], ...] = ()
     action: str = ""
     told: tuple[str, ...] = ()
+    max_body_bytes: int = MAX_BODY_BYTES
     scope: AccessScope | None = field(kw_only=True)
 
     def __post_init__(self) -> None:

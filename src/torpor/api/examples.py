@@ -1,8 +1,10 @@
 """Example values for the documentation: the same nouns that the API answers with. Pure."""
 
+from torpor.model.access_views import AccessView
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
 from torpor.model.drain import DrainState, DrainView, RunningView
 from torpor.model.names import DatabaseId
+from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
 from torpor.model.views import (
     Created,
@@ -10,8 +12,10 @@ from torpor.model.views import (
     DatabaseDetail,
     DatabasePage,
     DatabaseView,
+    Decision,
     HostView,
     NextStep,
+    SizeView,
     StepView,
     WakeView,
 )
@@ -41,6 +45,25 @@ DATABASE = DatabaseView(
     awake_because=(),
 )
 PAGE = DatabasePage((DATABASE,), None)
+DECISION = Decision(
+    _AT - 5, "processor", 0.25, 1.0, ScaleReason.SATURATED, Pace.NORMAL, {"average": 0.11, "peak": 0.25, "use": 0.25, "withheld": 0.61}
+)
+SIZE = SizeView(
+    size=Size(0.25, 2.0, 128 * MIB, GIB, 100, 10 * GIB),
+    overrides=SizeOverrides(max_cpu=2.0),
+    pace=Pace.NORMAL,
+    cpu_ceiling=1.0,
+    cpu_use=0.42,
+    cpu_average=0.11,
+    cpu_peak=0.48,
+    memory_ceiling_bytes=152 * MIB,
+    memory_bytes=61 * MIB,
+    disk_bytes=1_900_000,
+    connections=1,
+    connection_limit=100,
+    held={"processor": "cgroups hybrid", "memory": "cgroups hybrid", "processes": "cgroups hybrid", "disk": "watched"},
+    decisions=(DECISION,),
+)
 DETAIL = DatabaseDetail(
     database=DATABASE,
     policy=SleepPolicy(30.0, 30.0, None),
@@ -52,6 +75,7 @@ DETAIL = DatabaseDetail(
     last_activity_at=_AT,
     broken="",
     recent_wakes=(WAKE,),
+    size=SIZE,
 )
 CREDENTIALS = Credentials("shop", "correct-horse-battery", "postgresql://shop:correct-horse-battery@127.0.0.1:7432/shop")
 TICKET = Credentials("shop", "ticket-of-a-minute", "postgresql://shop:ticket-of-a-minute@127.0.0.1:7432/shop", _AT + 60)
@@ -60,6 +84,7 @@ DRAIN = DrainView(
     DrainState.DRAINING, "5f0c9d7e21b3a846", 1781950000.0, 1781950600.0, 1, 1,
     (RunningView("shop", "shop@10.0.0.7 report", "SELECT sum(amount) FROM orders", "active", 1781949995.5),),
 )  # fmt: skip
+ACCESS = AccessView(("203.0.113.0/24",), ("203.0.113.7",), "9f86d081884c7d65")
 HOST = HostView(
     version="0.1.0",
     door="127.0.0.1:7432",

@@ -3,10 +3,13 @@
 Concurrency: handlers run in the task of their request. A handler's docstring is the description in the OpenAPI document.
 """
 
+from msgspec import UNSET
+
 from torpor import __version__
-from torpor.api import examples, governance
+from torpor.api import access, examples, governance
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
+    AccessBody,
     AuditQuery,
     CreateBody,
     CreateKeyBody,
@@ -28,9 +31,11 @@ from torpor.api.logtail import Follower, tail
 from torpor.api.ports import Drains
 from torpor.base.telemetry import CONTENT_TYPE
 from torpor.model import errors
+from torpor.model.access_views import AccessView
 from torpor.model.drain import DrainView
+from torpor.model.size import SizeOverrides
 from torpor.model.sleep import Tier
-from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView
+from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView
 from torpor.model.workspace import AccessScope
 from torpor.model.workspace_views import AuditPage, CreatedKey, KeyList, WorkspacePage, WorkspaceView
 
@@ -43,7 +48,9 @@ async def create_database(context: Context, call: Call) -> Answer:
     """Makes a database and answers with its URL and its owner's password, which is shown this once."""
     body: CreateBody = call.body
     owner = context.workspace(body.workspace)
-    created = await context.databases.within(owner.id).create(body.name, body.major, body.overrides())
+    created = await context.databases.within(owner.id).create(
+        body.name, body.major, body.overrides(), _allowed(context, body.size_overrides())
+    )
     context.note.target, context.note.workspace = created.database.name, owner.id
     return json_answer(created, 201, {"Location": f"/v1/databases/{created.database.name}"})
 
@@ -61,10 +68,25 @@ async def show_database(context: Context, call: Call) -> Answer:
 
 
 async def update_database(context: Context, call: Call) -> Answer:
-    """Changes the idle times of a database. Fields that are left out stay; null goes back to the daemon's setting."""
+    """Changes the idle times and the size of a database. Fields that are left out stay; null goes back to the daemon's setting."""
     body: UpdateBody = call.body
     current = (await context.databases.detail(call.name)).overrides
+    if body.size is not UNSET:
+        size = body.size.overrides((await context.databases.size(call.name)).overrides)
+        await context.databases.resize(call.name, _allowed(context, size))
     return json_answer(await context.databases.update(call.name, body.overrides(current)))
+
+
+async def show_size(context: Context, call: Call) -> Answer:
+    """What a database may use of the host, what it may use now, and the last decisions with the figures they follow from."""
+    return json_answer(await context.databases.size(call.name))
+
+
+def _allowed(context: Context, size: SizeOverrides) -> SizeOverrides:
+    """Whoever holds a key may make databases smaller than usual. More of the host is for the host to give."""
+    if context.caller.key is not None and (field := size.beyond(context.databases.usual_size())):
+        raise errors.Forbidden(f"{field} above the usual size needs the host's own token", "ask whoever runs this Torpor")
+    return size
 
 
 async def delete_database(context: Context, call: Call) -> Answer:
@@ -173,6 +195,8 @@ _DATABASE = "/v1/databases/{name}"
 _WORKSPACES = "/v1/workspaces"
 _WORKSPACE = "/v1/workspaces/{workspace}"
 _KEYS = "/v1/workspaces/{workspace}/keys"
+_ACCESS_BODY_BYTES = 2 << 20  # MAX_ENTRIES networks
+_ACCESS_EXAMPLE = {"allow": ["203.0.113.0/24"], "deny": ["203.0.113.7"]}
 _WAKING = (errors.DatabaseNotFound, errors.ComputeStartFailed, errors.ComputeLost, errors.StartTimeout, errors.ShuttingDown)
 _IDLE = ("freeze_after_s", "page_after_s", "stop_after_s")
 _READ, _WRITE, _ADMIN, _METRICS, _HOST = AccessScope.READ, AccessScope.WRITE, AccessScope.ADMIN, AccessScope.METRICS, AccessScope.HOST
@@ -181,7 +205,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "createDatabase", "POST", _DATABASES, "Make a database", create_database, Created, examples.CREATED, 201,
         body=CreateBody, body_example={"name": "shop", "freeze_after_s": 30}, scope=_WRITE,
-        action="database.create", told=("name", "major", "workspace", *_IDLE),
+        action="database.create", told=("name", "major", "workspace", *_IDLE, "size"),
         refusals=(
             errors.InvalidName, errors.DatabaseExists, errors.WorkspaceNotFound, errors.PoolFull, errors.ComputeStartFailed,
             errors.ShuttingDown,
@@ -196,8 +220,13 @@ OPERATIONS: tuple[Operation, ...] = (
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
-        "updateDatabase", "PATCH", _DATABASE, "Change idle times", update_database, DatabaseDetail, examples.DETAIL,
-        body=UpdateBody, body_example={"freeze_after_s": 30, "stop_after_s": "never"}, scope=_WRITE, action="database.update", told=_IDLE,
+        "updateDatabase", "PATCH", _DATABASE, "Change idle times and size", update_database, DatabaseDetail, examples.DETAIL,
+        body=UpdateBody, body_example={"freeze_after_s": 30, "stop_after_s": "never"}, scope=_WRITE,
+        action="database.update", told=(*_IDLE, "size"),
+        refusals=(errors.DatabaseNotFound,),
+    ),
+    Operation(
+        "showSize", "GET", f"{_DATABASE}/size", "Show the size of a database, and why", show_size, SizeView, examples.SIZE, scope=_READ,
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
@@ -277,5 +306,31 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "showHealth", "GET", "/healthz", "Show health", show_health, Health, Health("ok", __version__),
         refusals=(errors.ShuttingDown,), scope=None,
+    ),
+    Operation(
+        "showAccess", "GET", "/v1/access", "Show the global access lists", access.show_global, AccessView, examples.ACCESS, scope=_HOST,
+    ),
+    Operation(
+        "replaceAccess", "PUT", "/v1/access", "Replace the global access lists", access.replace_global, AccessView, examples.ACCESS,
+        body=AccessBody, body_example=_ACCESS_EXAMPLE, max_body_bytes=_ACCESS_BODY_BYTES, action="access.replace",
+        refusals=(errors.Conflict,), scope=_HOST,
+    ),
+    Operation(
+        "showWorkspaceAccess", "GET", f"{_WORKSPACE}/access", "Show a workspace's access lists", access.show_workspace, AccessView,
+        examples.ACCESS, refusals=(errors.WorkspaceNotFound,), scope=_READ,
+    ),
+    Operation(
+        "replaceWorkspaceAccess", "PUT", f"{_WORKSPACE}/access", "Replace a workspace's access lists", access.replace_workspace, AccessView,
+        examples.ACCESS, body=AccessBody, body_example=_ACCESS_EXAMPLE, max_body_bytes=_ACCESS_BODY_BYTES, action="access.replace",
+        refusals=(errors.WorkspaceNotFound, errors.Conflict), scope=_ADMIN,
+    ),
+    Operation(
+        "showDatabaseAccess", "GET", f"{_DATABASE}/access", "Show a database's access lists", access.show_database, AccessView,
+        examples.ACCESS, refusals=(errors.DatabaseNotFound,), scope=_READ,
+    ),
+    Operation(
+        "replaceDatabaseAccess", "PUT", f"{_DATABASE}/access", "Replace a database's access lists", access.replace_database, AccessView,
+        examples.ACCESS, body=AccessBody, body_example=_ACCESS_EXAMPLE, max_body_bytes=_ACCESS_BODY_BYTES, action="access.replace",
+        refusals=(errors.DatabaseNotFound, errors.Conflict), scope=_ADMIN,
     ),
 )  # fmt: skip

@@ -4,13 +4,17 @@ Concurrency: called on the loop; methods that aren't coroutines answer from memo
 A call isn't cancelled when its client goes away, only when Torpor stops.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from torpor.model.access import ScopeKey
+from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
 from torpor.model.drain import DrainView
+from torpor.model.size import Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier
-from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, WakeView
+from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
 from torpor.model.workspace import AccessScope, Caller, KeyId, Workspace, WorkspaceId
 from torpor.model.workspace_views import AuditPage, CreatedKey, KeyList, KeyView, WorkspacePage, WorkspaceView
 
@@ -26,7 +30,7 @@ class Databases(Protocol):
         """To which workspace a database belongs."""
         ...
 
-    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides) -> Created:
+    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides) -> Created:
         """Make a database in the workspace of these use cases, else in the default one.
 
         A name is made up when none is given, the major is the daemon's when none is given.
@@ -47,6 +51,18 @@ class Databases(Protocol):
 
     async def update(self, name: str, overrides: SleepOverrides) -> DatabaseDetail:
         """Replace the database's own idle times."""
+        ...
+
+    async def resize(self, name: str, size: SizeOverrides) -> SizeView:
+        """Replace what the database sets of its own size."""
+        ...
+
+    async def size(self, name: str) -> SizeView:
+        """What a database may use, and why."""
+        ...
+
+    def usual_size(self) -> Size:
+        """The size of databases that have none of their own."""
         ...
 
     async def delete(self, name: str, force: bool) -> None:
@@ -91,6 +107,18 @@ class Drains(Protocol):
 
     def drain_view(self) -> DrainView:
         """How far it is."""
+        ...
+
+
+class Access(Protocol):
+    """The use cases on access lists. They don't ask whether the database or workspace is there."""
+
+    def show(self, key: ScopeKey) -> AccessView:
+        """The lists of a scope."""
+        ...
+
+    async def replace(self, key: ScopeKey, allow: Iterable[str], deny: Iterable[str], version: str | None, by: str) -> AccessView:
+        """Replace them; when it returns they are in force. Raises Conflict when they aren't those of `version` any more."""
         ...
 
 

@@ -25,6 +25,7 @@ from torpor.base.host.zram import ensure_zram
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.base.telemetry import Telemetry
+from torpor.catalog.access import AccessRecords
 from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
 from torpor.catalog.workspaces import WorkspaceRecords
@@ -40,6 +41,7 @@ from torpor.compute.sandbox.sandbox import find_sandbox
 from torpor.compute.surroundings import Surroundings
 from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
+from torpor.control.access import AccessControl
 from torpor.control.audit import Audit
 from torpor.control.databases import Databases
 from torpor.control.keys import KeyRing
@@ -49,19 +51,21 @@ from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
+from torpor.daemon.encryption import make_encryption
 from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
 from torpor.metering.ledger import TrafficLedger
+from torpor.model.access import ListScope
 from torpor.model.database import Wake
 from torpor.model.drain import DrainView
 from torpor.model.errors import BinariesMissing, DataDirectoryUnusable, TorporError
 from torpor.model.names import DatabaseId
 from torpor.model.settings import Settings
 from torpor.model.sleep import Tier
-from torpor.native import LIBRARY
+from torpor.native import LIBRARY, RELAY
 from torpor.storage.volumes import Volumes
 
 log = get_logger(__name__)
@@ -88,6 +92,8 @@ class House:
         with contextlib.ExitStack() as undo:
             self._directory = directory = DataDirectory(Path(settings.data_dir), estate.lock if estate else None, patience_s)
             undo.callback(directory.close)
+            self._encryption = make_encryption(settings, directory.path, RELAY, self._clock)
+            self._relays = self._encryption.relays
             _ensure_host(directory.path)
             self._binaries = _binaries(settings)
             library = directory.publish_library(LIBRARY)
@@ -132,6 +138,7 @@ class House:
                 on_wake=self._woken,
                 size=settings.size,
                 sandbox=self._sandbox,
+                relayed=self._relays.find,
             )
             self._fleet = fleet = Fleet(around, ladder)
             templates = Templates(self._volumes.root / ".templates", self._postgres)
@@ -154,6 +161,8 @@ class House:
                 login_timeout_s=settings.login_timeout_s,
                 max_logins=settings.max_logins,
                 mock_secret=secret,
+                encryption=self._encryption,
+                public_host=settings.public_host,
                 relay=settings.relay,
                 guard=self._guard,
             )
@@ -192,8 +201,9 @@ class House:
                 self._forget,
             )
             telemetry = Telemetry()
-            register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read)
-            services = Services(databases, workspaces, self._keys, self._audit, telemetry.render, drains=self)
+            register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
+            access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
+            services = Services(databases, workspaces, self._keys, self._audit, telemetry.render, drains=self, access=access)
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate)
             self.api = ApiServer(services, token, settings.api_host, settings.api_port, token_path(directory.path), limits=limits)
@@ -211,8 +221,10 @@ class House:
             estate = self._estate
             self.api.bind(estate.api if estate else None)
             self._audit.settle()
+            await self._relays.take_over()
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
             log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
+            await self._encryption.start()
             if estate is None:
                 await self.door.start()
             else:
@@ -230,6 +242,7 @@ class House:
         self._warm_pool.start()
         self._tasks.spawn(asyncio.to_thread(self._images.tidy), "tidy root images")
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
+        self._tasks.spawn_endless(self._encryption.watch, "watch certificates")
         self._tasks.spawn_endless(self._audit.keep_bounded, "keep the audit log bounded")
 
     async def stop(self, leave: bool) -> None:
@@ -243,6 +256,7 @@ class House:
         else:
             await self._fleet.stop_all()
             await asyncio.to_thread(self._images.close)
+        await self._relays.stop(leave)
         await self._close()
         if not leave:
             self._directory.retract()
@@ -254,6 +268,10 @@ class House:
         self._flush()
         await self._trees.close()
         self._catalog.close()
+
+    def reload_certificates(self) -> None:
+        """Read the files of certificates again now, for the handshakes to come."""
+        self._tasks.spawn(self._encryption.reload(), "reload certificates")
 
     # -- draining, and handing over
 
@@ -300,6 +318,7 @@ class House:
         await self._refilling.stop()
         await self._fleet.settle(_SETTLES_S)
         await self._fleet.leave_all()
+        await self._relays.stop(leave=True)
         tickets = self._fleet.tickets.release()
         await self._close()
         assert api is not None
@@ -342,6 +361,7 @@ class House:
         self._guard.woken(wake.database_id)
 
     def _forget(self, id: DatabaseId) -> None:
+        self._access.forget((ListScope.DATABASE, id))
         self._wakes.forget(id)
         self._traffic.forget(id)
         self._scaling.forget(id)

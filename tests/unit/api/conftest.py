@@ -15,18 +15,24 @@ from torpor.api import examples
 from torpor.api.calls import Services
 from torpor.api.server import ApiServer
 from torpor.base.clock import SystemClock
+from torpor.base.tasks import TaskOwner
 from torpor.base.telemetry import Telemetry
+from torpor.catalog.access import AccessRecords
 from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
 from torpor.catalog.workspaces import WorkspaceRecords
+from torpor.compute.compute import Compute
+from torpor.control.access import AccessControl
 from torpor.control.audit import Audit
 from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
+from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
 from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
-from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, WakeView
+from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
 from torpor.model.workspace import DEFAULT_WORKSPACE, AccessScope, Caller, WorkspaceId
 from torpor.model.workspace_views import CreatedKey
 
@@ -40,6 +46,7 @@ class TwinDatabases:
         self.directory = directory
         self.views: dict[str, DatabaseView] = {}
         self.overrides: dict[str, SleepOverrides] = {}
+        self.sizes: dict[str, SizeOverrides] = {}
         self.trouble: Any = None
         self.owners: dict[str, WorkspaceId] = {}
         self._workspace: WorkspaceId | None = None
@@ -53,14 +60,14 @@ class TwinDatabases:
     def workspace_of(self, name: str) -> WorkspaceId | None:
         return self.owners[self.get(name).name]
 
-    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides) -> Created:
+    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides = NO_OVERRIDES) -> Created:
         if self.trouble is not None:
             await self.trouble()
         name = check_database_name(name or f"made-up-{next(self._numbers)}")
         if name in self.views:
             raise DatabaseExists(f"database {name!r} exists already", "choose another name")
         view = replace(examples.DATABASE, id=DatabaseId(f"d{name}"), name=name, major=major or 18, connections=0)
-        self.views[name], self.overrides[name] = view, overrides
+        self.views[name], self.overrides[name], self.sizes[name] = view, overrides, size
         self.owners[name] = self._workspace or DEFAULT_WORKSPACE
         return Created(view, self._credentials(name), True, 1.5)
 
@@ -82,6 +89,17 @@ class TwinDatabases:
         self.get(name)
         self.overrides[name] = overrides
         return await self.detail(name)
+
+    async def resize(self, name: str, size: SizeOverrides) -> SizeView:
+        self.sizes[self.get(name).name] = size
+        return await self.size(name)
+
+    async def size(self, name: str) -> SizeView:
+        own = self.sizes[self.get(name).name]
+        return replace(examples.SIZE, size=own.apply(Size()), overrides=own)
+
+    def usual_size(self) -> Size:
+        return Size()
 
     async def delete(self, name: str, force: bool) -> None:
         if self.get(name).connections and not force:
@@ -124,6 +142,13 @@ def databases(tmp_path: Path) -> TwinDatabases:
     return TwinDatabases(tmp_path)
 
 
+class NoFleet:
+    """No sessions that an access list could forbid."""
+
+    def with_sessions(self) -> list[Compute]:
+        return []
+
+
 class Desk:
     """Everything that the API asks: a twin of the use cases on databases, and the real ones on a catalog of their own."""
 
@@ -137,7 +162,9 @@ class Desk:
             records, self.clock, lambda id: list(databases.owners.values()).count(id), self.keys.count, self.keys.forget_workspace
         )
         self.audit = Audit(AuditRecords(self.catalog.connection), self.clock, directory / "audit")
-        self.services = Services(databases, self.workspaces, self.keys, self.audit, self.telemetry.render)
+        self.books: list[AccessBook] = []
+        self.access = AccessControl(AccessRecords(self.catalog.connection), NoFleet(), TaskOwner("access"), self.books.append)
+        self.services = Services(databases, self.workspaces, self.keys, self.audit, self.telemetry.render, access=self.access)
 
     def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:
         """A new key, made by the host's admin."""

@@ -154,7 +154,6 @@ class Guard:
         self.now = now
         self.limits = limits or DoorLimits()
         self.book = book or AccessBook()
-        """The access lists; another book takes effect with the next question."""
         self.failures = FailedLogins(secret, now(), self.limits.failed_login_penalty_s)
         self.offenders = Offenders()
         self.log_budget = LogBudget()
@@ -169,6 +168,10 @@ class Guard:
 
     def __repr__(self) -> str:
         return f"<Guard pending={self.pending.total()} entering={self.entering_overall} {self.book!r}>"
+
+    def use(self, book: AccessBook) -> None:
+        """Take other access lists: in force with the next question."""
+        self.book = book
 
     def arrive(self, host: str) -> Visit:
         """A connection was accepted. Raises TooManyFromAddress."""
