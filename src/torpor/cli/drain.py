@@ -19,9 +19,7 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @click.command()
-@click.option(
-    "--timeout", metavar="DURATION", help="What still runs after this long is ended: 90, 90s, 10m, 1h [default: drain_timeout_s]."
-)
+@click.option("--timeout", metavar="DURATION", help="When what still runs is ended: 90s, 10m, 1h [default: drain_timeout_s].")
 @click.option("--no-wait", is_flag=True, help="Return at once.")
 @with_invocation
 def drain(invocation: Invocation, timeout: str | None, no_wait: bool) -> None:
@@ -70,9 +68,8 @@ def progress(view: DrainView, now: float) -> list[str]:
     lines = [f"draining: {view.connections} connections of {view.computes} databases left; what runs has {left}"]
     for one in view.running[:_SHOWN]:
         began = time.strftime("%H:%M:%S", time.localtime(one.since))
-        lines.append(
-            f"  {text.clean(one.database)}  {one.state} since {began}  {text.clean(one.session, 40)}  {text.clean(one.statement, 60)}"
-        )
+        who, what = text.clean(one.session, 40), text.clean(one.statement, 60)
+        lines.append(f"  {text.clean(one.database)}  {one.state} since {began}  {who}  {what}")
     if len(view.running) > _SHOWN:
         lines.append(f"  and {len(view.running) - _SHOWN} more")
     return lines

@@ -53,10 +53,14 @@ COMMANDS = {
     "logs": ("logs:logs", "Print a database's PostgreSQL log."),
     "top": ("top:top", "A live table of what is awake and why."),
     "demo": ("demo:demo", "A tour on real data: make, fill, query, fall asleep, wake; with the time of each."),
+    "workspace": ("workspaces:workspace", "Workspaces: who owns databases and API keys."),
+    "key": ("keys:key", "API keys of workspaces."),
+    "audit": ("audit:audit", "Who did what to what, from where, with which key."),
     "doctor": ("doctor:doctor", "What this host has and lacks, what each lack costs, what to do."),
     "drain": ("drain:drain", "End the running Torpor when nothing runs in it any more."),
     "host": ("host:host", "Give this host what it lacks, or take that back."),
     "postgres": ("postgres:postgres", "The installed PostgreSQL majors."),
+    "image": ("image:image", "The root images: what computes have as their /."),
     "version": ("version:version", "Print the version."),
 }
 
