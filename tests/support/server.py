@@ -102,10 +102,7 @@ class Server:
             before: str | None = announcement.read_text()
         if not announcement.exists():
             before = None
-        with (self.data_dir / "serve.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment(), start_new_session=True
-            )
+        self.process = self.spawn()
         deadline = time.monotonic() + _PATIENCE_S
         while not announcement.exists() or announcement.read_text() == before:
             if self.process.poll() is not None:
@@ -126,8 +123,30 @@ class Server:
         self.process.wait()
         self.process = None
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it in order; its exit code."""
+    def take_over(self, *flags: str) -> int:
+        """Have another one take its place in operation; the exit code of the one that was there."""
+        old = self.process
+        assert old is not None
+        self.process = self.spawn("--take-over", *flags)
+        code = old.wait(_PATIENCE_S)
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the next torpor ended with {self.process.returncode}:\n{self.log[-4000:]}")
+        return code
+
+    def spawn(self, *flags: str) -> "subprocess.Popen[bytes]":
+        """A `torpor serve` on the same data directory, beside whatever runs there. Not waited for."""
+        with (self.data_dir / "serve.log").open("ab") as log:
+            return subprocess.Popen(
+                [*self.command(), *flags],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self.environment(),
+                start_new_session=True,
+            )
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        """End it in order, with whatever runs; its exit code."""
         assert self.process is not None
         self.process.send_signal(number)
         code = self.process.wait(_PATIENCE_S)
