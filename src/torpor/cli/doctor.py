@@ -8,11 +8,14 @@ import click
 
 from torpor.base.host.facts import probe
 from torpor.base.host.findings import Finding, Status, findings, missing_essentials
+from torpor.base.host.machine import Machine
 from torpor.cli.binaries import places
 from torpor.cli.client import find_api
 from torpor.cli.errors import CommandError, Exit
+from torpor.cli.image import open_images
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.compute import binaries
+from torpor.compute.sandbox.image.packing import PACKED, Kind, obstacle
 from torpor.model.errors import BinariesMissing
 from torpor.model.settings import DEFAULT_MAJOR
 from torpor.native import LIBRARY
@@ -34,7 +37,7 @@ def doctor(context: click.Context, invocation: Invocation) -> None:
 
 def own_findings(invocation: Invocation, library: Path) -> tuple[Finding, ...]:
     """What the host package knows nothing of: PostgreSQL, the C library, the daemon."""
-    return (_postgres(invocation), _library(library), _daemon(invocation))
+    return (_postgres(invocation), _image(invocation), _library(library), _daemon(invocation))
 
 
 def _postgres(invocation: Invocation) -> Finding:
@@ -47,6 +50,23 @@ def _postgres(invocation: Invocation) -> Finding:
     if not found:
         return Finding(name, Status.LACK, f"none in {home}", "databases can't be started", remedy, essential=True)
     return Finding(name, Status.OK, ", ".join(f"{one.version} ({one.bindir})" for _, one in sorted(found.items())))
+
+
+def _image(invocation: Invocation) -> Finding:
+    """Which kind of root image is there, or would be built."""
+    name, cost = "root image", "a plain directory of 40 MB for each PostgreSQL major, instead of one file of 26 MB"
+    images = open_images(invocation)
+    obstacles = [why for kind in PACKED if (why := obstacle(kind, Machine()))]
+    remedy = "run `torpor host setup` as root, which installs erofs-utils, then `torpor image build --force`"
+    present = [f"{one.version} ({one.kind}, {one.bytes / 1e6:.0f} MB)" for one in images.all() if one not in images.outdated()]
+    trees = [one for one in images.all() if one.kind is Kind.TREE and one not in images.outdated()]
+    if trees:
+        return Finding(name, Status.WARN, f"{', '.join(present)}: {trees[0].why_tree}", cost, remedy)
+    if present:
+        return Finding(name, Status.OK, f"{', '.join(present)} in {images.home}")
+    if obstacle(Kind.EROFS, Machine()):
+        return Finding(name, Status.WARN, f"none yet; {obstacles[0]}", cost, remedy)
+    return Finding(name, Status.OK, "none yet: `torpor serve` builds it, or `torpor image build`")
 
 
 def _library(library: Path) -> Finding:

@@ -4,9 +4,11 @@ import click
 
 from torpor.cli import text
 from torpor.cli.binaries import places
+from torpor.cli.image import open_images
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.cli.root import LazyGroup
 from torpor.compute import binaries
+from torpor.model.errors import HostError
 
 postgres = LazyGroup(
     "postgres",
@@ -26,8 +28,17 @@ def install(invocation: Invocation, major: int) -> None:
     home, _ = places(invocation)
     with invocation.waiting(f"installing PostgreSQL {major}"):
         done = binaries.install(major, home)
-    value = {"major": done.major, "version": done.version, "bindir": str(done.bindir)}
-    invocation.emit(value, f"PostgreSQL {done.version} is installed in {done.bindir}")
+    images = open_images(invocation)
+    built = ""
+    try:
+        with invocation.waiting(f"building the root image of PostgreSQL {major}"):
+            found = images.ensure(major, mounted=False)
+        built = str(images.home / found.file_name)
+    except HostError as error:  # `torpor serve` builds it when it needs it, and says so again
+        invocation.hint(f"its root image isn't built yet: {error}")
+    value = {"major": done.major, "version": done.version, "bindir": str(done.bindir), "image": built}
+    shown = f"PostgreSQL {done.version} is installed in {done.bindir}"
+    invocation.emit(value, f"{shown}, its root image is {built}" if built else shown)
 
 
 @click.command()

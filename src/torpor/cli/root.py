@@ -47,6 +47,7 @@ COMMANDS = {
     "ls": ("databases:ls", "List databases."),
     "show": ("show:show", "All there is to say about one database: what woke it, why it is awake, what comes next."),
     "set": ("databases:set_", "Change a database's idle times."),
+    "size": ("sizes:size", "What a database may use, what it may use now, and why; or change that."),
     "sleep": ("databases:sleep", "Put a database to sleep now."),
     "wake": ("databases:wake", "Wake a database."),
     "rm": ("databases:rm", "Remove a database and all its data."),

@@ -5,7 +5,19 @@
 
 from torpor.base.host.machine import HostActionFailed, Machine
 
-_COMMON = ("bubblewrap", "xfsprogs", "libxml2", "liblz4-1", "libzstd1", "libgssapi-krb5-2", "tzdata", "gcc", "libc6-dev")
+_COMMON = (
+    "bubblewrap",
+    "erofs-utils",
+    "squashfs-tools",
+    "xfsprogs",
+    "libxml2",
+    "liblz4-1",
+    "libzstd1",
+    "libgssapi-krb5-2",
+    "tzdata",
+    "gcc",
+    "libc6-dev",
+)
 # The 64-bit time transition renamed libssl3 in Ubuntu 24.04 and Debian 13.
 _OPENSSL_RENAMED_IN = {"debian": 13.0, "ubuntu": 24.04}
 _HINT = "check the network and apt's sources, or install the packages by hand and run `torpor host setup --skip-packages`"
