@@ -21,11 +21,11 @@ from torpor.compute.idleness import only_recent, spell, usual_cause
 from torpor.compute.lifecycle import TIERS, ComputeState, check_move, next_step
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.service import WARM_DATABASE
-from torpor.compute.sessions import Carrier, Session
+from torpor.compute.sessions import Session
 from torpor.compute.shares import Shares, connection_limit
 from torpor.compute.starting import Steps, failure_of, plan_launch, start
 from torpor.compute.surroundings import Surroundings
-from torpor.metering.traffic import Traffic
+from torpor.metering.traffic import Carrier, Traffic
 from torpor.model.database import Database, Role, Step, Wake
 from torpor.model.errors import Conflict, DatabaseInUse, ShuttingDown, StartTimeout, TorporError
 from torpor.model.size import Size
@@ -341,7 +341,7 @@ class Compute:
         """Take over the running postmaster of an earlier Torpor, in the tier in which it is."""
         postmaster = self._new_postmaster()
         self._postmaster = postmaster
-        watchable = postmaster.adopt(process, door_port, self._exited)
+        watchable = postmaster.adopt(process, door_port, self._exited, self._around.relayed)
         frozen = postmaster.tree.is_frozen()
         self.state = ComputeState.STOPPED
         self._go(ComputeState.STARTING, None)

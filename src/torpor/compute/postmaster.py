@@ -31,7 +31,8 @@ from torpor.compute.launch import Launch, LaunchPlan, spawn
 from torpor.compute.peers import Peers
 from torpor.compute.sandbox.command import LOCKED_FILE
 from torpor.compute.service import ServiceSession
-from torpor.compute.sessions import Carrier, Session, Sessions
+from torpor.compute.sessions import Session, Sessions
+from torpor.metering.traffic import Carrier
 from torpor.model.database import Role
 from torpor.model.errors import ComputeLost, ComputeStartFailed
 from torpor.model.sleep import AwakeReason
@@ -160,31 +161,37 @@ class Postmaster:
         """Whether it runs in a sandbox, as far as is known."""
         return self._sandbox_init is not None
 
-    def adopt(self, process: ProcessHandle, door_port: int, on_exit: Callable[[], None]) -> bool:
+    def adopt(
+        self, process: ProcessHandle, door_port: int, on_exit: Callable[[], None], relayed: Callable[[object], Carrier | None]
+    ) -> bool:
         """Take over a postmaster that an earlier Torpor launched, with its sessions. Works on a frozen one, too.
 
-        False when not all sessions can be watched: the kernel didn't let us at their sockets, or they came through a port that the door
-        had before the last Torpor. They go on.
+        `relayed` finds the carrier of a session by the Unix address of the carrier's end. False when not all sessions can be watched: the
+        kernel didn't let us at their sockets, they came through a port that the door had before the last Torpor, or nobody knows their
+        carrier. They go on.
         """
         self._take(process, on_exit)
         try:
-            return not [pid for pid in self.tree.pids() if not self._adopt_sessions(pid, door_port)]
+            return not [pid for pid in self.tree.pids() if not self._adopt_sessions(pid, door_port, relayed)]
         except PermissionError:
             return False
 
-    def _adopt_sessions(self, pid: int, door_port: int) -> bool:
-        """Take over the session of one backend; False when it has TCP connections, but none through `door_port`."""
+    def _adopt_sessions(self, pid: int, door_port: int, relayed: Callable[[object], Carrier | None]) -> bool:
+        """Take over the session of one backend; False when it has connections, but none through `door_port` or a known carrier."""
         sockets: list[socket.socket] = []
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended just now
-            sockets = tcp_sockets_of(pid, None)
-        clients = [found for found in sockets if found.getsockname()[1] == door_port]
+            sockets = [*tcp_sockets_of(pid, None), *named_peer_sockets_of(pid)]
+        clients: list[tuple[socket.socket, Carrier | None]] = []
         for found in sockets:
-            if found not in clients:
+            carrier = relayed(found.getpeername()) if found.family == socket.AF_UNIX else None
+            if carrier is not None or (found.family != socket.AF_UNIX and found.getsockname()[1] == door_port):
+                clients.append((found, carrier))
+            else:
                 found.close()
-        for client in clients:
+        for client, carrier in clients:
             host = self._peers.host_of(client)
             with contextlib.suppress(ProcessLookupError):
-                self.sessions.add(Session(client, AdoptedBackend(ProcessHandle(pid), inner_pid(pid)), host, None))
+                self.sessions.add(Session(client, AdoptedBackend(ProcessHandle(pid), inner_pid(pid)), host, carrier))
         return bool(clients) or not sockets
 
     async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None) -> Session:

@@ -14,24 +14,22 @@ from collections.abc import Callable, Iterator
 
 from torpor.compute.census import Census
 from torpor.compute.handover import BackendEnd
-from torpor.metering.traffic import Traffic, tcp_traffic
+from torpor.metering.traffic import Carrier, Traffic, tcp_traffic
 from torpor.pgwire.answers import terminate
 
 _GOODBYE = terminate()
 _DROPPED_BYTES = 16_384  # closing a socket with unread bytes resets the connection, and the client might never read its farewell
 
-TrafficSource = Callable[[], Traffic]
-
 
 class Session:
     """One client's session. The duplicate is closed when it ends."""
 
-    __slots__ = ("_duplicate", "_end", "_farewell", "_traffic", "client_host")
+    __slots__ = ("_carrier", "_duplicate", "_end", "_farewell", "client_host")
 
-    def __init__(self, duplicate: socket.socket, end: BackendEnd, client_host: str, traffic: TrafficSource | None) -> None:
+    def __init__(self, duplicate: socket.socket, end: BackendEnd, client_host: str, carrier: Carrier | None) -> None:
         self._duplicate = duplicate
         self._end = end
-        self._traffic = traffic
+        self._carrier = carrier
         self._farewell = b""
         self.client_host = client_host
 
@@ -58,11 +56,13 @@ class Session:
 
     def traffic(self) -> Traffic:
         """Bytes of the session so far."""
-        return self._traffic() if self._traffic is not None else tcp_traffic(self._duplicate)
+        return self._carrier.traffic() if self._carrier is not None else tcp_traffic(self._duplicate)
 
     def unread_bytes(self) -> int:
-        """Bytes that the client sent and the backend has not read. At least 1 when the client has left."""
-        return int(struct.unpack("i", fcntl.ioctl(self._duplicate.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
+        """Bytes that the client sent and the backend has not read. At least 1 when the client has left (over TCP)."""
+        # First what is still on its way: it can't have got into the socket's buffer unseen.
+        in_transit = self._carrier.in_transit() if self._carrier is not None else 0
+        return in_transit + int(struct.unpack("i", fcntl.ioctl(self._duplicate.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0])
 
     def has_left(self) -> bool:
         """Whether the client has closed its side, reset it, or said goodbye."""

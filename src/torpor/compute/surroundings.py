@@ -12,6 +12,7 @@ from torpor.catalog.catalog import Catalog
 from torpor.compute.binaries import Postgres
 from torpor.compute.census import Census
 from torpor.compute.sandbox.sandbox import Sandbox, no_sandbox
+from torpor.metering.traffic import Carrier
 from torpor.model.database import Wake
 from torpor.model.size import Size
 from torpor.model.sleep import SleepPolicy
@@ -39,3 +40,5 @@ class Surroundings:
     size: Size = field(default_factory=Size)
     sandbox: Sandbox = field(default_factory=no_sandbox)
     census: Census = field(default_factory=Census)
+    relayed: Callable[[object], Carrier | None] = lambda _name: None
+    """Finds who carries an adopted session, by the Unix address of the carrier's end."""

@@ -17,7 +17,13 @@ from torpor.model.sleep import Tier
 
 
 def register(
-    telemetry: Telemetry, fleet: Fleet, door: DoorStats, warm_pool: WarmPool, wakes: WakeLog, memory: Callable[[], HostMemory]
+    telemetry: Telemetry,
+    fleet: Fleet,
+    door: DoorStats,
+    warm_pool: WarmPool,
+    wakes: WakeLog,
+    memory: Callable[[], HostMemory],
+    relayed: Callable[[], int],
 ) -> None:
     """Add all families to `telemetry`."""
 
@@ -38,7 +44,7 @@ def register(
         Readings("torpor_door_accepted_total", "Connections accepted by the door.", one(lambda: door.accepted), type="counter"),
         Readings("torpor_door_pending", "Connections whose client has not proven who it is.", one(lambda: door.pending)),
         Readings("torpor_door_waiting", "Clients that are logged in and wait for their compute.", one(lambda: door.waiting)),
-        Readings("torpor_door_relayed", "Sessions whose bytes pass through the relay.", one(lambda: door.relayed)),
+        Readings("torpor_door_relayed", "Sessions whose bytes pass through relay workers, the encrypted ones among them.", one(relayed)),
         Readings(
             "torpor_door_logins_total", "Connections at the door by how they ended there.",
             lambda: (((str(outcome),), count) for outcome, count in door.logins.items()), ("outcome",), "counter",

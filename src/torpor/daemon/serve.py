@@ -4,6 +4,7 @@ SIGTERM and `torpor drain`: nobody new is let in, what runs may finish, then eve
 SIGINT (Ctrl-C): everything is stopped in order at once; statements that run are ended.
 SIGUSR2: ends at once and leaves the computes running with their connections; the next start adopts them. So does killing it.
 A second SIGTERM or SIGINT: the same.
+SIGHUP: reads the TLS certificates again.
 The next Torpor (`torpor serve --take-over`, or any `torpor serve` while this one drains): gets the listening sockets, see `handoff`.
 
 Concurrency: one loop of wishes (`_reign`); everything that takes time is awaited beside the next wish.
@@ -74,6 +75,8 @@ class Reign:
         self._wishes = wishes
         self._told_to_end = False
         self._heirs = self._open_to_heirs()
+        # Ignored until now, and never deadly: a closed terminal must not take databases with it.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
 
     async def last(self) -> int:
         """Until the end; the exit code."""
@@ -95,6 +98,9 @@ class Reign:
                     print("torpor: draining; a second signal ends it at once", file=sys.stderr)
                 case _:
                     return await self._end("told to stop")
+
+    def _reload(self) -> None:
+        self._house.reload_certificates()
 
     async def _next_wish(self) -> Wish | None:
         """What is wished next; None when a drain is over and nobody is about to take over."""

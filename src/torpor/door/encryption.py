@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from torpor.base.clock import Clock
+from torpor.base.clock import Clock, SystemClock
 from torpor.base.logs import get_logger
 from torpor.door.authority import DevelopmentAuthority
 from torpor.door.relays import Relays
 from torpor.door.relaywire import configuration, new_ticket_key
-from torpor.model.encryption import TlsMode
-from torpor.model.errors import BadSettings
+from torpor.model.encryption import TlsMode, must_encrypt
+from torpor.model.errors import BadSettings, EncryptionRequired
 
 log = get_logger(__name__)
 
@@ -106,6 +106,16 @@ class Encryption:
         """Whether a client that asks for TLS now gets it."""
         return self._source is not None and self.relays.is_running
 
+    def check_clear(self, host: str) -> None:
+        """Raise EncryptionRequired when a client from `host` may not go on without TLS."""
+        if must_encrypt(self.mode, host):
+            who = "clients" if self.mode is TlsMode.REQUIRE else "clients on other machines"
+            if self._source is None:
+                hint = "set tls=off or tls=allow to do without, or give Torpor what TLS needs (`torpor doctor`)"
+            else:
+                hint = "connect with TLS: sslmode=require or verify-full"
+            raise EncryptionRequired(f"this server takes {who} over TLS only", hint)
+
     async def start(self) -> None:
         """Start the workers. Raises BadSettings for certificates that can't be used."""
         pairs: list[Pair] = []
@@ -142,6 +152,11 @@ class Encryption:
             is_key_old = self._clock.monotonic() - self._ticket_key_at > _NEW_TICKET_KEY_S
             if self._source is not None and (is_key_old or self._source.stamp() != self._stamp):
                 await self.reload()
+
+
+def no_encryption() -> Encryption:
+    """A door without TLS and without relay workers."""
+    return Encryption(TlsMode.OFF, Relays(Path("/nonexistent"), Path("/nonexistent"), 0, 0), None, SystemClock())
 
 
 def _stamp(path: Path) -> object:

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
+from torpor.door.encryption import Encryption, no_encryption
 from torpor.door.guard.guard import Guard
 from torpor.door.login import Doorway, Login, give_way_error, shutting_down
 from torpor.door.ports import Computes
+from torpor.door.routing import ServerNames
 from torpor.door.silence import Silence, Silent
 from torpor.door.stats import DoorStats, LoginOutcome, outcome_of
 from torpor.door.wire import say_farewell
@@ -51,6 +53,8 @@ class Door:
         login_timeout_s: float,
         max_logins: int,
         mock_secret: bytes,
+        encryption: Encryption | None = None,
+        public_host: str = "",
         relay: bool = False,
         guard: Guard | None = None,
     ) -> None:
@@ -62,7 +66,19 @@ class Door:
         self._login_timeout_s = login_timeout_s
         self._max_logins = max_logins
         # A quarter each: it takes four tenants with thousands of clients waiting at once to fill the door.
-        self._doorway = Doorway(computes, login_timeout_s, max(1, max_logins // 4), relay, mock_secret, self.stats, self.guard)
+        encryption = no_encryption() if encryption is None else encryption
+        self._relays = encryption.relays
+        self._doorway = Doorway(
+            computes,
+            login_timeout_s,
+            max(1, max_logins // 4),
+            relay,
+            encryption,
+            ServerNames(public_host),
+            mock_secret,
+            self.stats,
+            self.guard,
+        )
         self._listeners: list[socket.socket] = []
         self._silence: Silence | None = None
         self._logins: OrderedDict[Login, None] = OrderedDict()
@@ -73,7 +89,7 @@ class Door:
     def __repr__(self) -> str:
         where = "{}:{}".format(*self.address) if self._listeners else "closed"
         s = self.stats
-        return f"<Door {where} pending={s.pending} waiting={s.waiting} relayed={s.relayed}{' paused' if self._pause else ''}>"
+        return f"<Door {where} pending={s.pending} waiting={s.waiting} relayed={self._relays.sessions}{' paused' if self._pause else ''}>"
 
     @property
     def address(self) -> tuple[str, int]:
@@ -127,7 +143,7 @@ class Door:
             self._count_dismissed(LoginOutcome.SHUTDOWN, self._silence.dismiss_all(shutting_down()))
 
     async def close(self) -> None:
-        """End what is left at the door: logins are told that Torpor is shutting down, relayed sessions are cut. Idempotent."""
+        """End what is left at the door: logins are told that Torpor is shutting down. Idempotent."""
         await self.stop_accepting()
         await self._tasks.stop()
         # A task that is cancelled before its first step never gets to run any of its code.

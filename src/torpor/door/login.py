@@ -8,6 +8,7 @@ of the startup packet and of the password message. Nothing is woken for a client
 import asyncio
 import contextlib
 import secrets
+import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,8 @@ from functools import partial
 from typing import TypeVar
 
 from torpor.base.logs import get_logger
+from torpor.door.channel import Channel
+from torpor.door.encryption import Encryption
 from torpor.door.guard.guard import Guard
 from torpor.door.guard.proxy import (
     MAX_V1_BYTES,
@@ -28,9 +31,9 @@ from torpor.door.guard.proxy import (
 )
 from torpor.door.negotiation import negotiate
 from torpor.door.ports import AwakeCompute, Computes, Session
-from torpor.door.relay import Relay
+from torpor.door.relaywire import Handshake
 from torpor.door.roles import Md5Check, ScramCheck, check_may_log_in, password_check, wrong_password
-from torpor.door.routing import Route, database_not_found, route
+from torpor.door.routing import Route, ServerNames, database_not_found, route
 from torpor.door.silence import Silent
 from torpor.door.stats import DoorStats, LoginOutcome, outcome_of
 from torpor.door.text import printable
@@ -50,6 +53,7 @@ from torpor.model.sleep import WakeReason
 from torpor.pgwire.frames import STARTUP_HEADER_BYTES, startup_body_length
 from torpor.pgwire.passwords import MAX_PASSWORD_BYTES, PASSWORD_TAG, md5_fits, parse_sasl_initial
 from torpor.pgwire.replies import (
+    ENCRYPTION_ACCEPTED,
     ENCRYPTION_REFUSED,
     TLS_ALERT_HANDSHAKE_FAILURE,
     authentication_md5,
@@ -57,7 +61,7 @@ from torpor.pgwire.replies import (
     authentication_sasl_continue,
     authentication_sasl_final,
 )
-from torpor.pgwire.scram import MECHANISM, ScramExchange
+from torpor.pgwire.scram import MECHANISM, MECHANISM_PLUS, ScramExchange
 from torpor.pgwire.startup import (
     CancelRequest,
     EncryptionRequest,
@@ -83,6 +87,9 @@ class Doorway:
     max_waiting: int
     """Clients of one database that may wait for its wake at once, so that one tenant can't fill the door."""
     relay: bool
+    """Whether also sessions in the clear are carried by relay workers."""
+    encryption: Encryption
+    server_names: ServerNames
     mock_secret: bytes
     stats: DoorStats
     guard: Guard
@@ -114,7 +121,7 @@ class Login:
 
     def __init__(self, doorway: Doorway, silent: Silent, head: bytes, proven: "Callable[[Login], None]") -> None:
         self._doorway = doorway
-        self._sock = silent.sock
+        self._channel = Channel(silent.sock)
         self._address = silent.address
         self._visit = silent.visit
         self._deadline = silent.deadline
@@ -129,10 +136,13 @@ class Login:
         self._target = ""
         self._cause = ""
         self._farewell: bytes | None = None
-        self._relays: list[Relay] = []
 
     def __repr__(self) -> str:
         return f"<Login {self._address[0]} {self._who or 'unknown'} {'settled' if self._is_settled else 'waits for ' + self._awaited}>"
+
+    @property
+    def _sock(self) -> socket.socket:
+        return self._channel.sock
 
     def give_way(self) -> None:
         """Send this connection away, because newer ones need its place. Only while it is pending."""
@@ -160,16 +170,14 @@ class Login:
             self._refuse(TorporError("internal error in the door", "Torpor's log says more"))
         finally:
             self._visit.release()
-            self._sock.close()
-            for relay in self._relays:
-                relay.close()
+            self._channel.close()
 
     def abandon(self) -> None:
         """Send this connection away although its task never ran."""
         self._proven(self)
         self._visit.release()
         self._refuse(shutting_down())
-        self._sock.close()
+        self._channel.close()
 
     async def _conduct(self) -> None:
         try:
@@ -188,8 +196,9 @@ class Login:
         await go_on()
 
     async def _greet(self) -> StartupMessage | CancelRequest:
-        """Read what the client wants, refusing encryption on the way."""
+        """Read what the client wants, with or without encryption as it asks on the way."""
         head, self._head = self._head, b""
+        encryption = self._doorway.encryption
         if self._visit.expects_proxy:
             await self._read_proxy_header(head)
             head = b""
@@ -203,21 +212,38 @@ class Login:
                     "a PROXY header isn't taken from this address", "if it is a load balancer's, list it in proxy_protocol_from"
                 )
             if (stranger := recognise_stranger(header)) is not None:
-                if stranger is Stranger.TLS:
-                    self._farewell = TLS_ALERT_HANDSHAKE_FAILURE
-                raise ProtocolViolation(
-                    f"this port speaks the PostgreSQL protocol, not {stranger}",
-                    "use a PostgreSQL client; without TLS: sslmode=prefer or disable"
-                    if stranger is Stranger.TLS
-                    else "use a PostgreSQL client",
-                )
+                if stranger is not Stranger.TLS or self._channel.tls is not None:
+                    raise ProtocolViolation(f"this port speaks the PostgreSQL protocol, not {stranger}", "use a PostgreSQL client")
+                await self._encrypt_directly(header)
+                continue
             packet = parse_first_packet(await read_exactly(self._sock, startup_body_length(header)))
             if not isinstance(packet, EncryptionRequest):
                 return packet
+            if packet is EncryptionRequest.SSL and self._channel.tls is None and encryption.is_offered:
+                send(self._sock, ENCRYPTION_ACCEPTED)
+                await self._encrypt()
+                continue
             answered[packet] += 1
             if answered[packet] > _ENCRYPTION_REQUESTS_ANSWERED:
-                raise ProtocolViolation("the client asks for encryption again and again", "it was refused: go on without, or leave")
+                raise ProtocolViolation("the client asks for encryption again and again", "it was answered: go on, or leave")
             send(self._sock, ENCRYPTION_REFUSED)
+
+    async def _encrypt(self, prefix: bytes = b"") -> Handshake:
+        self._awaited = "the TLS handshake"
+        self._farewell = b""  # until it is done there is nothing that the client could read
+        done = await self._channel.encrypt(self._doorway.encryption.relays, self._address, prefix)
+        self._farewell = None
+        self._awaited = "the startup message"
+        return done
+
+    async def _encrypt_directly(self, head: bytes) -> None:
+        """A client that begins with TLS at once (sslnegotiation=direct)."""
+        if not self._doorway.encryption.is_offered:
+            self._farewell = TLS_ALERT_HANDSHAKE_FAILURE
+            raise ProtocolViolation("this server doesn't speak TLS", "without TLS: sslnegotiation=postgres and sslmode=prefer or disable")
+        if not (await self._encrypt(head)).protocol:
+            # As with PostgreSQL: or what another protocol's client sends could be taken for ours.
+            raise ProtocolViolation("TLS without asking needs ALPN", 'offer the protocol "postgresql", or use sslnegotiation=postgres')
 
     async def _read_proxy_header(self, head: bytes) -> None:
         """From here on the client's true address is the only one that anybody sees."""
@@ -239,7 +265,10 @@ class Login:
 
     async def _authenticate(self, startup: StartupMessage) -> tuple[Database, Route]:
         """Find the database, and have the client prove that it is a role that may log in."""
-        way = route(startup)
+        tls = self._channel.tls
+        if tls is None:
+            self._doorway.encryption.check_clear(self._address[0])
+        way = route(startup, self._doorway.server_names.database_in(tls.server_name) if tls is not None else None)
         self._who, self._target = f"{printable(way.user)}@{way.target}", way.target
         database = self._doorway.computes.find(way.target)
         self._visit.check(way.target, database)
@@ -273,11 +302,13 @@ class Login:
         return result
 
     async def _ask_scram(self, check: ScramCheck, before: bytes, may_try: Callable[[], None]) -> bool:
-        exchange = ScramExchange(check.salt, check.iterations, check.candidates)
-        send(self._sock, before + authentication_sasl((MECHANISM,)))
+        end_point = self._channel.tls.end_point if self._channel.tls is not None else b""
+        offered = (MECHANISM_PLUS, MECHANISM) if end_point else (MECHANISM,)
+        send(self._sock, before + authentication_sasl(offered))
         mechanism, first = parse_sasl_initial(await self._read_password())
-        if mechanism != MECHANISM:
-            raise ProtocolViolation("client selected an invalid SASL authentication mechanism", f"the one on offer is {MECHANISM}")
+        if mechanism not in offered:
+            raise ProtocolViolation("client selected an invalid SASL authentication mechanism", f"on offer: {', '.join(offered)}")
+        exchange = ScramExchange(check.salt, check.iterations, check.candidates, end_point=end_point, is_bound=mechanism == MECHANISM_PLUS)
         if first is None:
             send(self._sock, authentication_sasl_continue(b""))
             first = await self._read_password()
@@ -305,7 +336,7 @@ class Login:
         return body
 
     async def _serve(self, database: Database, way: Route) -> None:
-        """Wake the database's compute and hand the client over; in relay mode, stay until the session ends."""
+        """Wake the database's compute and hand the client over."""
         stats, waiting = self._doorway.stats, self._doorway.waiting
         self._visit.enter(database)
         if self._doorway.computes.sleeps(database):
@@ -335,8 +366,6 @@ class Login:
             waiting[database.id] -= 1
             if not waiting[database.id]:
                 del waiting[database.id]
-        for relay in self._relays:
-            await self._carry(relay)
 
     async def _cancel(self, request: CancelRequest) -> None:
         """Pass the request to every compute that it can be meant for. As with PostgreSQL, there is no answer, whatever comes of it."""
@@ -344,31 +373,17 @@ class Login:
         for compute in self._doorway.computes.cancel(self._address[0], request.pid):
             with contextlib.suppress(Unavailable):
                 await self._hand_over(compute, request.encode())
-        for relay in self._relays:
-            await self._carry(relay)
 
     async def _hand_over(self, compute: AwakeCompute, packet: bytes) -> Session:
         self._is_handing_over = True
-        if not self._doorway.relay:
-            return await compute.hand_over(self._sock, self._address, packet)
-        relay = Relay(self._sock)
-        self._relays.append(relay)
-        try:
-            return await compute.hand_over(relay.far, self._address, packet, relay.traffic)
-        finally:
-            relay.far.close()
-
-    async def _carry(self, relay: Relay) -> None:
-        self._doorway.stats.relayed += 1
-        try:
-            await relay.run()
-        finally:
-            self._doorway.stats.relayed -= 1
+        if self._doorway.relay:
+            await self._channel.relay(self._doorway.encryption.relays, self._address)
+        return await compute.hand_over(self._sock, self._address, packet, self._channel.carrier)
 
     def _refuse(self, error: TorporError) -> None:
         """Tell the client and the log why not; but once PostgreSQL may be speaking to the client, the log alone."""
         if not self._is_settled:
-            say_farewell(self._sock, self._farewell or error)
+            say_farewell(self._sock, error if self._farewell is None else self._farewell)
             self._count(outcome_of(error))
         outcome = outcome_of(error)
         unlogged = self._doorway.guard.refused(self._address[0], outcome, self._target)

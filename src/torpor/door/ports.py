@@ -4,11 +4,11 @@ Concurrency: everything is called on the door's event loop; only the `async` one
 """
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from torpor.metering.traffic import Traffic
+from torpor.metering.traffic import Carrier
 from torpor.model.database import Database, Role
 from torpor.model.sleep import WakeReason
 
@@ -38,12 +38,10 @@ class AwakeCompute(Protocol):
         """PostgreSQL's major version."""
         ...
 
-    async def hand_over(
-        self, client: socket.socket, address: tuple[str, int], startup: bytes, traffic: Callable[[], Traffic] | None = None
-    ) -> Session:
+    async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None = None) -> Session:
         """Make `client` a connection of this PostgreSQL, which sees it come from `address` and reads `startup` (a whole packet) first.
 
-        The caller still owns its socket and closes it; the compute keeps a duplicate. `traffic` counts the bytes of a client that
+        The caller still owns its socket and closes it; the compute keeps a duplicate. `carrier` counts the bytes of a client that
         isn't a TCP socket itself. Raises ComputeLost.
         """
         ...

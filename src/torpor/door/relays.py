@@ -18,21 +18,28 @@ from torpor.model.errors import TorporError, Unavailable
 
 log = get_logger(__name__)
 
-_MAX_WORKERS = 8
+_MOST_BY_DEFAULT = 8
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
 _LONG_RUN_S = 60.0
+
+
+def default_workers() -> int:
+    """One for each core, up to a number that no network card outruns."""
+    return min(_MOST_BY_DEFAULT, os.cpu_count() or 1)
 
 
 class Relays:
     """The workers. `take_over` first, then `start`."""
 
     def __init__(self, program: Path, directory: Path, uid: int, wanted: int) -> None:
-        """`program` is the compiled worker, `directory` Torpor's own; `uid` is whom workers become (0: they stay who we are)."""
+        """`program` is the compiled worker, `directory` Torpor's own; `uid` is whom workers become (0: they stay who we are), `wanted` how
+        many there shall be (0: none, but those of an earlier Torpor go on with what they have).
+        """
         self._program = program
         self._directory = directory
         self._uid = uid
-        self._wanted = wanted or min(_MAX_WORKERS, os.cpu_count() or 1)
+        self._wanted = wanted
         self._build = hashlib.sha256(program.read_bytes()).hexdigest()[:16] if program.exists() else ""
         self._workers: list[Worker] = []
         self._retired: list[Worker] = []  # of an earlier build: no new sessions

@@ -33,7 +33,7 @@ from torpor.door.relaywire import (
     session_name,
 )
 from torpor.metering.traffic import Traffic
-from torpor.model.errors import BadSettings, ProtocolViolation, TooManyConnections, Unavailable
+from torpor.model.errors import BadSettings, HandshakeFailed, TooManyConnections, Unavailable
 
 log = get_logger(__name__)
 
@@ -49,12 +49,6 @@ _SEND_PATIENCE_S = 5.0
 _SOCKET_GLOB = "relay-*.sock"
 
 
-class HandshakeFailed(ProtocolViolation):
-    """The client and the relay could not agree on TLS."""
-
-    kind = "tls_handshake_failed"
-
-
 class RelayedSession:
     """A session that a worker carries. Also what counts its bytes."""
 
@@ -64,7 +58,7 @@ class RelayedSession:
         self.name = b""  # of one that was taken over
         self.handshake: asyncio.Future[Handshake] = asyncio.get_running_loop().create_future()
         self._counters: mmap.mmap | None = counters
-        self._last = (0, 0, 0, 0)
+        self._last: tuple[int, ...] = (0, 0, 0, 0)
 
     def __repr__(self) -> str:
         return f"<RelayedSession {self.address[0]} slot={self.slot}{'' if self._counters else ' ended'}>"
@@ -123,7 +117,7 @@ class Worker:
     @classmethod
     def spawn(cls, program: Path, directory: Path, uid: int, build: str) -> "Worker":
         """Start a worker. It answers to nobody but us, and after us to whoever may enter `directory`. Raises OSError."""
-        path = directory / f"relay-{secrets.token_hex(6)}.sock"
+        path = directory / f"relay-{secrets.token_hex(4)}.sock"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         memory = os.memfd_create("torpor-relay", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         spare: list[int] = []
@@ -351,7 +345,12 @@ async def _receive_counters(control: socket.socket) -> tuple[Report, mmap.mmap]:
     """The first packet after a take-over."""
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(control.fileno(), lambda: readable.done() or readable.set_result(None))
+
+    def arrived() -> None:
+        loop.remove_reader(control.fileno())
+        readable.set_result(None)
+
+    loop.add_reader(control.fileno(), arrived)
     try:
         await readable
     finally:

@@ -1,7 +1,8 @@
 """Which database a client wants, and which PostgreSQL database inside it. Pure.
 
-Three forms of address: `endpoint=NAME` or `--cluster=NAME` among the `options`; the database name, `shop` or `shop.other`; and,
-when neither is given, the user's name, as PostgreSQL does. Forms that name different databases are refused, never guessed at.
+Four forms of address: the server name of a TLS connection, `shop.db.example.com`; `endpoint=NAME` or `--cluster=NAME` among the
+`options`; the database name, `shop` or `shop.other`; and, when none of these is given, the user's name, as PostgreSQL does. Forms that
+name different databases are refused, never guessed at.
 """
 
 import re
@@ -38,18 +39,44 @@ class Route:
         return self.startup.parameters["database"]
 
 
-def route(startup: StartupMessage) -> Route:
-    """Find the way. Raises RoutingConflict, DatabaseNotFound, or LoginForbidden when no user is named."""
+class ServerNames:
+    """The server names that stand for databases: NAME.BASE, where BASE is the door's own name or localhost."""
+
+    def __init__(self, public_host: str) -> None:
+        self._suffixes = tuple(f".{base}" for base in dict.fromkeys((public_host.lower().rstrip("."), "localhost")) if base)
+
+    def __repr__(self) -> str:
+        return f"<ServerNames {' '.join('*' + suffix for suffix in self._suffixes)}>"
+
+    def database_in(self, server_name: str) -> str | None:
+        """The database that a client names by the host that it connects to; None when that is the door itself, or anything else."""
+        name = server_name.lower().rstrip(".")
+        for suffix in self._suffixes:
+            label = name.removesuffix(suffix)
+            if label != name and label and "." not in label:
+                return label
+        return None
+
+
+def route(startup: StartupMessage, by_host: str | None = None) -> Route:
+    """Find the way; `by_host` is the database that the server name gives. Raises RoutingConflict, DatabaseNotFound, or LoginForbidden
+    when no user is named."""
     parameters = dict(startup.parameters)
     user = parameters.get("user", "")
     if not user:
         raise LoginForbidden("no PostgreSQL user name specified in startup packet")
     given = parameters.get("database", "")
-    wanted, options = _take_target(parameters.pop("options", ""))
+    by_options, options = _take_target(parameters.pop("options", ""))
     if options:
         parameters["options"] = options
+    if by_host is not None and by_options is not None and by_host != by_options:
+        raise RoutingConflict(
+            f'the host name names database "{printable(by_host)}", the options name "{printable(by_options)}"',
+            "give one of the two forms, or the same name in both",
+        )
+    wanted = by_host if by_host is not None else by_options
     if wanted is not None:
-        target, inner = wanted, _inner_of(wanted, given)
+        target, inner = wanted, _inner_of(wanted, given, "the options name" if by_host is None else "the host name names")
     elif given == _PHYSICAL_REPLICATION_DATABASE and parameters.get("replication", "").lower() in _TRUE:
         raise RoutingConflict(
             "a physical replication connection doesn't say which database it is for",
@@ -73,8 +100,8 @@ def database_not_found(name: str) -> DatabaseNotFound:
     return DatabaseNotFound(f'database "{printable(name)}" does not exist', "`torpor ls` lists the databases, `torpor create` makes one")
 
 
-def _inner_of(wanted: str, given: str) -> str:
-    """The inner database when the options name `wanted` and the database parameter says `given`."""
+def _inner_of(wanted: str, given: str, form: str) -> str:
+    """The inner database when another form of address names `wanted` and the database parameter says `given`."""
     if not given:
         return wanted
     first, dot, rest = given.partition(".")
@@ -82,7 +109,7 @@ def _inner_of(wanted: str, given: str) -> str:
         return given
     if first != wanted:
         raise RoutingConflict(
-            f'the options name database "{printable(wanted)}", the database name "{printable(given)}" names another',
+            f'{form} database "{printable(wanted)}", the database name "{printable(given)}" names another',
             "give one of the two forms, or the same name in both",
         )
     return rest

@@ -6,6 +6,8 @@ from enum import StrEnum
 from torpor.model.errors import (
     AddressForbidden,
     DatabaseNotFound,
+    EncryptionRequired,
+    HandshakeFailed,
     LoginForbidden,
     LoginTimeout,
     ProtocolViolation,
@@ -32,6 +34,7 @@ class LoginOutcome(StrEnum):
     ROUTING = "routing_conflict"  # it named two databases, or none
     NOT_FOUND = "database_not_found"  # it named a database that doesn't exist
     WRONG_PASSWORD = "wrong_password"  # noqa: S105  # or the role doesn't exist, has no password, or an expired one
+    ENCRYPTION = "encryption"  # it had to use TLS and did not, or the handshake failed
     FORBIDDEN = "login_forbidden"  # the role may not log in
     ADDRESS = "address_forbidden"  # an access list keeps its address out
     THROTTLED = "too_many_failed_logins"  # its address has given wrong credentials for this database, and must wait
@@ -46,11 +49,13 @@ class LoginOutcome(StrEnum):
 
 
 _OUTCOMES: tuple[tuple[type[TorporError], LoginOutcome], ...] = (
+    (HandshakeFailed, LoginOutcome.ENCRYPTION),
     (ProtocolViolation, LoginOutcome.PROTOCOL),
     (RoutingConflict, LoginOutcome.ROUTING),
     (DatabaseNotFound, LoginOutcome.NOT_FOUND),
     (WrongPassword, LoginOutcome.WRONG_PASSWORD),
     (LoginForbidden, LoginOutcome.FORBIDDEN),
+    (EncryptionRequired, LoginOutcome.ENCRYPTION),
     (LoginTimeout, LoginOutcome.TIMEOUT),
     (AddressForbidden, LoginOutcome.ADDRESS),
     (TooManyFailedLogins, LoginOutcome.THROTTLED),
@@ -75,7 +80,6 @@ class DoorStats:
     accepted: int = 0  # connections ever accepted
     pending: int = 0  # now: connections whose client hasn't proven who it is
     waiting: int = 0  # now: logged in, waiting for the wake and the hand-over
-    relayed: int = 0  # now: sessions whose bytes the relay carries
     logins: dict[LoginOutcome, int] = field(default_factory=lambda: dict.fromkeys(LoginOutcome, 0))
 
     def count(self, outcome: LoginOutcome) -> None:

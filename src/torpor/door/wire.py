@@ -68,7 +68,8 @@ def say_farewell(sock: socket.socket, farewell: bytes | TorporError) -> None:
     if isinstance(farewell, TorporError):
         farewell = error_response(farewell.sqlstate, farewell.message, farewell.hint)
     with contextlib.suppress(ClientGone, OSError):
-        send(sock, farewell)
+        if farewell:
+            send(sock, farewell)
         sock.shutdown(socket.SHUT_WR)
 
 

@@ -6,14 +6,27 @@ duplicate of the socket can read. Concurrency: stateless, one system call, never
 
 import socket
 import struct
+from typing import Protocol
 
 from torpor.model.traffic import Traffic
 
-__all__ = ["Traffic", "tcp_traffic"]
+__all__ = ["Carrier", "Traffic", "tcp_traffic"]
 
 _BYTES_ACKED_AND_RECEIVED = struct.Struct("@QQ")
 _BYTES_ACKED_OFFSET = 120  # tcpi_bytes_acked; tcpi_bytes_received follows at 128 (include/uapi/linux/tcp.h, since Linux 4.1)
 _TCP_INFO_BYTES = _BYTES_ACKED_OFFSET + _BYTES_ACKED_AND_RECEIVED.size
+
+
+class Carrier(Protocol):
+    """Who carries the bytes of a session whose client's own socket PostgreSQL doesn't have."""
+
+    def traffic(self) -> Traffic:
+        """What it has carried so far."""
+        ...
+
+    def in_transit(self) -> int:
+        """Bytes of the client that it has taken, and not yet delivered."""
+        ...
 
 
 def tcp_traffic(sock: socket.socket) -> Traffic:

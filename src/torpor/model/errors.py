@@ -15,6 +15,7 @@ TorporError
 │   ├── Unauthorized            28000  401   the API key or the token is missing or wrong
 │   ├── Forbidden               42501  403   the API key is right, but its scope doesn't allow this
 │   ├── ProtocolViolation       08P01  400   the client doesn't speak the protocol
+│   │   └── HandshakeFailed     08P01  400   the client and the door could not agree on TLS
 │   ├── RoutingConflict         08004  400   two forms of address name different databases, or none is given
 │   ├── WrongPassword           28P01  401   also for a role that doesn't exist, so that nobody can probe
 │   ├── LoginForbidden          28000  403   the role exists and its password is right, or it is Torpor's own
@@ -131,6 +132,10 @@ class WrongPassword(Refused):
 
 class LoginForbidden(Refused):
     kind, sqlstate, http_status = "login_forbidden", "28000", 403
+
+
+class HandshakeFailed(ProtocolViolation):
+    kind = "tls_handshake_failed"
 
 
 class EncryptionRequired(Refused):

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from torpor.pgwire.frames import frame
 from torpor.pgwire.startup import PROTOCOL_MAJOR
 
+ENCRYPTION_ACCEPTED = b"S"
+"""The answer to an EncryptionRequest for TLS: begin with it now."""
+
 ENCRYPTION_REFUSED = b"N"
 """The answer to an EncryptionRequest: go on in the clear, or leave."""
 

@@ -16,6 +16,9 @@ from torpor.model.errors import ProtocolViolation
 from torpor.pgwire.saslprep import saslprep
 
 MECHANISM = "SCRAM-SHA-256"
+MECHANISM_PLUS = "SCRAM-SHA-256-PLUS"
+"""The same, bound to the TLS connection, so that nobody in between can pass it on."""
+_BINDING = b"p=tls-server-end-point"
 DEFAULT_ITERATIONS = 4096
 _KEY_BYTES = 32
 _SALT_BYTES = 16
@@ -81,12 +84,22 @@ class ScramExchange:
     """
 
     def __init__(
-        self, salt: bytes, iterations: int = DEFAULT_ITERATIONS, candidates: Sequence[Verifier] = (), nonce: bytes | None = None
+        self,
+        salt: bytes,
+        iterations: int = DEFAULT_ITERATIONS,
+        candidates: Sequence[Verifier] = (),
+        nonce: bytes | None = None,
+        *,
+        end_point: bytes = b"",
+        is_bound: bool = False,
     ) -> None:
+        """`end_point` is the hash of our certificate where SCRAM-SHA-256-PLUS was on offer, `is_bound` says that the client took it."""
         self._salt = salt
         self._iterations = iterations
         self._candidates = tuple(candidates)
         self._server_nonce = base64.b64encode(secrets.token_bytes(_NONCE_BYTES)) if nonce is None else nonce
+        self._end_point = end_point
+        self._is_bound = is_bound
         self._header = b""
         self._client_first_bare = b""
         self._server_first = b""
@@ -100,8 +113,7 @@ class ScramExchange:
         match = _CLIENT_FIRST.fullmatch(message)
         if match is None:
             raise ProtocolViolation("malformed SCRAM message: bad start of client-first-message")
-        if match["binding"].startswith(b"p"):
-            raise ProtocolViolation("malformed SCRAM message: the client requires channel binding, which needs SCRAM-SHA-256-PLUS over TLS")
+        self._check_binding(match["binding"])
         if match["authzid"]:
             raise ProtocolViolation("client uses authorization identity, but it is not supported")
         bare = _CLIENT_FIRST_BARE.fullmatch(match["bare"])
@@ -120,7 +132,13 @@ class ScramExchange:
         match = _CLIENT_FINAL.fullmatch(message)
         if match is None:
             raise ProtocolViolation("malformed SCRAM message: bad client-final-message")
-        if match["binding"] != base64.b64encode(self._header):
+        bound = self._header + self._end_point if self._is_bound else self._header
+        if not hmac.compare_digest(match["binding"], base64.b64encode(bound)):
+            if self._is_bound:
+                raise ProtocolViolation(
+                    "SCRAM channel binding check failed",
+                    "somebody else holds the other end of the client's TLS connection",
+                )
             raise ProtocolViolation("unexpected SCRAM channel-binding attribute in client-final-message")
         if not hmac.compare_digest(match["nonce"], self._nonce):
             raise ProtocolViolation("invalid SCRAM response: nonce does not match")
@@ -135,6 +153,21 @@ class ScramExchange:
             if _proof_fits(candidate, proof, signed):
                 return b"v=" + base64.b64encode(hmac.digest(candidate.server_key, signed, "sha256"))
         return None
+
+    def _check_binding(self, flag: bytes) -> None:
+        """What the client says of channel binding must fit the mechanism that it chose, and what it was offered."""
+        if self._is_bound:
+            if not flag.startswith(b"p"):
+                raise ProtocolViolation("malformed SCRAM message: the client selected SCRAM-SHA-256-PLUS without channel binding")
+            if flag != _BINDING:
+                raise ProtocolViolation("unsupported SCRAM channel-binding type", "the one on offer is tls-server-end-point")
+        elif flag.startswith(b"p"):
+            raise ProtocolViolation("malformed SCRAM message: the client requires channel binding, which needs SCRAM-SHA-256-PLUS over TLS")
+        elif flag == b"y" and self._end_point:
+            raise ProtocolViolation(
+                "SCRAM channel binding negotiation error",
+                "the client supports it and believes that this server doesn't: somebody in between may have changed the offer",
+            )
 
 
 def _proof_fits(verifier: Verifier, proof: bytes, signed: bytes) -> bool:

@@ -158,14 +158,31 @@ async def test_the_traffic_of_the_dead_is_kept(house: House, connect: Connect) -
     assert house.ends == 1
 
 
+@dataclass
+class Carried:
+    """Who carries a session, in memory."""
+
+    carried: Traffic
+    in_hand: int = 0
+
+    def traffic(self) -> Traffic:
+        return self.carried
+
+    def in_transit(self) -> int:
+        return self.in_hand
+
+
 async def test_a_relay_counts_for_itself(house: House) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        house.sessions.add(Session(theirs.dup(), BackendEnd(), "h", lambda: Traffic(7, 8)))
+        carried = Carried(Traffic(7, 8))
+        house.sessions.add(Session(theirs.dup(), BackendEnd(), "h", carried))
         assert house.sessions.traffic() == Traffic(7, 8)
         assert house.sessions.received_bytes() == (7, 0)
         ours.sendall(b"abc")
         assert house.sessions.received_bytes() == (7, 3)
+        carried.in_hand = 2
+        assert house.sessions.received_bytes() == (7, 5)  # what is still on its way keeps a compute awake
 
 
 async def test_who_is_there(house: House, connect: Connect) -> None:

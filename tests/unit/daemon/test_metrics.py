@@ -34,7 +34,7 @@ def show(tmp_path: Path, arrange: Callable[[House, DoorStats], None]) -> Samples
     async def main() -> Samples:
         house, door, telemetry = House(tmp_path), DoorStats(), Telemetry()
         pool = WarmPool(4, 18, lambda major: asyncio.Future(), lambda: False, house.clock, house.tasks)
-        register(telemetry, house.fleet, door, pool, WakeLog(lambda wakes: None, lambda id, limit: (), {}), lambda: house.memory)
+        register(telemetry, house.fleet, door, pool, WakeLog(lambda wakes: None, lambda id, limit: (), {}), lambda: house.memory, lambda: 3)
         arrange(house, door)
         try:
             return samples(telemetry)
@@ -73,7 +73,7 @@ def test_only_what_is_awake_has_series_of_its_own(tmp_path: Path) -> None:
 
 def test_the_door(tmp_path: Path) -> None:
     def arrange(house: House, door: DoorStats) -> None:
-        door.accepted, door.pending, door.waiting, door.relayed = 9, 1, 2, 3
+        door.accepted, door.pending, door.waiting = 9, 1, 2
         door.count(LoginOutcome.WRONG_PASSWORD)
         door.count(LoginOutcome.WRONG_PASSWORD)
 

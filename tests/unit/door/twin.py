@@ -5,13 +5,15 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from tests.support.relaying import encryption
 from torpor.door.listener import Door
 from torpor.door.stats import LoginOutcome
-from torpor.metering.traffic import Traffic
+from torpor.metering.traffic import Carrier
 from torpor.model.database import Database, DatabaseState, Role
+from torpor.model.encryption import TlsMode
 from torpor.model.errors import Unavailable
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import WakeReason
@@ -37,7 +39,7 @@ class HandedOver:
 
     packet: FirstPacket
     address: tuple[str, int]
-    traffic: Callable[[], Traffic] | None
+    carrier: Carrier | None
     pid: int | None = 4711
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     was_cut: bool = False
@@ -66,12 +68,12 @@ class TwinCompute:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def hand_over(
-        self, client: socket.socket, address: tuple[str, int], startup: bytes, traffic: Callable[[], Traffic] | None = None
+        self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None = None
     ) -> HandedOver:
         await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
-        session = HandedOver(parse_first_packet(startup[4:]), address, traffic)
+        session = HandedOver(parse_first_packet(startup[4:]), address, carrier)
         assert len(startup) == struct.unpack("!i", startup[:4])[0]
         self.sessions.append(session)
         task = asyncio.get_running_loop().create_task(self._serve(client.dup(), session))
@@ -168,17 +170,42 @@ class Twin:
 
 @asynccontextmanager
 async def open_door(
-    twin: Twin, *, login_timeout_s: float = 10.0, max_logins: int = 100, relay: bool = False, host: str = "127.0.0.1"
+    twin: Twin,
+    *,
+    login_timeout_s: float = 10.0,
+    max_logins: int = 100,
+    relay: bool = False,
+    tls: TlsMode = TlsMode.OFF,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[Door]:
-    door = Door(twin, host=host, port=0, login_timeout_s=login_timeout_s, max_logins=max_logins, mock_secret=MOCK_SECRET, relay=relay)
+    """A door; with `relay` or `tls` there are real relay workers behind it."""
+    async with AsyncExitStack() as stack:
+        encrypted = None if tls is TlsMode.OFF and not relay else await stack.enter_async_context(encryption(tls))
+        door = Door(
+            twin,
+            host=host,
+            port=0,
+            login_timeout_s=login_timeout_s,
+            max_logins=max_logins,
+            mock_secret=MOCK_SECRET,
+            encryption=encrypted,
+            public_host="db.test",
+            relay=relay,
+        )
+        async with _opened(door, twin):
+            yield door
+
+
+@asynccontextmanager
+async def _opened(door: Door, twin: Twin) -> AsyncIterator[None]:
     await door.start()
     try:
-        yield door
+        yield
     finally:
         await door.close()
         for compute in twin.computes.values():
             await compute.stop()
-        assert (door.stats.pending, door.stats.waiting, door.stats.relayed) == (0, 0, 0)
+        assert (door.stats.pending, door.stats.waiting) == (0, 0)
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
 
