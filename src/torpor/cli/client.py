@@ -8,48 +8,59 @@ import contextlib
 import http.client
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from torpor.cli.decode import Undecodable, decode
 from torpor.cli.errors import CommandError, Exit
 from torpor.daemon.configuration import SYSTEM_DATA_DIR, default_data_dir
 from torpor.model.names import check_database_name
+from torpor.model.workspace import SELF, check_workspace_name
 
 T = TypeVar("T")
 _CONNECT_TIMEOUT_S = 5.0
 # Longer than the longest wake (start_timeout_s), so that the API's own answer is the one that is shown.
 _ANSWER_TIMEOUT_S = 120.0
+# How often a request is repeated that came too early, and how long that may take each time.
+_RATE_PATIENCE = 5
+_LONGEST_WAIT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the API is, and the token for it. `source` says in words where that was learnt."""
+    """Where the API is, and the key or token for it. `source` and `credential` say in words where those were learnt."""
 
     url: str
     token: str
     source: str
+    credential: str = "the token file"
 
 
 def find_api(data_dir: Path | None, environ: Mapping[str, str]) -> Address:
     """Look in the environment, then in the data directory. Raises CommandError."""
-    url, token = environ.get("TORPOR_API_URL"), environ.get("TORPOR_API_TOKEN")
+    url = environ.get("TORPOR_API_URL")
+    credential = "TORPOR_API_KEY" if environ.get("TORPOR_API_KEY") else "TORPOR_API_TOKEN"
+    token = environ.get(credential)
     if url and token:
-        return Address(url, token, "TORPOR_API_URL")
+        return Address(url, token, "TORPOR_API_URL", credential)
     if url:
         directory = _candidates(data_dir, environ)[0]
         try:
             return Address(url, _read_token(directory / "token"), "TORPOR_API_URL")
         except CommandError as error:
-            raise _unauthorized("TORPOR_API_URL is set, but not the token", "set TORPOR_API_TOKEN too") from error
+            raise _unauthorized("TORPOR_API_URL is set, but no key", "set TORPOR_API_KEY (or TORPOR_API_TOKEN) too") from error
     candidates = _candidates(data_dir, environ)
     for directory in candidates:
         found = _read_address(directory / "api.json")
         if found is not None:
-            return Address(found["url"], token or _read_token(Path(found["token_file"])), str(directory / "api.json"))
+            if token:
+                return Address(found["url"], token, str(directory / "api.json"), credential)
+            path = Path(found["token_file"])
+            return Address(found["url"], _read_token(path), str(directory / "api.json"), str(path))
     where = candidates[0]
     flag = "" if where == default_data_dir(environ) else f" --data-dir {where}"
     message = f"Torpor isn't running (there is no {where / 'api.json'})"
@@ -83,7 +94,7 @@ def _read_token(path: Path) -> str:
         return path.read_text().strip()
     except PermissionError as error:
         owner = _owner(path)
-        hint = f"run this with sudo{'' if owner == 'root' else f' -u {owner}'}, or have {owner} give you the token for TORPOR_API_TOKEN"
+        hint = f"run this with sudo{'' if owner == 'root' else f' -u {owner}'}, or have {owner} make you an API key for TORPOR_API_KEY"
         raise _unauthorized(f"the API's token {path} belongs to {owner}, and you are {_user_name(os.geteuid())}", hint) from error
     except OSError as error:
         raise _unauthorized(f"the API's token {path} can't be read: {error.strerror}", "restart Torpor, which makes one") from error
@@ -182,7 +193,7 @@ class Client:
             hint = f"does {self.address.url} belong to Torpor?"
             raise CommandError(f"the API at {self.address.url} didn't answer in JSON", hint, kind="bad_answer") from error
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> http.client.HTTPResponse:
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None, patience: int = _RATE_PATIENCE) -> http.client.HTTPResponse:
         headers = {"Authorization": f"Bearer {self.address.token}", "Accept": "application/json"}
         content = None
         if body is not None:
@@ -196,6 +207,10 @@ class Client:
             if not kept or method != "GET":  # what may have had an effect isn't repeated
                 raise self._unreachable(f"the API at {self.address.url} closed the connection without an answer") from error
             response = self._exchange(method, path, content, headers)
+        if response.status == 429 and patience and (wait_s := _wait_s(response)) is not None:
+            response.read()  # nothing was done: asking again is safe, whatever it was
+            time.sleep(wait_s)
+            return self._send(method, path, body, patience - 1)
         if response.status >= 400:
             raise self._refusal(response)
         return response
@@ -244,7 +259,8 @@ class Client:
                 "",
             )
         if response.status == 401:
-            hint = hint or f"the token comes with {self.address.source}; is it this Torpor's?"
+            hint = f"it comes from {self.address.credential}; is it meant for the Torpor at {self.address.url}?"
+        if response.status in (401, 403):
             return CommandError(message, hint, kind=kind, code=Exit.UNAUTHORIZED, sqlstate=sqlstate)
         return CommandError(message, hint, kind=kind, sqlstate=sqlstate)
 
@@ -252,6 +268,17 @@ class Client:
 def database_path(name: str, *rest: str) -> str:
     """The path of a database, or of something below it. Raises InvalidName for what can't be one, before anything is sent."""
     return "/".join(("/v1/databases", check_database_name(name), *rest))
+
+
+def workspace_path(name: str, *rest: str) -> str:
+    """The path of a workspace, or of something below it; `self` is the caller's own. Raises InvalidName."""
+    return "/".join(("/v1/workspaces", name if name == SELF else check_workspace_name(name), *(quote(part, safe="") for part in rest)))
+
+
+def _wait_s(response: http.client.HTTPResponse) -> int | None:
+    """How long to wait before asking again; None when that is too long."""
+    text = response.getheader("Retry-After") or ""
+    return int(text) if text.isdigit() and int(text) <= _LONGEST_WAIT_S else None
 
 
 def _with_query(path: str, query: Mapping[str, str | int | None]) -> str:

@@ -11,6 +11,7 @@ from torpor.cli.client import Client, database_path
 from torpor.cli.errors import CommandError, Exit
 from torpor.cli.invocation import Invocation, confirm, with_invocation
 from torpor.cli.passwords import Password, with_login
+from torpor.cli.sizes import size_body, with_size
 from torpor.model.sleep import Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, WakeView
 
@@ -42,6 +43,8 @@ class IdleTime(click.ParamType[float | str]):
 @click.option("--freeze-after", type=IdleTime(), help="Idle seconds before it is frozen, or never.")
 @click.option("--page-after", type=IdleTime(), help="Seconds frozen before its memory is reclaimed, or never.")
 @click.option("--stop-after", type=IdleTime(), help="Seconds frozen before it is stopped, or never.")
+@click.option("--workspace", help="Who owns it (default: the workspace of your API key, or the one named default).")
+@with_size
 @with_invocation
 def create(
     invocation: Invocation,
@@ -50,13 +53,26 @@ def create(
     freeze_after: float | str | None,
     page_after: float | str | None,
     stop_after: float | str | None,
+    cpu: Any,
+    memory: Any,
+    connections: Any,
+    disk: Any,
+    workspace: str | None,
 ) -> None:
     """Make a database and print its URL, with the password, on stdout.
 
     The password is shown this once and kept for `torpor url` in a file of yours on this machine. Without NAME a name is chosen.
     """
     client = invocation.connect()
-    wanted = {"name": name, "major": major, "freeze_after_s": freeze_after, "page_after_s": page_after, "stop_after_s": stop_after}
+    wanted = {
+        "name": name,
+        "workspace": workspace,
+        "major": major,
+        "freeze_after_s": freeze_after,
+        "page_after_s": page_after,
+        "stop_after_s": stop_after,
+        "size": size_body(cpu, memory, connections, disk) or None,
+    }
     with invocation.waiting(f"making {name or 'a database'}"):
         answer = client.post("/v1/databases", {key: value for key, value in wanted.items() if value is not None})
     created = client.decode(Created, answer)
@@ -95,21 +111,25 @@ def url(invocation: Invocation, name: str, reset_password: bool) -> None:
 @click.command()
 @click.option("--tier", type=click.Choice([str(tier) for tier in Tier]), help="Only those in this tier.")
 @click.option("--search", help="Only those whose name contains this.")
+@click.option("--workspace", help="Only those of this workspace.")
 @with_invocation
-def ls(invocation: Invocation, tier: str | None, search: str | None) -> None:
+def ls(invocation: Invocation, tier: str | None, search: str | None, workspace: str | None) -> None:
     """List databases."""
     client = invocation.connect()
-    answers = list(pages(client, tier, search))
+    answers = list(pages(client, tier, search, workspace))
     views = [view for answer in answers for view in answer["databases"]]
     if invocation.json:
         invocation.emit({"databases": views, "next": None}, "")
         return
     if not views:
-        invocation.hint("no databases" + (" like that" if tier or search else " yet; make one with `torpor create`"))
+        invocation.hint("no databases" + (" like that" if tier or search or workspace else " yet; make one with `torpor create`"))
         return
     now = time.time()
-    rows = [_row(client.decode(DatabaseView, view), now) for view in views]
-    invocation.emit(None, text.table(["NAME", "TIER", "SINCE", "CONNS", "MEMORY", "LAST-WAKE"], rows, frozenset({2, 3, 4})))
+    decoded = [client.decode(DatabaseView, view) for view in views]
+    head, rows = ["NAME", "TIER", "SINCE", "CONNS", "MEMORY", "LAST-WAKE"], [_row(view, now) for view in decoded]
+    if len({view.workspace for view in decoded}) > 1:
+        head, rows = [*head, "WORKSPACE"], [[*row, view.workspace] for row, view in zip(rows, decoded, strict=True)]
+    invocation.emit(None, text.table(head, rows, frozenset({2, 3, 4})))
 
 
 @click.command(name="set")
@@ -185,11 +205,11 @@ def rm(invocation: Invocation, name: str, force: bool) -> None:
     invocation.emit({"removed": name, "id": view.id}, f"{name} is removed")
 
 
-def pages(client: Client, tier: str | None = None, search: str | None = None) -> Iterator[dict[str, Any]]:
+def pages(client: Client, tier: str | None = None, search: str | None = None, workspace: str | None = None) -> Iterator[dict[str, Any]]:
     """All pages of the list, as the API gives them."""
     after: str | None = None
     while True:
-        answer = client.get("/v1/databases", after=after, limit=_PAGE_SIZE, tier=tier, search=search)
+        answer = client.get("/v1/databases", after=after, limit=_PAGE_SIZE, tier=tier, search=search, workspace=workspace)
         if not isinstance(answer, dict) or "databases" not in answer:
             client.decode(DatabasePage, answer)
         yield answer

@@ -8,6 +8,7 @@ from torpor.cli import text
 from torpor.cli.client import database_path
 from torpor.cli.databases import policy_text
 from torpor.cli.invocation import Invocation, with_invocation
+from torpor.cli.sizes import summary
 from torpor.model.sleep import Tier
 from torpor.model.views import DatabaseDetail, DatabaseView, WakeView
 
@@ -42,10 +43,9 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
     result += [
         "",
         _line("idle times", policy_text(detail)),
-        _line("connections", str(view.connections)),
-        _line("memory", _memory(view)),
+        _line("workspace", view.workspace),
+        *_size(detail),
         _line("CPU", f"{view.cpu_ms / 1000:.1f} s since it was started"),
-        _line("disk", text.size(detail.disk_bytes)),
         _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
         _line("volume", text.clean(detail.volume)),
         _line("sandbox", text.clean(detail.sandbox)),
@@ -86,6 +86,14 @@ def _memory(view: DatabaseView) -> str:
     if view.tier is Tier.STOPPED:
         return "none"
     return text.size(view.memory_bytes) + (f", and {text.size(view.swap_bytes)} in swap" if view.swap_bytes else "")
+
+
+def _size(detail: DatabaseDetail) -> list[str]:
+    view = detail.database
+    if detail.size is None:  # a daemon of before sizes
+        return [_line("connections", str(view.connections)), _line("memory", _memory(view)), _line("disk", text.size(detail.disk_bytes))]
+    lines = summary(detail.size)
+    return [*lines, _line("in swap", text.size(view.swap_bytes))] if view.swap_bytes else lines
 
 
 def _recent(detail: DatabaseDetail, now: float) -> list[str]:

@@ -22,6 +22,9 @@ DEFAULT_WORKSPACE = WorkspaceId("wdefaultaaaaa")
 
 DEFAULT_WORKSPACE_NAME = "default"
 
+SELF = "self"
+"""In paths and queries: the workspace of the key that asks, or the default one for the host's admin. Not a name."""
+
 KEY_PREFIX = "torpor_k1_"
 """How every API key begins, so that people, and programs that look for leaked secrets, recognise one. `1` is the format."""
 
@@ -94,6 +97,8 @@ class Caller:
 
 def check_workspace_name(text: str) -> str:
     """Return `text` when it can name a workspace, else raise InvalidName saying what is wrong with it."""
+    if text == SELF:
+        raise InvalidName(f"{text!r} is reserved", "choose another name")
     if _NAME.fullmatch(text) is None:
         raise InvalidName(
             f"{text[:80]!r} can't name a workspace", "use 1 to 63 of a-z, 0-9 and '-', beginning with a letter and not ending in '-'"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.cli.twin import TOKEN, Twin, serving
+from tests.unit.cli.twin import TOKEN, Rulers, Twin, serving
 from torpor.cli.root import run
 
 
@@ -41,9 +41,17 @@ def twin() -> Iterator[Twin]:
 
 
 @pytest.fixture
+def rulers(running: Twin, tmp_path: Path) -> Iterator[Rulers]:
+    """Workspaces, keys and audit log of the running twin, in its data directory."""
+    running.rulers = Rulers(tmp_path / "data")
+    yield running.rulers
+    running.rulers.catalog.close()
+
+
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's home without a running Torpor."""
-    for name in ("TORPOR_API_URL", "TORPOR_API_TOKEN", "TORPOR_CONFIG", "TORPOR_POSTGRES_HOME", "TORPOR_PG_BINDIR"):
+    for name in ("TORPOR_API_URL", "TORPOR_API_TOKEN", "TORPOR_API_KEY", "TORPOR_CONFIG", "TORPOR_POSTGRES_HOME", "TORPOR_PG_BINDIR"):
         monkeypatch.delenv(name, raising=False)
     data = tmp_path / "data"
     data.mkdir()

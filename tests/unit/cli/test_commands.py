@@ -27,6 +27,9 @@ COMMANDS = [
     "logs",
     "top",
     "demo",
+    "workspace",
+    "key",
+    "audit",
     "doctor",
     "host",
     "postgres",
@@ -255,7 +258,12 @@ def test_a_fault_of_torpors_is_told(torpor: Run, running: Twin) -> None:
 def test_every_command_has_help_and_json(torpor: Run, command: str) -> None:
     result = torpor(command, "--help")
     assert result.code == 0
-    commands = {"host": ["setup", "undo"], "postgres": ["install", "ls"]}.get(command)
+    commands = {
+        "host": ["setup", "undo"],
+        "postgres": ["install", "ls"],
+        "workspace": ["create", "ls", "show", "rm"],
+        "key": ["create", "ls", "revoke"],
+    }.get(command)
     for one in [[command]] if commands is None else [[command, sub] for sub in commands]:
         assert "--json" in torpor(*one, "--help").out
 

@@ -89,7 +89,7 @@ def test_a_user_without_a_torpor_of_their_own_finds_the_machines(home: Path, mon
     (machine / "token").write_text(TOKEN)
     monkeypatch.setattr("torpor.cli.client.SYSTEM_DATA_DIR", machine)
     monkeypatch.setattr("torpor.cli.client.default_data_dir", lambda environ: home / "none")
-    assert find_api(None, {}) == Address("http://127.0.0.1:1", TOKEN, str(machine / "api.json"))
+    assert find_api(None, {}) == Address("http://127.0.0.1:1", TOKEN, str(machine / "api.json"), str(machine / "token"))
 
 
 def test_something_else_listens(torpor: Run, running: Twin) -> None:

@@ -6,11 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from torpor.api.faults import TooManyRequests
+from torpor.base.clock import SystemClock
+from torpor.catalog.audit import AuditRecords
+from torpor.catalog.catalog import Catalog
+from torpor.catalog.workspaces import WorkspaceRecords
+from torpor.control.audit import Audit
+from torpor.control.keys import KeyRing
+from torpor.control.workspaces import Workspaces
+from torpor.model.audit import AuditFilter
 from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, TorporError, Unauthorized
 from torpor.model.names import DatabaseId
+from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import (
     AwakeCause,
@@ -19,15 +30,35 @@ from torpor.model.views import (
     DatabaseDetail,
     DatabasePage,
     DatabaseView,
+    Decision,
     HostView,
     NextStep,
+    SizeView,
     StepView,
     WakeView,
 )
+from torpor.model.workspace import AccessScope, Caller
 
 TOKEN = "token-for-tests"
 NOW = 1_800_000_000.0
 WAKE = WakeView(NOW, WakeReason.TRAFFIC, Tier.FROZEN, "10.0.0.7 as app", 4.25, (StepView("thaw", 0.75), StepView("ready", 3.5)))
+
+
+DECISION = Decision(NOW - 5, "processor", 0.25, 1.0, ScaleReason.SATURATED, Pace.NORMAL, {"average": 0.11, "withheld": 0.61})
+SIZE = SizeView(
+    Size(0.25, 2.0, 128 * MIB, GIB, 100, 10 * GIB),
+    SizeOverrides(max_cpu=2.0),
+    Pace.YIELDING,
+    1.0,
+    cpu_use=0.42,
+    memory_ceiling_bytes=152 * MIB,
+    memory_bytes=61 * MIB,
+    disk_bytes=25 * MIB,
+    connections=2,
+    connection_limit=80,
+    held={"processor": "cgroups v2"},
+    decisions=(DECISION,),
+)
 
 
 def view(name: str, tier: Tier = Tier.AWAKE, number: int = 0) -> DatabaseView:
@@ -62,6 +93,9 @@ class Twin:
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     log: bytes = b"first line\nsecond \xe2\x82\xac line\n"
     passwords: int = 0
+    rulers: "Rulers | None" = None
+    # How many requests are still refused since they come too early.
+    early: int = 0
     # Called with each request before it is answered; may raise a TorporError.
     hook: Callable[[str, str], None] = lambda method, path: None
     url: str = ""
@@ -73,6 +107,9 @@ class Twin:
     def handle(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         self.requests.append((method, path, query, body))
         self.hook(method, path)
+        if path.startswith(("/v1/workspaces", "/v1/audit")):
+            assert self.rulers is not None
+            return self.rulers.handle(method, path, query, body)
         if path == "/v1/host":
             return 200, self._host()
         if path == "/v1/databases":
@@ -88,7 +125,8 @@ class Twin:
             case "GET", "":
                 return 200, self._detail(name)
             case "PATCH", "":
-                self.overrides[name] = replace(self.overrides.get(name, SleepOverrides()), **body)
+                own = {key: value for key, value in body.items() if key != "size"}
+                self.overrides[name] = replace(self.overrides.get(name, SleepOverrides()), **own)
                 return 200, self._detail(name)
             case "DELETE", "":
                 if found.connections and query.get("force") != "true":
@@ -105,6 +143,8 @@ class Twin:
                 return 200, {"wake": None if found.tier is Tier.AWAKE else asdict(WAKE)}
             case "POST", "password" | "tickets":
                 return 200, self._credentials(name)
+            case "GET", "size":
+                return 200, SIZE
             case "GET", "logs":
                 return 200, self.log
         raise AssertionError((method, verb))
@@ -144,6 +184,7 @@ class Twin:
             NOW - 3,
             "",
             (WAKE,) * 12,
+            SIZE,
         )
 
     def _host(self) -> HostView:
@@ -151,6 +192,43 @@ class Twin:
         return HostView(
             "0.1.0", "127.0.0.1:7432", self.url, "/data", NOW - 60, len(self.databases), tiers, 4, 2, 8 << 30, 1 << 30, 1 << 20, "xfs"
         )
+
+
+class Rulers:
+    """The real workspaces, keys and audit log, on a catalog of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.catalog = Catalog.open(directory / "catalog.sqlite")
+        clock = SystemClock()
+        records = WorkspaceRecords(self.catalog.connection)
+        self.keys = KeyRing(records, clock)
+        self.workspaces = Workspaces(records, clock, lambda _: 0, self.keys.count, self.keys.forget_workspace)
+        self.audit = Audit(AuditRecords(self.catalog.connection), clock, directory / "audit")
+
+    def handle(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        _, _, kind, *rest = [unquote(part) for part in path.split("/")]
+        if kind == "audit":
+            wanted = AuditFilter(None, query.get("action"), query.get("target"), query.get("actor"), outcomes="outcomes" in query)
+            numbers = {name: int(query[name]) for name in ("before", "after") if name in query}
+            return 200, self.audit.page(wanted, int(query["limit"]), **numbers)
+        if not rest:
+            return (201, self.workspaces.create(body["name"])) if method == "POST" else (200, self.workspaces.list(None, 500))
+        workspace = self.workspaces.find("default" if rest[0] == "self" else rest[0])
+        match method, rest[1:]:
+            case "GET", []:
+                return 200, self.workspaces.view(workspace)
+            case "DELETE", []:
+                self.workspaces.delete(workspace.name)
+                return 204, None
+            case "POST", ["keys"]:
+                host = Caller(AccessScope.HOST, None)
+                return 201, self.keys.create(workspace, body["name"], AccessScope(body["scope"]), body["expires_in_s"], host)
+            case "GET", ["keys"]:
+                return 200, self.keys.list(workspace)
+            case "DELETE", ["keys", id]:
+                self.keys.revoke(workspace, id)
+                return 204, None
+        raise AssertionError((method, path))
 
 
 @contextmanager
@@ -168,12 +246,17 @@ def serving(twin: Twin) -> Iterator[str]:
             try:
                 if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                     raise Unauthorized("the bearer token is wrong", "send the right one")
+                if twin.early:
+                    twin.early -= 1
+                    raise TooManyRequests("too early", "wait", {"Retry-After": "1"})
                 status, value = twin.handle(self.command, parts.path, query, body)
             except TorporError as error:
                 status = error.http_status
                 value = {"error": {"kind": error.kind, "message": error.message, "hint": error.hint, "sqlstate": error.sqlstate}}
             content = b"" if status == 204 else value if isinstance(value, bytes) else json.dumps(value, default=asdict).encode()
             self.send_response(status)
+            if status == 429:
+                self.send_header("Retry-After", "1")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
