@@ -22,6 +22,7 @@ from torpor.cli.client import Client
 from torpor.cli.databases import last_wake
 from torpor.cli.errors import CommandError, Exit
 from torpor.cli.invocation import Invocation, with_invocation
+from torpor.model.size import Pace
 from torpor.model.sleep import Tier
 from torpor.model.views import DatabasePage, DatabaseView, HostView
 
@@ -33,8 +34,8 @@ _MAX_ROWS = 200
 _HEADER_LINES = 6
 _DEPTH = (Tier.AWAKE, Tier.FROZEN, Tier.PAGED, Tier.STOPPED)
 _COLORS = {Tier.AWAKE: "green", Tier.FROZEN: "cyan", Tier.PAGED: "blue", Tier.STOPPED: "bright_black"}
-_HEAD = ("NAME", "TIER", "SINCE", "CONNS", "CPU%", "MEMORY", "LAST WAKE", "AWAKE BY")
-_RIGHT = frozenset({2, 3, 4, 5})
+_HEAD = ("NAME", "TIER", "SINCE", "CONNS", "CPU%", "CEILING", "MEMORY", "LAST WAKE", "AWAKE BY")
+_RIGHT = frozenset({2, 3, 4, 5, 6})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +115,19 @@ def row(sample: Sample, view: DatabaseView) -> list[str]:
         text.age(view.tier_since, sample.at),
         str(view.connections),
         "-" if share is None else f"{share:.1f}",
+        _ceiling(view),
         "-" if view.tier is Tier.STOPPED else text.size(view.memory_bytes),
         last_wake(view, sample.at),
         causes or "-",
     ]
+
+
+def _ceiling(view: DatabaseView) -> str:
+    """Up to how many percent of a processor it may use now, with a mark when it yields to others."""
+    if view.pace is None:
+        return "-"
+    ceiling = "all" if view.cpu_ceiling is None else f"{view.cpu_ceiling * 100:.0f}"
+    return f"{ceiling} {view.pace}" if view.pace is not Pace.NORMAL else ceiling
 
 
 def snapshot(sample: Sample) -> list[str]:

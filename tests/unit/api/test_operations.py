@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from torpor.model.sleep import SleepOverrides, Tier
+from torpor.model.workspace import AccessScope
 
 
 async def make(client: httpx.AsyncClient, **fields: object) -> Any:
@@ -119,7 +120,7 @@ async def test_bad_bodies(client: httpx.AsyncClient, body: bytes, says: str) -> 
 async def test_unknown_fields_are_answered_with_the_known_ones(client: httpx.AsyncClient) -> None:
     await make(client, name="shop")
     error = refused(await client.patch("/v1/databases/shop", json={"name": "x"}), 400, "invalid_request")
-    assert error["hint"] == "known fields: freeze_after_s, page_after_s, stop_after_s"
+    assert error["hint"] == "known fields: freeze_after_s, page_after_s, stop_after_s, size"
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=many", "tier=dead", "page=2", "limit=1&limit=2", "&&", "after=%ff"])
@@ -205,3 +206,26 @@ async def test_unexpected_faults_tell_nothing_of_the_inside(client: httpx.AsyncC
     assert "secret inside" not in answer.text
     assert "secret inside" in capsys.readouterr().err
     assert (await client.get("/v1/host")).status_code == 200
+
+
+async def test_a_size_is_given_changed_part_by_part_and_shown(client: httpx.AsyncClient) -> None:
+    await make(client, name="shop", size={"max_cpu": 4, "connections": 20})
+    answer = await client.patch("/v1/databases/shop", json={"size": {"max_cpu": None, "disk_bytes": 1 << 30}})
+    assert answer.status_code == 200, answer.text
+    shown = (await client.get("/v1/databases/shop/size")).json()
+    assert {name: value for name, value in shown["overrides"].items() if value is not None} == {"connections": 20, "disk_bytes": 1 << 30}
+    assert shown["size"]["max_cpu"] == 2
+    assert shown["decisions"][0]["inputs"]["withheld"] == 0.61
+    error = refused(await client.patch("/v1/databases/shop", json={"size": {"max_cpu": 0}}), 400, "invalid_request")
+    assert error["message"] == "max_cpu must be between 0.05 and 1024, not 0"
+    refused(await client.patch("/v1/databases/shop", json={"size": {"cpu": 1}}), 400, "invalid_request")
+
+
+async def test_who_holds_a_key_can_not_take_more_of_the_host_than_usual(client: httpx.AsyncClient, desk: Any) -> None:
+    headers = {"Authorization": f"Bearer {desk.key(AccessScope.WRITE).secret}"}
+    asked = {"name": "shop", "size": {"max_cpu": 4}}
+    error = refused(await client.post("/v1/databases", json=asked, headers=headers), 403, "forbidden")
+    assert error["message"].startswith("max_cpu above the usual size")
+    asked["size"] = {"max_cpu": 1}
+    assert (await client.post("/v1/databases", json=asked, headers=headers)).status_code == 201
+    refused(await client.patch("/v1/databases/shop", json={"size": {"disk_bytes": 1 << 45}}, headers=headers), 403, "forbidden")

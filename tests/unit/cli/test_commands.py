@@ -114,7 +114,7 @@ def test_show(torpor: Run, running: Twin) -> None:
         "thaw",
         "━",
         "freeze after 5 s, page after 30 s, stop after 1 h",
-        "17 MB, and 3.0 MB in swap",
+        "in swap      3.0 MB",
         "wakes: 7 in all, the newest 10:",
     ):
         assert part in out, out
