@@ -30,6 +30,7 @@ log = get_logger(__name__)
 
 _BACKLOG = 4096
 _ACCEPTS_A_TURN = 64  # newcomers taken before the loop does other work
+_REFUSALS_A_TURN = 8  # of them; whoever floods the door waits behind those who are logging in
 _PAUSE_S = 0.1
 _LOGINS_LOOK_S = 0.01
 _COMPLAINT_EVERY_S = 60.0
@@ -163,6 +164,7 @@ class Door:
             asyncio.get_running_loop().remove_reader(listener.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
+        refusals = 0
         for _ in range(_ACCEPTS_A_TURN):
             try:
                 sock, address = listener.accept()
@@ -171,20 +173,24 @@ class Door:
             except OSError as error:
                 self._could_not_accept(error)
                 return
-            self._take_in(sock, address[:2])
+            refusals += not self._take_in(sock, address[:2])
+            if refusals >= _REFUSALS_A_TURN:
+                return
 
-    def _take_in(self, sock: socket.socket, address: tuple[str, int]) -> None:
+    def _take_in(self, sock: socket.socket, address: tuple[str, int]) -> bool:
+        """Whether it may stay."""
         sock.setblocking(False)
         self.stats.accepted += 1
         try:
             visit = self.guard.arrive(address[0])
         except TooManyFromAddress as error:
             self._turn_away(sock, address, error)
-            return
+            return False
         if self.stats.pending >= self._max_logins:
             self._make_room()
         self.stats.pending += 1
         self._silent.add(sock, address, visit)
+        return True
 
     def _turn_away(self, sock: socket.socket, address: tuple[str, int], error: TorporError) -> None:
         """Without reading a word, and without a task: whoever floods the door gets as little of it as can be."""

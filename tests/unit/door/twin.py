@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 
 from tests.support.relaying import encryption
+from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.door.stats import LoginOutcome
 from torpor.metering.traffic import Carrier
@@ -177,6 +178,7 @@ async def open_door(
     relay: bool = False,
     tls: TlsMode = TlsMode.OFF,
     host: str = "127.0.0.1",
+    guard: Guard | None = None,
 ) -> AsyncIterator[Door]:
     """A door; with `relay` or `tls` there are real relay workers behind it."""
     async with AsyncExitStack() as stack:
@@ -191,6 +193,7 @@ async def open_door(
             encryption=encrypted,
             public_host="db.test",
             relay=relay,
+            guard=guard,
         )
         async with _opened(door, twin):
             yield door
