@@ -147,6 +147,10 @@ class Client:
         """PATCH, decoded from JSON."""
         return self._json("PATCH", path, body)
 
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        """PUT, decoded from JSON."""
+        return self._json("PUT", path, body)
+
     def delete(self, path: str, **query: str | int | None) -> None:
         """DELETE."""
         self._json("DELETE", _with_query(path, query))

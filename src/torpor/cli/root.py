@@ -56,6 +56,7 @@ COMMANDS = {
     "demo": ("demo:demo", "A tour on real data: make, fill, query, fall asleep, wake; with the time of each."),
     "workspace": ("workspaces:workspace", "Workspaces: who owns databases and API keys."),
     "key": ("keys:key", "API keys of workspaces."),
+    "access": ("access:access", "From where clients may connect."),
     "audit": ("audit:audit", "Who did what to what, from where, with which key."),
     "doctor": ("doctor:doctor", "What this host has and lacks, what each lack costs, what to do."),
     "drain": ("drain:drain", "End the running Torpor when nothing runs in it any more."),

@@ -223,6 +223,7 @@ class House:
             self._audit.settle()
             await self._relays.take_over()
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
+            await self._access.enforce("torpor")  # a change may have been cut off before it reached them
             log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
             await self._encryption.start()
             if estate is None:
