@@ -112,7 +112,7 @@ def assert_nothing_half_made(server: Server) -> None:
     assert not {pid for pid in strays if Path(f"/proc/{pid}/cwd").exists()}
     cgroups = {name for name in detect(instance_name(server.data_dir)).names() if is_database_id(name)}
     assert cgroups <= volumes
-    runs = {path.name for path in (server.data_dir / "run").iterdir()}
+    runs = {path.name for path in (server.data_dir / "run").iterdir() if is_database_id(path.name)}
     assert runs <= volumes
 
 
