@@ -92,7 +92,7 @@ class Settings:
                 raise BadSettings(f"{name} must be between 0 and 65535")
         for name, low, high in (
             ("warm_pool_size", 0, 1000),
-            ("api_key_rate", 0.1, 100_000),
+            ("api_key_rate", 1, 100_000),
             ("api_address_rate", 0.1, 100_000),
             ("max_connections", 5, 10_000),
             ("login_timeout_s", 0.1, 600),
