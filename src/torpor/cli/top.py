@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _REFRESH_S = 1.0
 _MAX_ROWS = 200
-_HEADER_LINES = 6
+_HEADER_LINES = 7
+_REFUSED_SHOWN = 3
 _DEPTH = (Tier.AWAKE, Tier.FROZEN, Tier.PAGED, Tier.STOPPED)
 _COLORS = {Tier.AWAKE: "green", Tier.FROZEN: "cyan", Tier.PAGED: "blue", Tier.STOPPED: "bright_black"}
 _HEAD = ("NAME", "TIER", "SINCE", "CONNS", "CPU%", "CEILING", "MEMORY", "LAST WAKE", "AWAKE BY")
@@ -94,14 +95,19 @@ def cpu_percent(before: Sample | None, views: list[DatabaseView], at: float) -> 
 
 
 def header(sample: Sample) -> list[str]:
-    """The host in two lines. Pure."""
+    """The host in two lines, and in a third who is refused, if anybody is. Pure."""
     host = sample.host
     tiers = ", ".join(f"{host.tiers.get(tier, 0)} {tier}" for tier in _DEPTH)
     memory = f"{text.size(host.memory_used_bytes)} of {text.size(host.memory_total_bytes)}"
     swap = f", {text.size(host.swap_used_bytes)} in swap" if host.swap_used_bytes else ""
+    refused = [
+        f"{text.clean(one.address, 44)} {text.clean(one.reason, 30)} x{one.count} {text.age(one.last_at, sample.at)} ago"
+        for one in host.refused[:_REFUSED_SHOWN]
+    ]
     return [
         f"torpor {host.version}  up {text.duration(sample.at - host.started_at)}  door {host.door}  API {host.api}",
         f"{host.databases} databases: {tiers}; {host.warm} warm; {host.connections} connections; memory {memory}{swap}",
+        *([f"refused: {', '.join(refused)}"] if refused else []),
     ]
 
 

@@ -182,6 +182,10 @@ class Fleet:
         """How many sessions come from an address, by its `address_key`."""
         return self._around.census.from_address(key)
 
+    def addresses(self) -> int:
+        """How many addresses have sessions."""
+        return self._around.census.addresses()
+
     def room(self, database: Database) -> tuple[int, int]:
         """How many sessions a database has, and how many it may have."""
         compute = self._by_id[database.id]

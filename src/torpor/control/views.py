@@ -19,7 +19,18 @@ from torpor.metering.traffic import Traffic
 from torpor.model.database import Wake
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import Tier
-from torpor.model.views import AwakeCause, Credentials, DatabaseDetail, DatabaseView, HostView, NextStep, SizeView, StepView, WakeView
+from torpor.model.views import (
+    AwakeCause,
+    Credentials,
+    DatabaseDetail,
+    DatabaseView,
+    HostView,
+    NextStep,
+    RefusalView,
+    SizeView,
+    StepView,
+    WakeView,
+)
 from torpor.model.workspace import WorkspaceId
 from torpor.storage.volumes import Volumes
 
@@ -66,7 +77,9 @@ class Viewer:
         warm: Callable[[], Collection[Compute]],
         workspace_name: Callable[[WorkspaceId | None], str],
         scaling: Scaling,
+        refused: Callable[[], tuple[RefusalView, ...]] = tuple,
     ) -> None:
+        self._refused = refused
         self._scaling = scaling
         self._make_facts = facts
         self._fleet = fleet
@@ -183,6 +196,7 @@ class Viewer:
             sandbox=facts.sandbox,
             sandbox_lacks=facts.sandbox_lacks,
             lacks=facts.lacks,
+            refused=self._refused(),
         )
 
     @cached_property

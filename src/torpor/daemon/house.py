@@ -53,7 +53,7 @@ from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.encryption import make_encryption
 from torpor.daemon.handoff import Estate
-from torpor.daemon.metrics import register
+from torpor.daemon.metrics import register, register_guard
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
@@ -65,12 +65,14 @@ from torpor.model.errors import BinariesMissing, DataDirectoryUnusable, TorporEr
 from torpor.model.names import DatabaseId
 from torpor.model.settings import Settings
 from torpor.model.sleep import Tier
+from torpor.model.views import RefusalView
 from torpor.native import LIBRARY, RELAY
 from torpor.storage.volumes import Volumes
 
 log = get_logger(__name__)
 
 _FLUSH_EVERY_S = 2.0
+_REFUSED_SHOWN = 10
 _LOGINS_S = 5.0  # that logins which are under way have when the next Torpor takes over; newcomers wait for so long at most
 _REQUESTS_S = 10.0
 _SETTLES_S = 5.0
@@ -188,6 +190,7 @@ class House:
                 self._warm_computes,
                 workspaces.name,
                 scaling,
+                self._refused,
             )
             databases = Databases(
                 self._catalog,
@@ -202,6 +205,7 @@ class House:
             )
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
+            register_guard(telemetry, self._guard, fleet)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
             services = Services(databases, workspaces, self._keys, self._audit, telemetry.render, drains=self, access=access)
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
@@ -356,6 +360,11 @@ class House:
 
     def _warm_computes(self) -> Collection[Compute]:
         return self._warm_pool.computes
+
+    def _refused(self) -> tuple[RefusalView, ...]:
+        ahead_s = self._clock.time() - self._clock.monotonic()
+        heaviest = self._guard.heaviest(_REFUSED_SHOWN)
+        return tuple(RefusalView(one.address, one.reason, one.target, one.count, one.last_at + ahead_s) for one in heaviest)
 
     def _woken(self, wake: Wake) -> None:
         self._wakes.record(wake)

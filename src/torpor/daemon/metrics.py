@@ -5,12 +5,14 @@ Concurrency: callbacks on the loop, from memory and a few kernel files.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from torpor.base.memory import HostMemory
 from torpor.base.telemetry import Reading, Readings, Telemetry
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.warmpool import WarmPool
+from torpor.door.guard.guard import Guard
 from torpor.door.stats import DoorStats
 from torpor.insights.wakes import WakeLog
 from torpor.model.sleep import Tier
@@ -68,3 +70,21 @@ def register(
         Readings("torpor_host_swap_used_bytes", "Swap in use on the host.", one(lambda: memory().swap_used_bytes)),
     ):  # fmt: skip
         telemetry.add(readings)
+
+
+def register_guard(telemetry: Telemetry, guard: Guard, fleet: Fleet) -> None:
+    """Add what the guard of the door counts. Addresses are no labels: strangers could make as many as they like (`/v1/host` names the
+    heaviest)."""
+    families: tuple[tuple[str, str, Callable[[], float], Literal["gauge", "counter"]], ...] = (
+        ("torpor_door_connections", "Sessions of clients in all computes.", fleet.total, "gauge"),
+        ("torpor_door_addresses", "Addresses (IPv6: /64 networks) that have sessions.", fleet.addresses, "gauge"),
+        ("torpor_door_pending_addresses", "Addresses that are logging in.", lambda: len(guard.pending), "gauge"),
+        ("torpor_door_entering", "Connections that are proven and have no session yet.", lambda: guard.entering_overall, "gauge"),
+        ("torpor_door_failures_evicted_total", "Failed logins forgotten for lack of room.", lambda: guard.failures.evicted, "counter"),
+    )
+    for name, help, value, type in families:
+        telemetry.add(Readings(name, help, _reading(value), type=type))
+
+
+def _reading(value: Callable[[], float]) -> Callable[[], Iterable[Reading]]:
+    return lambda: [((), value())]

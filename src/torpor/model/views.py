@@ -157,6 +157,18 @@ class Created:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusalView:
+    """An address that the door refuses, for one reason: how often since it came among those refused most, and which database it wanted
+    last."""
+
+    address: str
+    reason: str
+    target: str
+    count: int
+    last_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class HostView:
     """The host at a glance: addresses, counts by tier, memory."""
 
@@ -176,3 +188,5 @@ class HostView:
     sandbox: str = ""
     sandbox_lacks: str = ""
     lacks: tuple[str, ...] = field(default=())
+    refused: tuple[RefusalView, ...] = ()
+    """Who was refused most in the last ten minutes, the heaviest first."""
