@@ -1,0 +1,194 @@
+"""Draining: what runs may finish, what rests is ended with a word, newcomers wait, and at the deadline all is over."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.faults import eventually, in_thread, put_to_sleep
+from tests.support.server import MadeDatabase, Server
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server(freeze_after_s=60, page_after_s="never", stop_after_s="never", drain_timeout_s=60, warm_pool_size=1) as server:
+        yield server
+        assert "Traceback" not in server.log, server.log[-6000:]
+
+
+def connect(database: MadeDatabase) -> "psycopg.Connection[tuple[object, ...]]":
+    return psycopg.connect(database.url, autocommit=True, connect_timeout=30)
+
+
+def ask(database: MadeDatabase) -> object:
+    with connect(database) as connection:
+        return connection.execute("SELECT 1").fetchone()
+
+
+def ended(server: Server, patience_s: float = 40) -> int:
+    """The exit code, once it has ended by itself."""
+    assert server.process is not None
+    code = server.process.wait(patience_s)
+    server.process = None
+    return code
+
+
+def command(server: Server, *arguments: str) -> "subprocess.Popen[str]":
+    line = [sys.executable, "-c", "from torpor.cli import main; main()", *arguments, f"--data-dir={server.data_dir}"]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=server.environment())
+
+
+def last_words(connection: "psycopg.Connection[tuple[object, ...]]") -> tuple[str | None, str]:
+    with pytest.raises(psycopg.OperationalError) as caught:
+        connection.execute("SELECT 1")
+    return caught.value.sqlstate, str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["signal", "command"])
+def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) -> None:
+    busy, quiet, frozen = (server.create() for _ in range(3))
+    with connect(busy) as worker, connect(busy) as idle, connect(quiet) as other, connect(frozen) as sleeper, connect(busy) as transaction:
+        transaction.execute("CREATE TABLE kept (x int)")
+        transaction.execute("BEGIN")
+        transaction.execute("INSERT INTO kept VALUES (1)")
+        put_to_sleep(server, frozen)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(lambda: worker.execute("SELECT pg_sleep(3), 42").fetchone())
+            eventually(lambda: "pg_sleep" in str(server.view(busy.name)["database"]) or _asked(server, busy))
+            drainer = None
+            if way == "signal":
+                os.kill(server.pid, signal.SIGTERM)
+            else:
+                drainer = command(server, "drain", "--timeout=50s")
+            for one in (idle, other, sleeper):
+                eventually(lambda: one.pgconn.socket >= 0 and _has_word(one))  # noqa: B023  # called at once
+                sqlstate, words = last_words(one)
+                assert sqlstate == "57P01"
+                assert "Torpor is draining" in words
+                assert "connect again" in words
+            view = server.call("GET", "/v1/drain")
+            assert view["state"] == "draining"
+            statements = {(one["database"], one["state"]): one["statement"] for one in view["running"]}
+            assert "pg_sleep" in statements[busy.name, "active"]
+            assert statements[busy.name, "idle in transaction"] == "INSERT INTO kept VALUES (1)"
+            assert server.refusal("POST", "/v1/databases", {})[0] == 503
+            assert server.refusal("GET", "/healthz")[0] == 503
+            # A transaction may go on, in as many statements as it takes.
+            transaction.execute("INSERT INTO kept VALUES (2)")
+            row = answer.result(30)
+        assert row is not None
+        assert row[1] == 42, "a statement that runs gets its answer"
+        transaction.execute("COMMIT")
+        assert ended(server) == 0
+        assert last_words(transaction)[0] == "57P01"
+        if drainer is not None:
+            said, progress = drainer.communicate(timeout=30)
+            assert (drainer.returncode, said) == (0, "drained: Torpor has ended\n")
+            assert "pg_sleep" in progress
+    assert server.remains() == []
+    assert not (server.data_dir / "api.json").exists()
+    assert not (server.data_dir / "handoff.sock").exists()
+    server.start()
+    with connect(busy) as connection:
+        assert connection.execute("SELECT sum(x) FROM kept").fetchone() == (3,)
+
+
+def _asked(server: Server, database: MadeDatabase) -> bool:
+    return any("pg_sleep" in cause["detail"] for cause in server.view(database.name)["database"]["awake_because"])
+
+
+def _has_word(connection: "psycopg.Connection[tuple[object, ...]]") -> bool:
+    """Whether something came on an idle connection."""
+    import select
+
+    return bool(select.select([connection.pgconn.socket], [], [], 0)[0])
+
+
+def test_newcomers_wait_and_the_next_torpor_serves_them(server: Server) -> None:
+    """Drained with a successor: no connection is refused, and the statement that ran is still running there."""
+    database, other = server.create(), server.create()
+    with connect(database) as worker:
+        working, failures = in_thread(lambda: worker.execute("SELECT pg_sleep(8)"))
+        eventually(lambda: _asked(server, database))
+        server.call("POST", "/v1/drain", {"timeout_s": 60})
+        with ThreadPoolExecutor(4) as pool:
+            newcomers = [pool.submit(ask, other) for _ in range(4)]
+            time.sleep(0.3)
+            assert not any(newcomer.done() for newcomer in newcomers)
+            old = server.process
+            assert old is not None
+            server.process = server.spawn()  # without --take-over: it is draining
+            assert old.wait(30) == 0
+            assert [newcomer.result(30) for newcomer in newcomers] == [(1,)] * 4
+        assert server.call("GET", "/v1/drain")["state"] == "serving"
+        working.join(30)
+        assert not failures
+        assert worker.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_the_deadline_ends_what_is_left_and_those_who_wait_are_told(server: Server) -> None:
+    database = server.create()
+    with connect(database) as worker, connect(database) as transaction:
+        transaction.execute("BEGIN")
+        working, failures = in_thread(lambda: worker.execute("SELECT pg_sleep(600)"))
+        eventually(lambda: _asked(server, database))
+        drainer = command(server, "drain", "--timeout=600s", "--json", "--no-wait")
+        assert json.loads(drainer.communicate(timeout=30)[0])["state"] == "draining"
+        waiting, refused = in_thread(lambda: ask(database))
+        with socket.create_connection(("127.0.0.1", server.door_port), timeout=30) as silent:
+            time.sleep(0.2)
+            server.call("POST", "/v1/drain", {"timeout_s": 0.5})  # another thought
+            assert ended(server) == 0
+            with silent.makefile("rb") as words:
+                assert b"57P01" in words.read()
+        working.join(20)
+        waiting.join(20)
+        assert isinstance(failures[0], psycopg.errors.AdminShutdown)
+        assert isinstance(refused[0], psycopg.OperationalError)
+        assert last_words(transaction)[0] == "57P01"
+    assert server.remains() == []
+
+
+def test_a_second_signal_ends_it_at_once(server: Server) -> None:
+    database = server.create()
+    with connect(database) as worker:
+        working, failures = in_thread(lambda: worker.execute("SELECT pg_sleep(4)"))
+        eventually(lambda: _asked(server, database))
+        os.kill(server.pid, signal.SIGTERM)
+        eventually(lambda: "draining" in server.log)
+        os.kill(server.pid, signal.SIGTERM)
+        assert ended(server) == 1
+        server.start()
+        working.join(30)
+        assert not failures, "its compute was left running"
+        assert worker.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_ctrl_c_ends_statements(server: Server) -> None:
+    database = server.create()
+    with connect(database) as worker:
+        working, failures = in_thread(lambda: worker.execute("SELECT pg_sleep(600)"))
+        eventually(lambda: _asked(server, database))
+        os.kill(server.pid, signal.SIGINT)
+        assert ended(server) == 0
+        working.join(20)
+        assert isinstance(failures[0], psycopg.errors.AdminShutdown)
+
+
+def test_drain_command_without_a_torpor(tmp_path: Path) -> None:
+    nobody = Server(tmp_path)
+    done = command(nobody, "drain")
+    assert "Torpor isn't running" in done.communicate(timeout=30)[1]
+    assert done.returncode == 3
+    odd = command(nobody, "drain", "--timeout=soon")
+    assert "write it as 90s, 10m or 1h" in odd.communicate(timeout=30)[1]
+    assert odd.returncode == 2
