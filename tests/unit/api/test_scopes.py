@@ -123,6 +123,7 @@ async def test_with_enough_rights_it_is_done_and_recorded(operation: Operation, 
     credentials = [(scope, None) for scope in KEY_SCOPES if scope.allows(operation.scope or AccessScope.HOST)]
     for scope, credential in (*credentials, (AccessScope.HOST, TOKEN)):
         hotel = await hotels().settle()
+        acme = hotel.desk.workspaces.find("acme").id
         if operation.id == "deleteWorkspace":
             hotel.databases.owners.clear()
         answer = await hotel.ask(operation, credential or hotel.keys[scope].secret)
@@ -138,7 +139,7 @@ async def test_with_enough_rights_it_is_done_and_recorded(operation: Operation, 
         assert ended.actor == ("host" if scope is AccessScope.HOST else hotel.keys[scope].key.id)
         assert ended.address == "127.0.0.1"
         if operation.id not in HOST_WIDE:
-            assert ended.workspace == hotel.desk.workspaces.find("acme").id
+            assert ended.workspace == acme
         for secret in ("secret", *(key.secret.rpartition("_")[2] for key in hotel.keys.values())):
             assert all(secret not in str(record) for record in records)
 
