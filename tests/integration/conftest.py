@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.attacks.stronghold import Stronghold, stronghold
 from tests.support.server import Server
 
 
@@ -13,3 +14,10 @@ def torpor() -> Iterator[Server]:
     with Server(freeze_after_s=1, page_after_s="never", stop_after_s="never", warm_pool_size=2) as server:
         yield server
         assert "Traceback" not in server.log, server.log[-6000:]
+
+
+@pytest.fixture(scope="session")
+def escape() -> Iterator[Stronghold]:
+    """Shared by the escape attempts of one worker."""
+    with stronghold() as made:
+        yield made
