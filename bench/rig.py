@@ -113,15 +113,17 @@ class BenchServer(Server):
         """
         if self.tier(database.name) == "awake":
             self.lay_down(database.name, "frozen")  # that is when the roles are saved
-        with contextlib.closing(sqlite3.connect(f"file:{self.data_dir}/catalog.sqlite?mode=ro", uri=True)) as catalog:
-            (text,) = catalog.execute(
-                "SELECT verifier FROM roles WHERE database_id = ? AND name = ?", (database.id, database.name)
-            ).fetchone()
-        verifier = parse_verifier(text)
+        verifier = parse_verifier(self.verifier(database))
         assert verifier is not None
         salted = hashlib.pbkdf2_hmac("sha256", database.password.encode(), verifier.salt, verifier.iterations)
         keys = {f"scram_{side.lower()}_key": hmac.digest(salted, f"{side} Key".encode(), "sha256") for side in ("Client", "Server")}
         return f"{url or database.url}?{urlencode({name: b64encode(key).decode() for name, key in keys.items()})}"
+
+    def verifier(self, database: MadeDatabase) -> str:
+        """What PostgreSQL keeps of the owner's password, as saved when the database last fell asleep."""
+        with contextlib.closing(sqlite3.connect(f"file:{self.data_dir}/catalog.sqlite?mode=ro", uri=True)) as catalog:
+            query = "SELECT verifier FROM roles WHERE database_id = ? AND name = ?"
+            return str(catalog.execute(query, (database.id, database.name)).fetchone()[0])
 
     def wait_alone(self, name: str) -> None:
         """Until the database's last session has ended: a client that leaves a sleeper wakes it."""
@@ -131,9 +133,9 @@ class BenchServer(Server):
                 raise TimeoutError(f"{name} still has sessions")
             time.sleep(0.002)
 
-    def bare(self, database: MadeDatabase, tcp: bool = True) -> "Bare":
-        """The database's cluster without Torpor; the database must be stopped."""
-        return Bare(self, database, tcp)
+    def bare(self, database: MadeDatabase, tcp: bool = True, tls: tuple[Path, Path] | None = None) -> "Bare":
+        """The database's cluster without Torpor; the database must be stopped. `tls` is a certificate and its key."""
+        return Bare(self, database, tcp, tls)
 
 
 @contextlib.contextmanager
@@ -236,7 +238,7 @@ class Bare:
     Clients come over TCP with their password (checked by PostgreSQL), or over its own Unix socket without.
     """
 
-    def __init__(self, server: BenchServer, database: MadeDatabase, tcp: bool) -> None:
+    def __init__(self, server: BenchServer, database: MadeDatabase, tcp: bool, tls: tuple[Path, Path] | None) -> None:
         data = server.data_dir / "volumes" / database.id / "data"
         self._uid = data.stat().st_uid
         self._place = server.data_dir / f"bare-{database.id}"
@@ -249,7 +251,7 @@ class Bare:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
-        options = {
+        options: dict[str, object] = {
             "listen_addresses": "127.0.0.1" if tcp else "",
             "port": self.port,
             "unix_socket_directories": self._place,
@@ -258,6 +260,14 @@ class Bare:
             "hba_file": hba,
             "ident_file": server.data_dir / "conf" / major / "pg_ident.conf",
         }
+        if tls is not None:
+            for source, option in zip(tls, ("ssl_cert_file", "ssl_key_file"), strict=True):
+                copy = self._place / source.name
+                shutil.copy(source, copy)
+                os.chown(copy, self._uid, self._uid)
+                copy.chmod(0o600)
+                options[option] = copy
+            options["ssl"] = "on"
         self._command = [str(postgres().bindir / "postgres"), "-D", str(data)]
         self._command += [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         self._process: subprocess.Popen[bytes] | None = None

@@ -37,7 +37,7 @@ def measure() -> list[Result]:
         databases = [torpor.create(name) for name in ("one", "two")]
         say(f"filling pgbench tables, scale {_SCALE}")
         for database in databases:
-            _run("pgbench", "-i", "-q", "-I", "dtGvp", "-s", str(_SCALE), database.url)
+            run_program("pgbench", "-i", "-q", "-I", "dtGvp", "-s", str(_SCALE), database.url)
         for door, direct in (databases, reversed(databases)):
             say(f"{_ROUNDS} rounds")
             _half(torpor, door, direct, rates)
@@ -46,8 +46,8 @@ def measure() -> list[Result]:
         torpor.settings["relay"] = True
         torpor.start()
         for mode in _MODES:
-            _pgbench(databases[0].url, mode)
-            rates["Torpor's relay", mode] = [_pgbench(databases[0].url, mode) for _ in range(4)]
+            pgbench(databases[0].url, mode)
+            rates["Torpor's relay", mode] = [pgbench(databases[0].url, mode) for _ in range(4)]
     results = []
     for mode in _MODES:
         pairs = zip(rates["door", mode], rates["direct", mode], strict=True)
@@ -67,50 +67,64 @@ def _half(torpor: BenchServer, door: MadeDatabase, direct: MadeDatabase, rates: 
         bare = running_rivals.enter_context(torpor.bare(direct))
         ways: list[tuple[str, str, tuple[str, ...]]] = [("door", door.url, _MODES), ("direct", bare.url, _MODES)]
         for pool_mode in _POOL_MODES if program else ():
-            url = running_rivals.enter_context(_pgbouncer(program or "", torpor.data_dir, bare, direct, pool_mode))
+            url = running_rivals.enter_context(pgbouncer(program or "", torpor.data_dir, bare, direct, pool_mode))
             # PgBouncer before 1.21 breaks prepared statements in transaction mode.
             ways.append((f"PgBouncer, {pool_mode} mode", url, _MODES if pool_mode == "session" else ("simple",)))
         for _, url, modes in ways:
-            _pgbench(url, modes[0])  # warm-up
+            pgbench(url, modes[0])  # warm-up
         for number in range(_ROUNDS):
             for mode in _MODES:
                 turn = [way for way in ways if mode in way[2] and (number % 3 == 0 or way[0] in ("door", "direct"))]
                 for way, url, _ in turn if number % 2 else reversed(turn):
-                    rates.setdefault((way, mode), []).append(_pgbench(url, mode))
+                    rates.setdefault((way, mode), []).append(pgbench(url, mode))
 
 
-def _run(program: str, *arguments: str) -> str:
+def run_program(program: str, *arguments: str) -> str:
     done = subprocess.run([str(postgres().bindir / program), *arguments], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(f"{program}: {done.stderr.strip()[-1000:]}")
     return done.stdout
 
 
-def _pgbench(url: str, mode: str, seconds: int = _TURN_S) -> float:
+def pgbench(url: str, mode: str, seconds: int = _TURN_S) -> float:
     """Transactions a second, connecting not counted."""
-    out = _run("pgbench", "-n", "-S", "-M", mode, "-c", str(_CLIENTS), "-j", "2", "-T", str(seconds), url)
+    out = run_program("pgbench", "-n", "-S", "-M", mode, "-c", str(_CLIENTS), "-j", "2", "-T", str(seconds), url)
     return next(float(line.split("=")[1].split()[0]) for line in out.splitlines() if line.startswith("tps"))
 
 
 @contextlib.contextmanager
-def _pgbouncer(program: str, directory: Path, bare: Bare, database: MadeDatabase, pool_mode: str) -> Iterator[str]:
-    """A PgBouncer in front of `bare`, as the computes' kind of user; yields its URL."""
-    place = directory / f"pgbouncer-{pool_mode}"
+def pgbouncer(
+    program: str,
+    directory: Path,
+    bare: Bare,
+    database: MadeDatabase,
+    pool_mode: str,
+    secret: str = "",
+    tls: tuple[Path, Path] | None = None,
+) -> Iterator[str]:
+    """A PgBouncer in front of `bare`, as the computes' kind of user; yields its URL. `secret` is what it knows instead of the password."""
+    place = directory / f"pgbouncer-{pool_mode}{'-tls' if tls else ''}"
     place.mkdir(mode=0o755, exist_ok=True)
+    encryption = ""
+    if tls is not None:
+        for source, name in zip(tls, ("server.crt", "server.key"), strict=True):
+            shutil.copy(source, place / name)
+            shutil.chown(place / name, "nobody")
+        encryption = f"client_tls_sslmode=require\nclient_tls_cert_file={place}/server.crt\nclient_tls_key_file={place}/server.key\n"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     users = place / "users.txt"
-    users.write_text(f'"{database.name}" "{database.password}"\n')
+    users.write_text(f'"{database.name}" "{secret or database.password}"\n')
     settings = place / "pgbouncer.ini"
     settings.write_text(
         f"[databases]\n* = host=127.0.0.1 port={bare.port}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nunix_socket_dir=\n"
         f"auth_type=scram-sha-256\nauth_file={users}\npool_mode={pool_mode}\ndefault_pool_size={_CLIENTS}\nlogfile={place}/log\n"
-        f"pidfile={place}/pid\nserver_tls_sslmode=disable\n"
+        f"pidfile={place}/pid\nserver_tls_sslmode=disable\n{encryption}"
     )
     shutil.chown(place, "nobody")
     process = subprocess.Popen([program, "-q", "-u", "nobody", str(settings)], stderr=subprocess.DEVNULL, start_new_session=True)
-    url = f"postgresql://{database.name}:{database.password}@127.0.0.1:{port}/{database.name}"
+    url = f"postgresql://{database.name}:{database.password}@127.0.0.1:{port}/{database.name}" + ("?sslmode=require" if tls else "")
     try:
         _wait_answers(url, process)
         yield url

@@ -1,6 +1,10 @@
 """Relay workers and certificates for tests: real processes, and a development authority made once for all of them."""
 
+import asyncio
 import atexit
+import contextlib
+import os
+import socket
 import ssl
 import tempfile
 import time
@@ -48,4 +52,82 @@ async def encryption(mode: TlsMode = TlsMode.ALLOW, workers: int = 1) -> AsyncIt
             yield made
         finally:
             await made.relays.stop(leave=False)
-            assert list(Path(directory).iterdir()) == []
+            assert os.listdir(directory) == []
+
+
+class TlsClient:
+    """A TLS client over a socket of the test's, which it can drive piece by piece."""
+
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext | None = None, name: str = "localhost", session: ssl.SSLSession | None = None
+    ) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = (context or client_context()).wrap_bio(self._in, self._out, server_hostname=name, session=session)
+
+    async def shake_hands(self) -> "TlsClient":
+        """Until TLS is spoken. Raises ssl.SSLError for what the server refuses, ConnectionError when it just leaves."""
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self.flush()
+                if not await self._fill():
+                    raise ConnectionError("the server left in the middle of the handshake") from None
+            else:
+                await self.flush()
+                return self
+
+    async def send(self, data: bytes) -> None:
+        """All of `data`."""
+        self.tls.write(data)
+        await self.flush()
+
+    async def recv(self, limit: int = 65_536) -> bytes:
+        """What there is next; nothing at the end, when it was told in order."""
+        while True:
+            try:
+                return self.tls.read(limit)
+            except ssl.SSLWantReadError:
+                await self.flush()
+                if not await self._fill():
+                    raise ConnectionError("the end was not told") from None
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    async def recv_exactly(self, length: int) -> bytes:
+        """`length` bytes."""
+        data = b""
+        while len(data) < length:
+            part = await self.recv()
+            if not part:
+                raise EOFError(f"{len(data)} of {length} bytes came")
+            data += part
+        return data
+
+    async def end_direction(self) -> None:
+        """Say that nothing more comes from us, and go on reading."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        await self.flush()
+
+    async def flush(self) -> None:
+        if pending := self._out.read():
+            await asyncio.get_running_loop().sock_sendall(self.sock, pending)
+
+    async def _fill(self) -> bool:
+        part = await asyncio.get_running_loop().sock_recv(self.sock, 65_536)
+        self._in.write(part)
+        return bool(part)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """A client's socket, and the server's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    for sock in (client, server):
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client, server

@@ -88,16 +88,20 @@ def create(
 @click.command()
 @click.argument("name")
 @click.option("--reset-password", is_flag=True, help="Make a new password. The old one stops working; open connections stay.")
+@click.option("--tls", "is_encrypted", is_flag=True, help="With what libpq needs to encrypt and to be sure of the server (verify-full).")
 @with_invocation
-def url(invocation: Invocation, name: str, reset_password: bool) -> None:
+def url(invocation: Invocation, name: str, reset_password: bool, is_encrypted: bool) -> None:
     """Print a database's URL with its password, when this machine knows it."""
+    from torpor.cli.tls import authority, with_tls
+
+    root = authority(invocation) if is_encrypted else ""
     client = invocation.connect()
     view = client.fetch(DatabaseDetail, database_path(name)).database
     if reset_password:
         with invocation.waiting(f"making a new password for {name}"):
             answer = client.post(database_path(name, "password"))
         credentials = client.decode(Credentials, answer)
-        invocation.emit(answer, credentials.url)
+        invocation.emit(answer, with_tls(credentials.url, root) if root else credentials.url)
         _keep(invocation, client, view.id, credentials)
         return
     known = invocation.passwords(client).get(view.id)
@@ -105,6 +109,7 @@ def url(invocation: Invocation, name: str, reset_password: bool) -> None:
         message = f"the password of {name} isn't known on this machine, as it is shown once, at creation"
         raise CommandError(message, f"`torpor url {name} --reset-password` makes a new one", kind="password_unknown")
     full = with_login(view.url, known.role, known.password)
+    full = with_tls(full, root) if root else full
     invocation.emit({"url": full, "role": known.role, "password": known.password}, full)
 
 

@@ -18,7 +18,7 @@ from torpor.compute import binaries
 from torpor.compute.sandbox.image.packing import PACKED, Kind, obstacle
 from torpor.model.errors import BinariesMissing
 from torpor.model.settings import DEFAULT_MAJOR
-from torpor.native import LIBRARY
+from torpor.native import LIBRARY, RELAY
 
 _MARKS = {Status.OK: ("ok", "green"), Status.WARN: ("warn", "yellow"), Status.LACK: ("LACK", "red")}
 
@@ -37,7 +37,7 @@ def doctor(context: click.Context, invocation: Invocation) -> None:
 
 def own_findings(invocation: Invocation, library: Path) -> tuple[Finding, ...]:
     """What the host package knows nothing of: PostgreSQL, the C library, the daemon."""
-    return (_postgres(invocation), _image(invocation), _library(library), _daemon(invocation))
+    return (_postgres(invocation), _image(invocation), _library(library), _relay(library.with_name(RELAY.name)), _daemon(invocation))
 
 
 def _postgres(invocation: Invocation) -> Finding:
@@ -77,6 +77,14 @@ def _library(library: Path) -> Finding:
     return Finding(
         name, Status.WARN, f"{library} isn't built", cost, "install gcc and libc6-dev and run `make setup`, or reinstall the package"
     )
+
+
+def _relay(relay: Path) -> Finding:
+    name = "TLS"
+    if os.access(relay, os.X_OK):
+        return Finding(name, Status.OK, str(relay))
+    cost = "clients can't encrypt, and those on other machines are refused unless tls=off or tls=allow is set"
+    return Finding(name, Status.LACK, f"{relay} isn't built", cost, "install libssl-dev and gcc and run `make setup` again")
 
 
 def _daemon(invocation: Invocation) -> Finding:

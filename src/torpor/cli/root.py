@@ -58,6 +58,7 @@ COMMANDS = {
     "key": ("keys:key", "API keys of workspaces."),
     "access": ("access:access", "From where clients may connect."),
     "audit": ("audit:audit", "Who did what to what, from where, with which key."),
+    "tls": ("tls:tls", "Encrypted connections: what clients must trust."),
     "doctor": ("doctor:doctor", "What this host has and lacks, what each lack costs, what to do."),
     "drain": ("drain:drain", "End the running Torpor when nothing runs in it any more."),
     "host": ("host:host", "Give this host what it lacks, or take that back."),

@@ -117,7 +117,7 @@ class DataDirectory:
             _write(directory / name, text.encode(), 0o644)
         return directory
 
-    def announce(self, url: str, door_host: str, door_port: int, version: str) -> None:
+    def announce(self, url: str, door_host: str, door_port: int, version: str, tls_authority: str = "") -> None:
         """Tell the command line on this machine where the API is, and the next Torpor where the door was."""
         facts = {
             "url": url,
@@ -125,6 +125,7 @@ class DataDirectory:
             "door_port": door_port,
             "pid": os.getpid(),
             "version": version,
+            "tls_authority": tls_authority,
             "token_file": str(self.path / "token"),
         }
         _write(self.path / "api.json", json.dumps(facts, indent=1).encode() + b"\n", 0o644)

@@ -44,6 +44,7 @@ from torpor.compute.warmpool import WarmPool
 from torpor.control.access import AccessControl
 from torpor.control.audit import Audit
 from torpor.control.databases import Databases
+from torpor.control.disk import DiskWatch
 from torpor.control.keys import KeyRing
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
@@ -179,6 +180,7 @@ class House:
             )
             self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit")
             scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
+            self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
             viewer = Viewer(
                 self._facts,
                 fleet,
@@ -241,9 +243,10 @@ class House:
             await self.stop(leave=True)
             raise
         host, port = self.door.address
-        self._directory.announce(self.api.url, host, port, __version__)
+        self._directory.announce(self.api.url, host, port, __version__, self._encryption.authority)
         self._ladder.start()
         self._scaling.start()
+        self._disk_watch.start()
         self._warm_pool.start()
         self._tasks.spawn(asyncio.to_thread(self._images.tidy), "tidy root images")
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
@@ -346,7 +349,8 @@ class House:
             held={
                 name: self._trees.description if name in self._trees.held else "not held: no cgroup for it can be written here"
                 for name in ("processor", "memory", "processes")
-            },
+            }
+            | {"disk": "watched: measured while awake, then read-only, then stopped"},
             lacks=tuple(f"{item.name}: {item.cost}" for item in found if item.status is Status.LACK),
         )
 

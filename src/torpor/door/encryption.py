@@ -34,6 +34,11 @@ class CertificateSource(Protocol):
         """Chain and key of each, in PEM; the first is for names that fit none. Raises BadSettings."""
         ...
 
+    @property
+    def trusted(self) -> str:
+        """What clients must trust: a file, or "system" for the public authorities."""
+        ...
+
     def stamp(self) -> object:
         """Changes when `load` may have something new to say. Microseconds."""
         ...
@@ -59,6 +64,10 @@ class CertificateFiles:
     def load(self) -> list[Pair]:
         return [(_read(chain, "tls_cert"), _read(key, "tls_key")) for chain, key in self.pairs]
 
+    @property
+    def trusted(self) -> str:
+        return "system"
+
     def stamp(self) -> object:
         return [_stamp(path) for pair in self.pairs for path in pair]
 
@@ -82,6 +91,10 @@ class OwnCertificates:
         chain, key = self.authority.server
         return [(_read(chain, "the certificate"), _read(key, "the key"))]
 
+    @property
+    def trusted(self) -> str:
+        return str(self.authority.certificate)
+
     def stamp(self) -> object:
         return int(self.clock.time() / _DAY_S), [_stamp(path) for path in self.authority.server]
 
@@ -100,6 +113,11 @@ class Encryption:
 
     def __repr__(self) -> str:
         return f"<Encryption {self.mode} {'with' if self._source else 'without'} certificates>"
+
+    @property
+    def authority(self) -> str:
+        """What clients must trust, as libpq's sslrootcert: a file, or "system"; nothing without TLS."""
+        return self._source.trusted if self._source is not None else ""
 
     @property
     def is_offered(self) -> bool:
@@ -177,4 +195,4 @@ def _read(path: Path, what: str) -> bytes:
 def _explained(error: BadSettings, pairs: Sequence[Pair]) -> BadSettings:
     number, _, words = error.message.partition(": ")
     which = f" number {number}" if len(pairs) > 1 else ""
-    return BadSettings(f"tls_cert{which} and its key can't be used: {words}", "they must be PEM, belong together, and have no passphrase")
+    return BadSettings(f"tls_cert{which} and its key can't be used: {words}", "give PEM files that belong together")

@@ -32,6 +32,7 @@ TorporError
 │   ├── ComputeLost             57P02  503   PostgreSQL went away while we talked to it
 │   ├── StartTimeout            57P03  503   still starting (for instance recovering from a crash)
 │   ├── PoolFull                53100  507   the storage pool has no room
+│   ├── DiskFull                53100  507   the database was stopped, as its volume is far beyond its size
 │   └── ShuttingDown            57P01  503   Torpor is stopping
 └── HostError                   the host lacks something; `torpor serve` ends with `exit_code`
     ├── AddressInUse            exit 11
@@ -187,6 +188,10 @@ class ComputeLost(Unavailable):
 
 class StartTimeout(Unavailable):
     kind, sqlstate, http_status = "start_timeout", "57P03", 503
+
+
+class DiskFull(Unavailable):
+    kind, sqlstate, http_status = "disk_full", "53100", 507
 
 
 class PoolFull(Unavailable):

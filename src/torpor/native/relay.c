@@ -723,16 +723,6 @@ static void on_server(struct session *s, uint32_t events)
 
 /* -- configuration ----------------------------------------------------------------------------------------------------------------- */
 
-static const char *complaint(const char *fallback)
-{
-    static char text[256];
-    unsigned long code = ERR_peek_last_error();
-
-    if (code)
-        ERR_error_string_n(code, text, sizeof text);
-    return code ? text : fallback;
-}
-
 static int use_certificates(SSL_CTX *context, BIO *chain)
 {
     X509 *certificate = PEM_read_bio_X509_AUX(chain, NULL, NULL, NULL);
@@ -746,23 +736,33 @@ static int use_certificates(SSL_CTX *context, BIO *chain)
     return good;
 }
 
-static SSL_CTX *make_context(const char *chain, int chain_length, const char *key, int key_length, const void *tickets, long tickets_length)
+/* A context with a certificate and its key; NULL, and why not. */
+static SSL_CTX *make_context(const char *chain, uint32_t chain_length, const char *key, uint32_t key_length, const void *tickets,
+                             uint32_t tickets_length, const char **why)
 {
     SSL_CTX *context = SSL_CTX_new(TLS_server_method());
-    BIO *chain_bio = BIO_new_mem_buf(chain, chain_length), *key_bio = BIO_new_mem_buf(key, key_length);
+    BIO *chain_bio = BIO_new_mem_buf(chain, (int)chain_length), *key_bio = BIO_new_mem_buf(key, (int)key_length);
     EVP_PKEY *private = NULL;
-    int good;
 
-    good = context && chain_bio && key_bio && use_certificates(context, chain_bio) &&
-           (private = PEM_read_bio_PrivateKey(key_bio, NULL, NULL, (void *)"")) && SSL_CTX_use_PrivateKey(context, private) == 1 &&
-           SSL_CTX_check_private_key(context) == 1 && SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION) &&
-           SSL_CTX_set_cipher_list(context, "ECDHE+AESGCM:ECDHE+CHACHA20") &&
-           SSL_CTX_set_session_id_context(context, (const unsigned char *)"torpor", 6) &&
-           SSL_CTX_set_tlsext_ticket_keys(context, (void *)tickets, tickets_length);
+    *why = NULL;
+    if (!context || !chain_bio || !key_bio)
+        *why = "out of memory";
+    else if (!use_certificates(context, chain_bio))
+        *why = "there is no certificate in PEM form";
+    else if (!(private = PEM_read_bio_PrivateKey(key_bio, NULL, NULL, (void *)"")))
+        *why = "there is no private key in PEM form, or it has a passphrase";
+    else if (SSL_CTX_use_PrivateKey(context, private) != 1 || SSL_CTX_check_private_key(context) != 1)
+        *why = "the private key isn't the certificate's";
+    else if (!SSL_CTX_set_min_proto_version(context, TLS1_2_VERSION) ||
+             !SSL_CTX_set_cipher_list(context, "ECDHE+AESGCM:ECDHE+CHACHA20") ||
+             !SSL_CTX_set_session_id_context(context, (const unsigned char *)"torpor", 6) ||
+             !SSL_CTX_set_tlsext_ticket_keys(context, (void *)tickets, tickets_length))
+        *why = "OpenSSL refuses its settings";
     EVP_PKEY_free(private);
     BIO_free(chain_bio);
     BIO_free(key_bio);
-    if (!good) {
+    ERR_clear_error();
+    if (*why) {
         SSL_CTX_free(context);
         return NULL;
     }
@@ -799,19 +799,21 @@ static const char *configure(const char *at, size_t size)
     size_t count = 0;
     const char *failure = NULL;
 
-    ERR_clear_error();
     tickets = part(&at, end, &tickets_length);
     if (!tickets)
         return "the configuration is cut off";
     while (!failure && (chain = part(&at, end, &chain_length)) && (key = part(&at, end, &key_length))) {
         SSL_CTX **more = realloc(made, (count + 1) * sizeof *made);
-        SSL_CTX *context = more ? make_context(chain, (int)chain_length, key, (int)key_length, tickets, tickets_length) : NULL;
+        SSL_CTX *context;
 
-        made = more ? more : made;
+        if (!more) {
+            failure = "out of memory";
+            break;
+        }
+        made = more;
+        context = make_context(chain, chain_length, key, key_length, tickets, tickets_length, &failure);
         if (context)
             made[count++] = context;
-        else
-            failure = complaint("the certificate can't be used");
     }
     if (failure) {
         static char text[300];

@@ -78,6 +78,19 @@ def test_a_password_made_elsewhere_is_explained_and_can_be_reset(torpor: Run, ru
     assert torpor("url", "shop", "--json").json == {"url": reset.strip(), "role": "owner", "password": "s/e c@1"}
 
 
+def test_urls_with_what_encryption_needs(torpor: Run, running: Twin, home: Path) -> None:
+    url = torpor("create", "shop").out.strip()
+    refused = torpor("url", "shop", "--tls")
+    assert (refused.code, "doesn't speak TLS" in refused.err) == (1, True)
+    announcement = home / "data" / "api.json"
+    announcement.write_text(json.dumps({**json.loads(announcement.read_text()), "tls_authority": "/data/tls/ca.crt"}))
+    assert torpor("tls", "ca").out == "/data/tls/ca.crt\n"
+    assert torpor("tls", "ca", "--json").json == {"sslrootcert": "/data/tls/ca.crt"}
+    assert torpor("url", "shop", "--tls").out.strip() == f"{url}?sslmode=verify-full&sslrootcert=/data/tls/ca.crt"
+    reset = torpor("url", "shop", "--tls", "--reset-password").out
+    assert reset.endswith("?sslmode=verify-full&sslrootcert=/data/tls/ca.crt\n")
+
+
 def test_a_password_that_cant_be_kept_is_a_warning(torpor: Run, running: Twin, home: Path) -> None:
     (home / "config").write_text("a file where a directory should be")
     result = torpor("create", "shop")

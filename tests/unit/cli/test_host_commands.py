@@ -40,6 +40,8 @@ def test_doctor_fails_for_what_is_essential_only(torpor: Run, home: Path) -> Non
 def test_doctor_says_what_the_missing_library_costs(home: Path) -> None:
     findings = {finding.name: finding for finding in doctor_module.own_findings(Invocation(False, None), home / "libtorpor.so")}
     assert findings["socket library"].status is Status.WARN
+    assert findings["TLS"].status is Status.LACK
+    assert "libssl-dev" in findings["TLS"].remedy
     assert findings["Torpor"].status is Status.OK
     assert "torpor serve" in findings["Torpor"].remedy
 

@@ -131,13 +131,14 @@ def test_configuration_is_rewritten(directory: DataDirectory) -> None:
 
 def test_announce_and_retract(directory: DataDirectory, place: Path) -> None:
     assert directory.previous_door_port() == 0
-    directory.announce("http://127.0.0.1:7480", "127.0.0.1", 7432, "1.2.3")
+    directory.announce("http://127.0.0.1:7480", "127.0.0.1", 7432, "1.2.3", "/ca.crt")
     assert json.loads((place / "api.json").read_text()) == {
         "url": "http://127.0.0.1:7480",
         "door": "127.0.0.1:7432",
         "door_port": 7432,
         "pid": os.getpid(),
         "version": "1.2.3",
+        "tls_authority": "/ca.crt",
         "token_file": str(place / "token"),
     }
     assert mode(place / "api.json") == 0o644

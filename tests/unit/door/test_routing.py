@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torpor.door.routing import route
+from torpor.door.routing import ServerNames, route
 from torpor.model.errors import DatabaseNotFound, LoginForbidden, RoutingConflict, TorporError
 from torpor.pgwire.startup import StartupMessage
 
@@ -126,3 +126,79 @@ def test_whatever_strangers_send_is_routed_or_refused(parameters: dict[str, str]
         assert error.message.isprintable()
     else:
         assert found.startup.parameters["database"]
+
+
+# -- by the server name of a TLS connection
+
+
+def way_by_host(by_host: str | None, **parameters: str) -> tuple[str, str]:
+    found = route(StartupMessage({"user": "app", **parameters}), by_host)
+    return found.target, found.inner_database
+
+
+@pytest.mark.parametrize(
+    ("server_name", "database"),
+    [
+        ("shop.db.example.com", "shop"),
+        ("SHOP.DB.Example.COM", "shop"),
+        ("shop.db.example.com.", "shop"),
+        ("shop.localhost", "shop"),
+        ("db.example.com", None),
+        ("localhost", None),
+        ("", None),
+        ("a.shop.db.example.com", None),  # no certificate for *.db.example.com would fit it
+        ("shop.other.com", None),
+        (".db.example.com", None),
+        ("xdb.example.com", None),
+        ("127.0.0.1", None),
+    ],
+)
+def test_names_of_servers(server_name: str, database: str | None) -> None:
+    assert ServerNames("db.example.com").database_in(server_name) == database
+
+
+def test_a_door_without_a_name() -> None:
+    names = ServerNames("")
+    assert names.database_in("shop.localhost") == "shop"
+    assert names.database_in("shop.") is None
+    assert ServerNames("127.0.0.1").database_in("shop.127.0.0.1") == "shop"  # no client sends such a name
+
+
+@pytest.mark.parametrize(
+    ("parameters", "inner"),
+    [
+        ({}, "shop"),
+        ({"database": "shop"}, "shop"),
+        ({"database": "other"}, "other"),
+        ({"database": "shop.other"}, "other"),
+        ({"database": "other", "options": "endpoint=shop"}, "other"),
+        ({"database": "shop.other", "options": "--cluster=shop"}, "other"),
+    ],
+)
+def test_host_name_and_other_forms_that_agree(parameters: dict[str, str], inner: str) -> None:
+    assert way_by_host("shop", **parameters) == ("shop", inner)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "another"),
+    [
+        ({"database": "blog.other"}, "blog.other"),
+        ({"options": "endpoint=blog"}, "blog"),
+        ({"options": "--cluster=blog", "database": "shop"}, "blog"),
+        ({"options": "endpoint=shop", "database": "blog.x"}, "blog.x"),
+    ],
+)
+def test_host_name_and_other_forms_that_contradict_each_other_are_refused_with_both_named(parameters: dict[str, str], another: str) -> None:
+    with pytest.raises(RoutingConflict, match=rf'"shop".*"{another}"'):
+        way_by_host("shop", **parameters)
+
+
+@given(st.text(max_size=300), st.text(max_size=80))
+def test_whatever_a_client_calls_us_is_at_most_a_name(server_name: str, database: str) -> None:
+    found = ServerNames("db.example.com").database_in(server_name)
+    assert found is None or "." not in found
+    try:
+        way = route(StartupMessage({"user": "app", "database": database}), found)
+    except TorporError:
+        return
+    assert found is None or way.target == found

@@ -271,3 +271,60 @@ def test_one_character_of_each_table_is_prepared_as_libpq_does() -> None:
 
 def test_what_is_ascii_stays_as_it_is() -> None:
     assert saslprep("a b\x01") == b"a b\x01"
+
+
+# -- bound to the TLS connection (SCRAM-SHA-256-PLUS)
+
+END_POINT = hashlib.sha256(b"certificate").digest()
+PLUS = "SCRAM-SHA-256-PLUS"
+
+
+def bound(end_point: bytes = END_POINT, is_bound: bool = True) -> ScramExchange:
+    return ScramExchange(SALT, ITERATIONS, (verifier("secret"),), end_point=end_point, is_bound=is_bound)
+
+
+def binding_client(end_point: bytes, kind: str = "tls-server-end-point", mechanism: str = PLUS) -> scramp.ScramClient:
+    return scramp.ScramClient([mechanism], "app", "secret", channel_binding=(kind, end_point))
+
+
+def test_a_client_that_binds_and_its_server_believe_each_other() -> None:
+    assert talk(binding_client(END_POINT), bound())
+    long = hashlib.sha512(b"certificate").digest()
+    assert talk(binding_client(long), bound(long))
+
+
+def test_somebody_in_between_has_another_certificate() -> None:
+    with pytest.raises(ProtocolViolation, match="channel binding check failed"):
+        talk(binding_client(hashlib.sha256(b"another").digest()), bound())
+
+
+def test_other_bindings_are_refused() -> None:
+    with pytest.raises(ProtocolViolation, match="unsupported SCRAM channel-binding type"):
+        talk(binding_client(END_POINT, "tls-unique"), bound())
+
+
+def test_a_client_that_was_lied_to_about_the_offer_is_refused() -> None:
+    """It can bind and says that the server can't (y); but the server offered to. Without an offer the same is fine."""
+    first = b"y,,n=app,r=abc"
+    with pytest.raises(ProtocolViolation, match="channel binding negotiation error"):
+        bound(is_bound=False).first(first)
+    assert bound(end_point=b"", is_bound=False).first(first)
+
+
+@pytest.mark.parametrize(("is_bound", "flag"), [(True, b"n"), (True, b"y"), (False, b"p=tls-server-end-point")])
+def test_what_the_client_says_must_fit_its_mechanism(is_bound: bool, flag: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        bound(is_bound=is_bound).first(flag + b",,n=app,r=abc")
+
+
+def test_who_does_not_bind_is_still_let_in() -> None:
+    assert talk(client_of("secret"), bound(is_bound=False))
+
+
+def test_a_binding_can_not_be_left_out_of_the_last_message() -> None:
+    server, client = bound(), binding_client(END_POINT)
+    client.set_server_first(server.first(client.get_client_first().encode()).decode())
+    final = client.get_client_final()
+    header = base64.b64encode(b"p=tls-server-end-point,,").decode()
+    with pytest.raises(ProtocolViolation, match="channel binding check failed"):
+        server.final(f"c={header}{final[final.index(',') :]}".encode())
