@@ -1,6 +1,7 @@
 """The data directory: made, locked against a second Torpor, and told to the command line.
 
-Concurrency: used at start and end only, before and after everything else.
+Concurrency: used at start and end only, before and after everything else. Files that are published have their content in their name, so
+a Torpor that is about to take over publishes its own beside those of the one that still runs.
 """
 
 import contextlib
@@ -24,14 +25,11 @@ def instance_name(data_dir: Path) -> str:
     return "torpor-" + hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:8]
 
 
-class DataDirectory:
-    """A locked data directory. `close` gives the lock back."""
+class DataFiles:
+    """A data directory as whoever runs Torpor may use it without the lock."""
 
-    def __init__(self, path: Path, lock: int | None = None, patience_s: float = 0.0) -> None:
-        """Make it and lock it. `lock` is that of another Torpor that `give_lock` gave; `patience_s` is for one that is just ending.
-
-        Raises DataDirectoryUnusable or AlreadyRunning.
-        """
+    def __init__(self, path: Path) -> None:
+        """Make it. Raises DataDirectoryUnusable."""
         self.path = path
         if len(str(path)) + 1 + len(_LONGEST_TAIL) > _MAX_SOCKET_PATH:
             raise DataDirectoryUnusable(
@@ -45,50 +43,18 @@ class DataDirectory:
                 (path / name).chmod(mode)
             if os.geteuid() == 0:
                 path.chmod(_TRAVERSABLE)  # computes run as other users and must reach their volume
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if lock is None else lock
         except OSError as error:
-            raise DataDirectoryUnusable(
-                f"the data directory {path} can't be used: {error.strerror}",
-                "choose another with --data-dir, or mend its owner and mode",
-            ) from error
-        try:
-            self._take_lock(patience_s)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise already_running(path) from error
+            raise _unusable(path, error) from error
         if os.geteuid() == 0:
-            try:
-                self._check_reachable()
-            except BaseException:
-                self.close()
-                raise
+            self._check_reachable()
 
     def __repr__(self) -> str:
-        return f"<DataDirectory {self.path}>"
+        return f"<{type(self).__name__} {self.path}>"
 
     @property
     def instance(self) -> str:
         """Names this Torpor's cgroups: several can run on one host."""
         return instance_name(self.path)
-
-    def _take_lock(self, patience_s: float) -> None:
-        """Lock it, or see that a lock that was given is one on this directory. Raises BlockingIOError."""
-        ours, theirs = os.fstat(self._lock), os.stat(self.path / "lock")
-        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
-            raise BlockingIOError
-        deadline = time.monotonic() + patience_s
-        while True:
-            try:
-                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_LOCK_AGAIN_S)
-
-    def give_lock(self) -> int:
-        """The lock, which is the caller's from now on; `close` closes nothing any more."""
-        lock, self._lock = self._lock, -1
-        return lock
 
     def publish_library(self, built: Path) -> Path:
         """A copy of the preloaded library that every user can read. Running computes keep the version that they loaded."""
@@ -108,14 +74,65 @@ class DataDirectory:
             _write(target, content, mode)
         return target
 
+    def configuration(self, major: int) -> Path:
+        """Where the configuration files of a major are, once they are written."""
+        return self.path / "conf" / str(major)
+
     def write_configuration(self, major: int, files: dict[str, str]) -> Path:
         """The configuration files that all computes of a major share."""
-        directory = self.path / "conf" / str(major)
+        directory = self.configuration(major)
         directory.mkdir(exist_ok=True)
         directory.chmod(0o755)
         for name, text in files.items():
             _write(directory / name, text.encode(), 0o644)
         return directory
+
+    def _check_reachable(self) -> None:
+        for parent in self.path.resolve().parents:
+            if not parent.stat().st_mode & 0o001:
+                raise DataDirectoryUnusable(
+                    f"computes run as users of their own and can't enter {parent}",
+                    f"choose a data directory elsewhere (--data-dir), or `chmod o+x {parent}`",
+                )
+
+
+class DataDirectory(DataFiles):
+    """A locked data directory. `close` gives the lock back."""
+
+    def __init__(self, path: Path, lock: int | None = None, patience_s: float = 0.0) -> None:
+        """Make it and lock it. `lock` is that of another Torpor that `give_lock` gave; `patience_s` is for one that is just ending.
+
+        Raises DataDirectoryUnusable or AlreadyRunning.
+        """
+        super().__init__(path)
+        try:
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if lock is None else lock
+        except OSError as error:
+            raise _unusable(path, error) from error
+        try:
+            self._take_lock(patience_s)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise already_running(path) from error
+
+    def _take_lock(self, patience_s: float) -> None:
+        """Lock it, or see that a lock that was given is one on this directory. Raises BlockingIOError."""
+        ours, theirs = os.fstat(self._lock), os.stat(self.path / "lock")
+        if (ours.st_dev, ours.st_ino) != (theirs.st_dev, theirs.st_ino):
+            raise BlockingIOError
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOCK_AGAIN_S)
+
+    def give_lock(self) -> int:
+        """The lock, which is the caller's from now on; `close` closes nothing any more."""
+        lock, self._lock = self._lock, -1
+        return lock
 
     def announce(self, url: str, door_host: str, door_port: int, version: str, tls_authority: str = "") -> None:
         """Tell the command line on this machine where the API is, and the next Torpor where the door was."""
@@ -148,13 +165,11 @@ class DataDirectory:
             os.close(self._lock)
             self._lock = -1
 
-    def _check_reachable(self) -> None:
-        for parent in self.path.resolve().parents:
-            if not parent.stat().st_mode & 0o001:
-                raise DataDirectoryUnusable(
-                    f"computes run as users of their own and can't enter {parent}",
-                    f"choose a data directory elsewhere (--data-dir), or `chmod o+x {parent}`",
-                )
+
+def _unusable(path: Path, error: OSError) -> DataDirectoryUnusable:
+    return DataDirectoryUnusable(
+        f"the data directory {path} can't be used: {error.strerror}", "choose another with --data-dir, or mend its owner and mode"
+    )
 
 
 def already_running(path: Path) -> AlreadyRunning:

@@ -45,7 +45,7 @@ _PACKET_BYTES = 128 * 1024
 _FDS_A_PACKET = 200  # the kernel passes 253 at most
 _TICKETS_A_PACKET = 200
 _SPEAKS_WITHIN_S = 10.0
-_LOADS_WITHIN_S = 60.0
+_LOADS_WITHIN_S = 300.0  # it may have to build a root image
 _SERVES_WITHIN_S = 60.0
 _LETS_GO_WITHIN_S = 90.0
 _SENDS_WITHIN_S = 10.0
@@ -231,11 +231,21 @@ def refusal(error: HostError) -> Packet:
 
 
 class Predecessor:
-    """The Torpor whose place this one takes. `estate` is None when it ended before it gave anything."""
+    """The Torpor whose place this one takes."""
 
-    def __init__(self, sock: socket.socket, estate: Estate | None) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self.estate = estate
+
+    def let_go(self) -> Estate | None:
+        """Wait until it has let go of everything, and take that; None when it ended before it gave anything. Raises TakeOverFailed."""
+        try:
+            self._sock.send(_encode({"go": True}))
+            self._sock.settimeout(_LETS_GO_WITHIN_S)
+            return _read_estate(self._sock)
+        except TimeoutError as error:
+            raise TakeOverFailed("the running Torpor doesn't let go", "try again; or end it, and start this one") from error
+        except (_Gone, ConnectionError):
+            return None
 
     def confirm(self) -> None:
         """Tell it that this one serves; it ends. Nothing happens when it has ended already."""
@@ -243,11 +253,11 @@ class Predecessor:
             self._sock.send(_encode({"serves": True}))
 
 
-def succeed(settings: Settings, take_over: bool) -> Predecessor | None:
-    """Ask the Torpor that runs on this data directory for its estate, and wait for it; None when none runs.
+def ask(settings: Settings, take_over: bool) -> Predecessor | None:
+    """Ask the Torpor that runs on this data directory whether it would hand over; None when none runs.
 
     Raises AlreadyRunning when it serves and `take_over` isn't set, BadSettings when it has other addresses, TakeOverFailed when it can't
-    or won't. Then it goes on. Call it when everything else that can fail has been done.
+    or won't. Then it goes on. Next find out and load all that can fail, and then let it `let_go`.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -262,13 +272,11 @@ def succeed(settings: Settings, take_over: bool) -> Predecessor | None:
         try:
             sock.send(_encode({"protocol": PROTOCOL, "version": __version__, "take_over": take_over}))
             _check_addresses(settings, _answer(sock)[0])
-            sock.send(_encode({"go": True}))
-            sock.settimeout(_LETS_GO_WITHIN_S)
-            return Predecessor(sock, _read_estate(sock))
-        except (_Gone, ConnectionError):
-            return Predecessor(sock, None)
         except TimeoutError as error:
             raise TakeOverFailed("the running Torpor doesn't answer", "try again; or end it, and start this one") from error
+        except (_Gone, ConnectionError):
+            pass  # it has just ended: so will be found when it is to let go
+        return Predecessor(sock)
     except BaseException as error:
         sock.close()
         if isinstance(error, PermissionError):

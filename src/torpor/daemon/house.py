@@ -20,8 +20,6 @@ from torpor.base.cgroups import detect
 from torpor.base.clock import SystemClock
 from torpor.base.host.facts import probe
 from torpor.base.host.findings import Status, findings
-from torpor.base.host.pool import ensure_pool_mounted
-from torpor.base.host.zram import ensure_zram
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.base.telemetry import Telemetry
@@ -29,15 +27,10 @@ from torpor.catalog.access import AccessRecords
 from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
 from torpor.catalog.workspaces import WorkspaceRecords
-from torpor.compute import binaries
-from torpor.compute.binaries import Postgres
 from torpor.compute.compute import Compute
-from torpor.compute.configuration import pg_hba_conf, postgresql_conf
 from torpor.compute.drain import Drain
 from torpor.compute.fleet import Fleet
 from torpor.compute.ladder import Ladder
-from torpor.compute.sandbox.image.images import Images
-from torpor.compute.sandbox.sandbox import find_sandbox
 from torpor.compute.surroundings import Surroundings
 from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
@@ -53,6 +46,7 @@ from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.encryption import make_encryption
+from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register, register_guard
 from torpor.door.guard.guard import Guard
@@ -62,12 +56,12 @@ from torpor.metering.ledger import TrafficLedger
 from torpor.model.access import ListScope
 from torpor.model.database import Wake
 from torpor.model.drain import DrainView
-from torpor.model.errors import BinariesMissing, DataDirectoryUnusable, TorporError
+from torpor.model.errors import TorporError
 from torpor.model.names import DatabaseId
 from torpor.model.settings import Settings
 from torpor.model.sleep import Tier
 from torpor.model.views import RefusalView
-from torpor.native import LIBRARY, RELAY
+from torpor.native import RELAY
 from torpor.storage.volumes import Volumes
 
 log = get_logger(__name__)
@@ -82,8 +76,9 @@ _SETTLES_S = 5.0
 class House:
     """A whole Torpor."""
 
-    def __init__(self, settings: Settings, estate: Estate | None = None, patience_s: float = 0.0) -> None:
+    def __init__(self, settings: Settings, estate: Estate | None = None, ground: Ground | None = None, patience_s: float = 0.0) -> None:
         """Make every part, upon the `estate` of another Torpor if there is one; one that is just ending is given `patience_s`.
+        `ground` is what was found out before, so that it takes no time now.
 
         Raises HostError for what the host lacks; then nothing was started.
         """
@@ -97,25 +92,13 @@ class House:
             undo.callback(directory.close)
             self._encryption = make_encryption(settings, directory.path, RELAY, self._clock)
             self._relays = self._encryption.relays
-            _ensure_host(directory.path)
-            self._binaries = _binaries(settings)
-            library = directory.publish_library(LIBRARY)
-            files = {"pg_hba.conf": pg_hba_conf(), "pg_ident.conf": ""}
-            configurations = {
-                major: directory.write_configuration(major, files | {"postgresql.conf": postgresql_conf(major, settings.max_connections)})
-                for major in self._binaries
-            }
-            images = self._images = Images(directory.path, self._postgres, Path(settings.image_home))
-            undo.callback(images.close)
-            self._sandbox = find_sandbox(
-                settings.sandbox,
-                settings.postgres_major,
-                settings.uid_base,
-                images,
-                library,
-                configurations[settings.postgres_major],
-                directory.publish_filter,
-            )
+            self.ground = ground = ground or Ground(settings, directory)
+            if estate is None:  # else they may be another Torpor's, which goes on if this one can't
+                undo.callback(ground.images.close)
+            for major in ground.binaries:
+                ground.write_configuration(directory, major)
+            self._images = ground.images
+            self._sandbox = ground.sandbox
             self._catalog = Catalog.open(directory.path / "catalog.sqlite")
             undo.callback(self._catalog.close)
             token = load_or_create(directory.path)
@@ -130,11 +113,11 @@ class House:
                 catalog=self._catalog,
                 clock=self._clock,
                 tasks=self._tasks,
-                binaries=self._postgres,
-                configuration=lambda major: configurations[major],
+                binaries=ground.postgres,
+                configuration=directory.configuration,
                 run=directory.path / "run",
                 logs=directory.path / "logs",
-                library=library,
+                library=ground.library,
                 policy=settings.sleep_policy,
                 starts=asyncio.Semaphore(2 * (os.cpu_count() or 1)),
                 start_timeout_s=settings.start_timeout_s,
@@ -144,7 +127,7 @@ class House:
                 relayed=self._relays.find,
             )
             self._fleet = fleet = Fleet(around, ladder)
-            templates = Templates(self._volumes.root / ".templates", self._postgres)
+            templates = Templates(self._volumes.root / ".templates", ground.postgres)
             provisioner = Provisioner(
                 self._catalog, self._volumes, fleet, templates.data, self._clock, settings.uid_base, settings.max_connections
             )
@@ -200,7 +183,7 @@ class House:
                 provisioner,
                 viewer,
                 settings.postgres_major,
-                lambda: self._binaries,
+                lambda: ground.binaries,
                 settings.sleep_policy,
                 settings.size,
                 self._forget,
@@ -354,14 +337,6 @@ class House:
             lacks=tuple(f"{item.name}: {item.cost}" for item in found if item.status is Status.LACK),
         )
 
-    def _postgres(self, major: int) -> Postgres:
-        if major not in self._binaries:
-            # It may have been installed since the start.
-            self._binaries |= {m: p for m, p in _binaries(self._settings).items() if m not in self._binaries}
-        if major not in self._binaries:
-            raise BinariesMissing(f"PostgreSQL {major} is not installed", f"install it: `torpor postgres install {major}`")
-        return self._binaries[major]
-
     def _warm_computes(self) -> Collection[Compute]:
         return self._warm_pool.computes
 
@@ -394,25 +369,3 @@ class House:
             self._traffic.flush()
         except TorporError as error:
             log.warning("records could not be saved yet", cause=error.message)
-
-
-def _ensure_host(data_dir: Path) -> None:
-    try:
-        ensure_pool_mounted(data_dir)
-    except Exception as error:  # an empty place where volumes should be is no place to start
-        raise DataDirectoryUnusable(str(error)) from error
-    try:
-        ensure_zram(data_dir)
-    except Exception as error:
-        log.warning("the zram swap of `torpor host setup` isn't there", cause=str(error))
-
-
-def _binaries(settings: Settings) -> dict[int, Postgres]:
-    found = binaries.find(Path(settings.postgres_home), settings.pg_bindir)
-    if settings.postgres_major not in found:
-        have = f" (installed: {', '.join(map(str, sorted(found)))})" if found else ""
-        raise BinariesMissing(
-            f"PostgreSQL {settings.postgres_major} is not installed in {settings.postgres_home}{have}",
-            f"install it: `torpor postgres install {settings.postgres_major}`",
-        )
-    return found

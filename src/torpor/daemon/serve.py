@@ -21,7 +21,9 @@ from pathlib import Path
 import uvloop
 
 from torpor.base.logs import configure, get_logger
-from torpor.daemon.handoff import Heir, Heirs, Predecessor, succeed
+from torpor.daemon.directory import DataFiles
+from torpor.daemon.ground import Ground
+from torpor.daemon.handoff import Estate, Heir, Heirs, Predecessor, ask
 from torpor.daemon.house import House
 from torpor.model.errors import HostError
 from torpor.model.settings import Settings
@@ -41,26 +43,27 @@ def run(settings: Settings, take_over: bool = False) -> int:
     _raise_file_limit()
     _keep_descriptors_to_ourselves()
     try:
-        predecessor = succeed(settings, take_over)
+        predecessor = ask(settings, take_over)
+        ground = estate = None
+        if predecessor is not None:
+            ground = Ground(settings, DataFiles(Path(settings.data_dir)))
+            estate = predecessor.let_go()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings, predecessor))
+            return runner.run(_serve(settings, predecessor, ground, estate))
     except HostError as error:
         print(f"torpor: {error}", file=sys.stderr)
         return error.exit_code
 
 
-async def _serve(settings: Settings, predecessor: Predecessor | None) -> int:
+async def _serve(settings: Settings, predecessor: Predecessor | None, ground: Ground | None, estate: Estate | None) -> int:
     loop = asyncio.get_running_loop()
     wishes: asyncio.Queue[Wish] = asyncio.Queue()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         loop.add_signal_handler(number, wishes.put_nowait, number)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal must not take databases with it
-    if predecessor is None:
-        house = House(settings)
-        await house.start()
-    else:
-        house = House(settings, predecessor.estate, _PREDECESSOR_ENDS_S)
-        await house.start()
+    house = House(settings, estate, ground, 0.0 if predecessor is None else _PREDECESSOR_ENDS_S)
+    await house.start()
+    if predecessor is not None:
         predecessor.confirm()
     _greet(house, settings)
     return await Reign(settings, house, wishes).last()
@@ -144,7 +147,7 @@ class Reign:
         if await heir.inherit(estate):
             log.info("handed over", to=heir.pid)
             return True
-        self._house = House(self._settings, estate)
+        self._house = House(self._settings, estate, self._house.ground)
         await self._house.start()
         if remaining_s is not None:
             self._house.drain(remaining_s)
