@@ -179,8 +179,8 @@ async def test_an_end_is_told_once_to_everybody() -> None:
 
 async def test_an_adopted_backend_ends_with_its_process() -> None:
     process = start_sleeper()
-    backend = AdoptedBackend(ProcessHandle(process.pid))
-    assert backend.pid == process.pid
+    backend = AdoptedBackend(ProcessHandle(process.pid), 17)
+    assert backend.pid == 17  # as it is told its client: the number inside of its sandbox
     process.kill()
     async with asyncio.timeout(5):
         await backend.wait_ended()

@@ -1,20 +1,26 @@
 """The command line that becomes PostgreSQL, run for real with a stand-in for PostgreSQL; and what PostgreSQL last said."""
 
+import asyncio
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from torpor.base.cgroups import SignalTrees, Tree
+from torpor.base.processes import start_ticks
 from torpor.compute import logfile
 from torpor.compute.configuration import ISOLATION
 from torpor.compute.launch import Launch, LaunchPlan, command, spawn
 from torpor.compute.logfile import keep_small, last_words
-from torpor.model.errors import ComputeStartFailed
+from torpor.model.errors import ComputeStartFailed, HostError
+from torpor.model.sandbox import SandboxLevel
 
 UID = 318_765
 
@@ -34,7 +40,8 @@ def plan(place: Path, script: str = "exit 0") -> LaunchPlan:
     postgres = place / "bin/postgres"
     postgres.write_text(f"#!/bin/sh\n{script}\n")
     postgres.chmod(0o755)
-    return LaunchPlan(place / "bin", place / "data", UID, place / "no.so", place / "conf", place / "log")
+    level = SandboxLevel.OWN_USER if os.geteuid() == 0 else SandboxLevel.NONE
+    return LaunchPlan(place / "bin", place / "data", UID, place / "no.so", place / "conf", place / "log", level=level)
 
 
 def test_isolation_is_given_where_alter_system_cant_reach(place: Path) -> None:
@@ -50,9 +57,8 @@ def test_isolation_is_given_where_alter_system_cant_reach(place: Path) -> None:
     assert f"LD_PRELOAD={place}/no.so" in line
 
 
-def test_as_root_privileges_are_dropped_before_postgresql(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    line = command(plan(place))
+def test_as_root_privileges_are_dropped_before_postgresql(place: Path) -> None:
+    line = command(replace(plan(place), level=SandboxLevel.OWN_USER))
     postgres = line.index(str(place / "bin/postgres"))
     for part in (f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"):
         assert line.index(part) < postgres
@@ -60,15 +66,14 @@ def test_as_root_privileges_are_dropped_before_postgresql(place: Path, monkeypat
     assert line.index("--bounding-set=-all") < line.index(f"LD_PRELOAD={place}/no.so") < postgres
 
 
-def test_as_a_user_nothing_is_dropped(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    line = command(plan(place))
+def test_as_a_user_nothing_is_dropped(place: Path) -> None:
+    line = command(replace(plan(place), level=SandboxLevel.NONE))
     assert not any("setpriv" in part or "unshare" in part for part in line)
 
 
 def test_a_missing_tool_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
-    with pytest.raises(ComputeStartFailed, match="package util-linux"):
+    with pytest.raises(HostError, match="package util-linux"):
         command(LaunchPlan(place, place, UID, place, place, place))
 
 
@@ -77,6 +82,16 @@ def is_inheritable(fd: int) -> bool:
         return os.get_inheritable(fd)
     except OSError:
         return False
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Until it holds; pytest's timeout bounds the wait."""
+
+    def wait() -> None:
+        while not holds():
+            time.sleep(0.005)
+
+    await asyncio.to_thread(wait)
 
 
 async def end(launch: Launch, tree: Tree) -> None:
@@ -91,6 +106,7 @@ async def test_ready_is_reported(place: Path, script: str) -> None:
     launch = spawn(plan(place, script), tree, place / "run/door.sock")
     try:
         assert await launch.wait_ready(10)
+        assert launch.postmaster_pid == launch.process.pid
         assert tree.pids() == [launch.process.pid]
         assert stat.S_IMODE((place / "run").stat().st_mode) == 0o700
     finally:
@@ -131,13 +147,47 @@ async def test_one_that_takes_long_can_be_waited_for_again(place: Path) -> None:
 async def test_it_is_put_into_its_tree_and_then_let_go(place: Path) -> None:
     entrances = [place / "a", place / "b"]
     tree = SignalTrees().open("d")
-    launch = spawn(plan(place, "echo went $(head -c 1 <&5) >&2; printf R >&4; exec sleep 60"), tree, place / "run/door.sock")
+    launch = spawn(plan(place, "read x <&5; echo went $x >&2; printf R >&4; exec sleep 60"), tree, place / "run/door.sock")
     assert not await launch.wait_ready(0.05)
     await launch.enter(entrances)
     assert await launch.wait_ready(10)
     await end(launch, tree)
     assert [path.read_text() for path in entrances] == [str(launch.process.pid)] * 2
     assert "went G\n" in (place / "log").read_text()
+
+
+class Procs:
+    """A cgroup's file of processes, that remembers."""
+
+    def __init__(self) -> None:
+        self.entered: list[int] = []
+
+    def write_text(self, text: str) -> None:
+        """One process enters."""
+        self.entered.append(int(text))
+
+
+async def test_what_it_has_forked_meanwhile_is_put_into_the_tree_too(place: Path) -> None:
+    procs, tree = Procs(), SignalTrees().open("d")
+    launch = spawn(plan(place, "(sleep 60 & exec sleep 60) & exec sleep 60"), tree, place / "run/s")
+    await until(lambda: len(tree.pids()) == 3)
+    await launch.enter([cast(Path, procs)])
+    assert sorted(procs.entered) == sorted(tree.pids())
+    await end(launch, tree)
+    launch.close()
+
+
+async def test_one_that_ended_before_it_was_in_its_tree_is_not_let_go(place: Path) -> None:
+    """Nothing that it has left behind begins, either."""
+    tree = SignalTrees().open("d")
+    script = "(echo ended $(head -c 1 <&5 | wc -c) >&2) & exit 0"
+    launch = spawn(plan(place, script), tree, place / "run/s")
+    await until(lambda: start_ticks(launch.process.pid) is None)
+    await launch.enter([])
+    await until(lambda: "ended" in (place / "log").read_text())
+    assert "ended 0" in (place / "log").read_text()
+    await end(launch, tree)
+    launch.close()
 
 
 async def test_one_that_ended_before_it_could_enter(place: Path) -> None:

@@ -74,9 +74,10 @@ class Compiler:
 
     def rule(self, action: int, name: str, *conditions: Masked) -> bool:
         """Do `action` for a system call when all conditions hold. False when this machine, or this libseccomp, has no call of that name."""
-        number = self._library.seccomp_syscall_resolve_name_arch(self._architecture, name.encode())
-        if number < 0:
+        if self._library.seccomp_syscall_resolve_name_arch(self._architecture, name.encode()) < 0:
             return False
+        # Rules take the numbers of the machine that compiles, and made-up ones for calls that it lacks: the library translates.
+        number = self._library.seccomp_syscall_resolve_name(name.encode())
         comparisons = (_Comparison * len(conditions))(*(_Comparison(c.position, _MASKED_EQUAL, c.mask, c.value) for c in conditions))
         code = self._library.seccomp_rule_add_array(
             self._context, ctypes.c_uint32(action), ctypes.c_int(number), ctypes.c_uint(len(conditions)), comparisons
