@@ -205,7 +205,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "createDatabase", "POST", _DATABASES, "Make a database", create_database, Created, examples.CREATED, 201,
         body=CreateBody, body_example={"name": "shop", "freeze_after_s": 30}, scope=_WRITE,
-        action="database.create", told=("name", "major", "workspace", *_IDLE, "size"),
+        action="database.create", told=("name", "major", "workspace", *_IDLE, "size", "superuser"),
         refusals=(
             errors.InvalidName, errors.DatabaseExists, errors.WorkspaceNotFound, errors.PoolFull, errors.ComputeStartFailed,
             errors.ShuttingDown,

@@ -6,7 +6,7 @@ Concurrency: one `follow` a request; records are written on the loop, durably, b
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct, to_builtins
 
 from torpor.api.calls import Call, Context, Operation
 from torpor.api.ports import Audit
@@ -122,5 +122,6 @@ def _told(operation: Operation, call: Call) -> str:
     for name in operation.told:
         value = getattr(call.body, name, None) if hasattr(call.body, name) else getattr(call.query, name, None)
         if value is not None and value is not UNSET and value is not False:
-            parts.append(f"{name}={value}")
+            shown = to_builtins(value) if isinstance(value, Struct) else value
+            parts.append(f"{name}={shown}")
     return ", ".join(parts)
