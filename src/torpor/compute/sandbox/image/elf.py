@@ -144,7 +144,7 @@ def _parse(content: Bytes) -> Elf | None:
 def _segments(content: Bytes) -> list[Segment]:
     header = _HEADER.unpack_from(content)
     table, size, count = int(header[5]), int(header[9]), int(header[10])
-    if count and size != _SEGMENT.size:
+    if size != _SEGMENT.size or table + count * size > len(content):
         return []
     found = []
     for index in range(count):

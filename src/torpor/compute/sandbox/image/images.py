@@ -83,7 +83,7 @@ class Images:
                 image = self._build(contents, possible, why, fingerprint)
             if mounted and image.kind is not Kind.TREE:
                 try:
-                    mounting.mount(self.home / image.file_name, self.points / image.name, image.kind, self._machine)
+                    mounting.mount(self.home / image.file_name, self.points / image.name, image.kind)
                 except (HostActionFailed, OSError) as error:  # it could be when it was built, maybe elsewhere
                     log.warning("the root image can't be mounted; making a plain tree", major=major, cause=str(error))
                     image = self._build(contents, (), str(error), fingerprint)
@@ -194,7 +194,7 @@ class Images:
             try:
                 pack(scratch / "root", file, kind, written.digest, self._machine)
                 size = file.stat().st_size
-                mounting.mount(file, point, kind, self._machine)
+                mounting.mount(file, point, kind)
                 try:
                     shares = tree.packed_shares(contents, written.shares, point, size)
                 finally:
@@ -219,7 +219,7 @@ class Images:
                 os.close(descriptor)
             made.replace(final)
         elif not mounting.users(final):  # those who are in it have the same files, by its name
-            os.sync()  # a crash after the rename must not leave empty files behind it
+            mounting.sync(self.home)  # a crash after the rename must not leave empty files behind it
             if final.exists():
                 final.rename(made.with_name("replaced"))
             made.rename(final)

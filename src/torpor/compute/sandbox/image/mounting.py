@@ -6,18 +6,25 @@ the mount point and the file are gone: the kernel frees both with the last of th
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import os
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
-from torpor.base.host.machine import Machine
+from torpor.base.host.machine import HostActionFailed
 from torpor.compute.sandbox.image.packing import Kind
 
 _READ_ONLY, _NO_SUID, _NO_DEVICES = 1, 2, 4
-_OPTIONS = "ro,nosuid,nodev"
+_GET_FREE, _CONFIGURE = 0x4C82, 0x4C0A  # of /dev/loop-control and a loop device
+_READ_ONLY_LOOP, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_LOOP_CONFIG = struct.Struct("=II52xI176x64x")  # the file, the block size, flags
+_ATTEMPTS = 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount(file: Path, point: Path, kind: Kind, machine: Machine) -> None:
+def mount(file: Path, point: Path, kind: Kind) -> None:
     """Mount an image at a directory, which is made. Does nothing when something is mounted there. Raises HostActionFailed."""
     if os.path.ismount(point):
         return
@@ -27,12 +34,14 @@ def mount(file: Path, point: Path, kind: Kind, machine: Machine) -> None:
     # less ahead (19 MB of cache after the first start, through a loop device 32), otherwise the loop device.
     if kind is Kind.EROFS and _mount_file(file, point):
         return
-    device = _loop_device(file, machine)
     try:
-        hint = f"the kernel must have {kind} and loop devices; without, a plain directory is used"
-        machine.must_run(["mount", "-t", kind.value, "-o", _OPTIONS, device, str(point)], hint)
-    finally:
-        machine.run(["losetup", "-d", device])  # goes away by itself with its last mount
+        with _loop_device(file) as device:
+            _mount(device, point, kind.value, "")
+    except OSError as error:
+        raise HostActionFailed(
+            f"the kernel doesn't mount {kind} images through a loop device here: {error.strerror}",
+            "give this host loop devices (/dev/loop-control) and that file system",
+        ) from error
 
 
 def unmount(point: Path) -> bool:
@@ -42,6 +51,17 @@ def unmount(point: Path) -> bool:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         point.rmdir()
     return True
+
+
+def sync(directory: Path) -> None:
+    """Have all that was written to the file system of a directory on disk. Other file systems may go on being slow. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(directory))
+    finally:
+        os.close(descriptor)
 
 
 def users(root: Path) -> int:
@@ -83,17 +103,38 @@ def _mounts(table: str) -> list[list[str]]:
 
 
 def _mount_file(file: Path, point: Path) -> bool:
+    try:
+        _mount(str(file), point, Kind.EROFS.value, "directio")
+    except OSError:
+        return False
+    return True
+
+
+def _mount(source: str, point: Path, kind: str, options: str) -> None:
     flags = _READ_ONLY | _NO_SUID | _NO_DEVICES
-    return bool(_libc.mount(os.fsencode(file), os.fsencode(point), b"erofs", flags, b"directio") == 0)
+    if _libc.mount(os.fsencode(source), os.fsencode(point), kind.encode(), flags, options.encode() or None) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(point))
 
 
-def _loop_device(file: Path, machine: Machine) -> str:
-    """A loop device for the file: the one that there is, as each has a cache of its own."""
-    present = machine.run(["losetup", "-j", str(file), "-n", "-O", "NAME"]).out.split()
-    if present:
-        return present[0]
-    command = ["losetup", "--read-only", "--find", "--show", str(file)]
-    direct = machine.run([*command[:-1], "--direct-io=on", str(file)])
-    if direct.code == 0:
-        return direct.out.strip()
-    return machine.must_run(command, "are there loop devices (/dev/loop-control)?").strip()
+@contextlib.contextmanager
+def _loop_device(file: Path) -> Iterator[str]:
+    """A loop device that goes away by itself when nobody holds it: neither we, wherever we are killed, nor a mount."""
+    with contextlib.ExitStack() as opened:
+
+        def open_(path: str | Path) -> int:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, descriptor)
+            return descriptor
+
+        control, content = open_("/dev/loop-control"), open_(file)
+        for attempt in range(_ATTEMPTS):
+            path = f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}"
+            try:
+                fcntl.ioctl(open_(path), _CONFIGURE, _LOOP_CONFIG.pack(content, 0, _READ_ONLY_LOOP | _AUTOCLEAR | _DIRECT_IO))
+            except OSError as error:
+                if error.errno != errno.EBUSY or attempt == _ATTEMPTS - 1:  # somebody else took the same one
+                    raise
+            else:
+                yield path
+                return

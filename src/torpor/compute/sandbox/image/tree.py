@@ -70,6 +70,7 @@ def write(contents: Contents, root: Path, on_file: Callable[[Entry], None] = lam
         else:
             with path.open("xb") as stream:
                 stream.write(content)
+                stream.flush()  # a write after it would set the time again
                 os.fchmod(stream.fileno(), mode)
                 os.utime(stream.fileno(), (TIMESTAMP, TIMESTAMP))
         digest.update(repr((str(entry.target), entry.link, mode, hashlib.sha256(content).hexdigest())).encode())
