@@ -56,6 +56,7 @@ class Compute:
         self.tier_reason: SleepReason | WakeReason | None = None
         self.last_activity: float | None = None  # monotonic
         self.broken = ""
+        self.refusal: TorporError | None = None  # why it may not be started
         self._around = around
         self._listener = listener
         self.shares = Shares()
@@ -213,6 +214,8 @@ class Compute:
                 case ComputeState.FROZEN | ComputeState.PAGED:
                     return self._thaw(reason, detail)
                 case ComputeState.STOPPED:
+                    if self.refusal is not None:
+                        raise self.refusal
                     if self._failure is not None and self._around.clock.monotonic() - self._failed_at < _FAILURE_REMEMBERED_S:
                         raise self._failure
                     self._failure = None

@@ -30,6 +30,8 @@ _OPTIONS = (
     "-c default_transaction_read_only=off -c synchronous_commit=on -c log_statement=none -c log_min_duration_statement=-1 "
     "-c extra_float_digits=1 -c datestyle=ISO -c client_encoding=UTF8"
 )
+READ_ONLY_MARK = "default_transaction_read_only = 'yes'"
+"""How it stands in postgresql.auto.conf when Torpor has set it: people write "on"."""
 WARM_DATABASE = "warm"
 """What the database and its owner are called in a cluster that nobody has claimed (template.sql, claim.sql)."""
 
@@ -105,6 +107,12 @@ class ServiceSession:
     async def set_password(self, role: str, verifier: str) -> None:
         """Give a role a password, by its verifier."""
         await self.query(f"ALTER ROLE {identifier(role)} PASSWORD {literal(verifier)}")
+
+    async def set_read_only(self, on: bool) -> None:
+        """Make new transactions read-only unless they say otherwise, also those of open sessions; or go back to what was."""
+        # One by one: ALTER SYSTEM refuses to be part of a transaction.
+        await self.query(f"ALTER SYSTEM SET {READ_ONLY_MARK}" if on else "ALTER SYSTEM RESET default_transaction_read_only")
+        await self.query("SELECT pg_catalog.pg_reload_conf()")
 
     async def end_clients(self) -> None:
         """End all other sessions of clients."""

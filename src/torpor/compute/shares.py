@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from torpor.base.cgroups import Tree
+from torpor.base.files import read_untrusted
 from torpor.base.limits import CpuLoad, Limits, MemoryLoad
 from torpor.model.size import Size
 
@@ -101,7 +102,7 @@ def connection_limit(size: Size, usual: Size, data: Path | None) -> int:
     if size.connections <= usual.connections or data is None:
         return size.connections
     try:
-        _, found, rest = (data / _OPTIONS_FILE).read_text().partition("max_connections=")
+        _, found, rest = read_untrusted(data / _OPTIONS_FILE).partition("max_connections=")
     except OSError:
         return usual.connections
     digits = rest.split('"')[0].strip()

@@ -222,15 +222,16 @@ class MemoryScaler:
 def yielding(uses: Mapping[K, tuple[float, float]], now: Iterable[K], cpus: float) -> set[K]:
     """Who uses more than a fair share of the processors, and so yields to who doesn't. `uses`: what each uses, and its minimum.
 
-    A fair share is the minimum's part of all minimums, and there is always room for one that isn't there yet: whoever wakes next to a
-    single busy compute finds it yielding. Nobody yields who uses no more than its minimum. Those in `now` must use clearly less to stop.
+    A fair share is the minimum's part of all minimums. One that is alone shares with one that isn't there yet: whoever wakes next to it
+    finds it yielding already. Nobody yields who uses no more than its minimum. Those in `now` must use clearly less to stop.
     """
     active = {key: (use, minimum) for key, (use, minimum) in uses.items() if use > _ACTIVE}
     already = set(now)
     if not active:
         return set()
     total = sum(minimum for _, minimum in active.values())
-    total += total / len(active)  # the one that isn't there yet
+    if len(active) == 1:
+        total *= 2
     return {
         key
         for key, (use, minimum) in active.items()

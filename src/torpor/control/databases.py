@@ -128,6 +128,7 @@ class Databases:
         resized = size.apply(self._size)
         self._catalog.set_size(compute.database.id, size)
         self._fleet.update(replace(compute.database, size=size))
+        compute.refusal = None  # the new size may be enough; if not, it is stopped again
         await compute.shares.resize(resized)
         return await self._viewer.size(compute)
 

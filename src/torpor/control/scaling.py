@@ -78,7 +78,8 @@ class Scaling:
 
     def live(self, compute: Compute) -> Live | None:
         """What is known of a compute that is awake; None while it sleeps, and in its first half second."""
-        return self._live.get(compute)
+        live = self._live.get(compute)
+        return live if live is not None and compute.tier is Tier.AWAKE and live.woke_at == compute.tier_since else None
 
     def decisions(self, id: DatabaseId) -> Sequence[Decision]:
         """The last decisions on a database since Torpor started, newest first."""

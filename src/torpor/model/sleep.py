@@ -35,6 +35,7 @@ class SleepReason(StrEnum):
     API = "api"  # `torpor sleep` or POST …/sleep
     CRASH = "crash"  # PostgreSQL died
     SHUTDOWN = "shutdown"  # Torpor was stopped
+    DISK_FULL = "disk_full"  # its volume had grown far beyond its size
 
 
 class AwakeReason(StrEnum):

@@ -90,9 +90,9 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class SizeView:
-    """What a database may use, what it may use now, and why. `cpu_ceiling` is None while there is none (boosted, or as many as the host has);
-    above `memory_ceiling_bytes` its memory is taken first when the host is short. Use, average and peak are processors of the last second
-    and the last five minutes. `held` says how each limit is held."""
+    """What a database may use, what it may use now, and why. `cpu_ceiling` is None while there is none (boosted, or asleep); above
+    `memory_ceiling_bytes` its memory is taken first when the host is short. Use, average and peak are processors of the last second and the
+    last five minutes. `held` says how each limit is held."""
 
     size: Size
     overrides: SizeOverrides = NO_OVERRIDES

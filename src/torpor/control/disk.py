@@ -1,0 +1,161 @@
+"""Holds volumes to their size where the file system can't: measures those of awake computes, and stops what grows.
+
+Three lines, so that nobody is cut off who can still help himself. At its size a database becomes read-only by default: reads and dumps
+go on, and whoever says `SET transaction_read_only = off` can delete and vacuum. A tenth over it, all sessions of clients are ended, each
+second again while it stays there. A quarter over it, which takes someone who doesn't want to be held, the database is stopped, and stays
+so until its size is raised. Below the line again, everything is lifted by itself.
+
+Concurrency: one task; walks one volume at a time, in a thread, and only while the pool as a whole grows. How soon a volume is looked at
+again depends on how far it could have got meanwhile. A sleeper costs nothing.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from torpor.base.clock import Clock
+from torpor.base.files import read_untrusted
+from torpor.base.logs import get_logger
+from torpor.base.tasks import TaskOwner
+from torpor.compute.compute import Compute
+from torpor.compute.service import READ_ONLY_MARK
+from torpor.model.errors import DiskFull, TorporError
+from torpor.model.names import DatabaseId
+from torpor.model.size import GIB, MIB
+from torpor.model.sleep import SleepReason, Tier
+from torpor.storage.volumes import Volumes
+
+log = get_logger(__name__)
+
+_EVERY_S = 1.0
+_RARELY_S = 15.0
+_FASTEST_BYTES_PER_S = 200 * MIB  # how fast a volume is taken to grow
+_POOL_GROWTH_BYTES = 1 * MIB
+_AGAIN_BELOW = 0.95
+
+
+class Fullness(IntEnum):
+    """How full a volume is, by what is done about it."""
+
+    ROOM = 0
+    FULL = 1  # read-only by default
+    OVER = 2  # sessions are ended
+    WAY_OVER = 3  # stopped
+
+
+@dataclass(slots=True)
+class _Watched:
+    woke_at: float
+    look_at: float = 0.0
+    fullness: Fullness = Fullness.ROOM
+    read_only: bool | None = None  # whether PostgreSQL was told; None until its own file was asked
+
+
+def fullness(used_bytes: int, size_bytes: int, before: Fullness = Fullness.ROOM) -> Fullness:
+    """How full a volume is. Pure. Full ends only clearly below its size."""
+    if used_bytes > size_bytes * 1.25 + GIB // 4:
+        return Fullness.WAY_OVER
+    if used_bytes > size_bytes * 1.1 + 64 * MIB:
+        return Fullness.OVER
+    if used_bytes >= size_bytes or (before is not Fullness.ROOM and used_bytes > size_bytes * _AGAIN_BELOW):
+        return Fullness.FULL
+    return Fullness.ROOM
+
+
+def look_again_in(used_bytes: int, size_bytes: int) -> float:
+    """Seconds in which a volume can't have passed its size, between one and fifteen. Pure."""
+    return min(max((size_bytes - used_bytes) / _FASTEST_BYTES_PER_S, _EVERY_S), _RARELY_S)
+
+
+class DiskWatch:
+    """Watches the volumes of all awake computes."""
+
+    def __init__(
+        self,
+        awake: Callable[[], Iterable[Compute]],
+        volumes: Volumes,
+        clock: Clock,
+        tasks: TaskOwner,
+    ) -> None:
+        self._awake = awake
+        self._volumes = volumes
+        self._clock = clock
+        self._tasks = tasks
+        self._watched: dict[Compute, _Watched] = {}
+        self._pool_used = -1
+
+    def __repr__(self) -> str:
+        return f"<DiskWatch {len(self._watched)} awake>"
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._tasks.spawn_endless(self._run, "watch disks")
+
+    async def _run(self) -> None:
+        while True:
+            await self._clock.sleep(_EVERY_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """One round."""
+        now = self._clock.monotonic()
+        watched = {}
+        for compute in self._awake():
+            known = self._watched.get(compute)
+            watched[compute] = known if known is not None and known.woke_at == compute.tier_since else _Watched(compute.tier_since)
+        self._watched = watched
+        grown = self._pool_has_grown()
+        for compute, known in watched.items():
+            # Somebody else's deletes can hide growth from the pool's figure: the longest pause is kept whatever it says.
+            if now >= known.look_at and (grown or known.fullness or not known.look_at or now >= known.look_at + _RARELY_S):
+                await self._measure(compute, known)
+
+    def _pool_has_grown(self) -> bool:
+        stat = os.statvfs(self._volumes.root)
+        used, before = (stat.f_blocks - stat.f_bfree) * stat.f_frsize, self._pool_used
+        grown = before < 0 or used > before + _POOL_GROWTH_BYTES
+        if grown or used < before:
+            self._pool_used = used
+        return grown
+
+    async def _measure(self, compute: Compute, known: _Watched) -> None:
+        used = await asyncio.to_thread(self._volumes.disk_bytes, compute.database.id)
+        size = compute.size.disk_bytes
+        before, known.fullness = known.fullness, fullness(used, size, known.fullness)
+        known.look_at = self._clock.monotonic() + look_again_in(used, size)
+        if compute.tier is not Tier.AWAKE:
+            return
+        try:
+            await self._act(compute, known, used, size, before)
+        except TorporError as error:  # it fell asleep, or ended: the next look sees
+            log.warning("disk size could not be held", database=compute.database.label, cause=error.message)
+
+    async def _act(self, compute: Compute, known: _Watched, used: int, size: int, before: Fullness) -> None:
+        full = known.fullness
+        if full is not before:
+            log.warning("disk", database=compute.database.label, state=full.name.lower(), used_bytes=used, size_bytes=size)
+        if full is Fullness.WAY_OVER:
+            compute.refusal = DiskFull(
+                f"database {compute.database.label} was stopped: its volume has grown to {used // MIB} MB, its size is {size // MIB} MB",
+                f"give it more: `torpor size {compute.database.label} --disk …`",
+            )
+            await compute.stop(SleepReason.DISK_FULL)
+            return
+        if known.read_only is None:
+            known.read_only = await asyncio.to_thread(self._is_marked, compute.database.id)
+        if known.read_only == bool(full) and full is not Fullness.OVER:
+            return
+        service = await compute.live().service()
+        if known.read_only != bool(full):
+            await service.set_read_only(bool(full))
+            known.read_only = bool(full)
+        if full is Fullness.OVER:
+            await service.end_clients()
+
+    def _is_marked(self, id: DatabaseId) -> bool:
+        try:
+            return READ_ONLY_MARK in read_untrusted(self._volumes.data(id) / "postgresql.auto.conf")
+        except OSError:
+            return False
