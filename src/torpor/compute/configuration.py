@@ -6,11 +6,13 @@ The files lie outside of every volume, and the lines that isolation rests on are
 
 from torpor.model.names import SERVICE_ROLE
 
+PORT = 5432
 ISOLATION = {
     # The library replaces the one socket that PostgreSQL makes (in its own volume) by Torpor's listener.
     "listen_addresses": "",
     "unix_socket_directories": ".",
     "logging_collector": "off",
+    "port": str(PORT),  # names the socket, and its lock file
 }
 
 _RESERVED = 3

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.base.cgroups import Tree
+from torpor.base.files import read_untrusted
 from torpor.base.processes import (
     ProcessHandle,
     inner_pid,
@@ -25,6 +26,7 @@ from torpor.base.processes import (
     tcp_sockets_of,
 )
 from torpor.compute.census import Census
+from torpor.compute.configuration import PORT
 from torpor.compute.handover import AdoptedBackend, LifeLine, hand_over
 from torpor.compute.idleness import Activity, awake_causes, is_resting
 from torpor.compute.launch import Launch, LaunchPlan, spawn
@@ -46,6 +48,7 @@ _DISCARDED_S = 2.0
 _KILLED_S = 10.0
 _KILLED_LOOK_S = 0.002
 _PID_FILE = "postmaster.pid"
+_SOCKET_FILES = (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock")
 _STATUS_LINE = 7  # of postmaster.pid, counted from 0
 _ARRIVING = Activity(0, "client backend", "starting", "", "", "", "", "a session is being opened", 0.0, "", False)
 
@@ -53,7 +56,7 @@ _ARRIVING = Activity(0, "client backend", "starting", "", "", "", "", "a session
 def accepts_connections(data: Path) -> bool:
     """Whether the postmaster of a cluster says that it is ready: neither still starting nor shutting down."""
     try:
-        return (data / _PID_FILE).read_text().splitlines()[_STATUS_LINE].strip() == "ready"
+        return read_untrusted(data / _PID_FILE).splitlines()[_STATUS_LINE].strip() == "ready"
     except (OSError, ValueError, IndexError):
         return False
 
@@ -63,7 +66,7 @@ def _user_of(data: Path) -> int | None:
     if (holder := lock_holder(data / LOCKED_FILE)) is not None:
         return holder
     with contextlib.suppress(OSError, ValueError, IndexError):
-        pid = int((data / _PID_FILE).read_text().splitlines()[0])
+        pid = int(read_untrusted(data / _PID_FILE).splitlines()[0])
         if os.path.samefile(f"/proc/{pid}/cwd", data):
             return pid
     return None
@@ -369,5 +372,5 @@ def _recent(detail: str) -> FreezeOutcome:
 
 def _remove_locks(data: Path) -> None:
     """PostgreSQL refuses to start over an empty one, and over one whose pid a stranger has by now or that waits to be reaped."""
-    for lock in (data / _PID_FILE, *data.glob(".s.PGSQL.*")):
-        lock.unlink(missing_ok=True)
+    for name in (_PID_FILE, *_SOCKET_FILES):
+        (data / name).unlink(missing_ok=True)
