@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support.faults import Inserter, eventually, in_thread, processes_of, put_to_sleep, refusal_of, stop_database
+from tests.support.faults import Inserter, eventually, host_pid, in_thread, processes_of, put_to_sleep, refusal_of, stop_database
 from tests.support.server import MadeDatabase, Server
 
 pytestmark = [pytest.mark.fault]
@@ -105,7 +105,7 @@ def test_one_killed_backend(server: Server, database: MadeDatabase) -> None:
     postmaster = server.postmaster(database)
     victim = connect(database)
     pid = victim.info.backend_pid
-    os.kill(pid, signal.SIGKILL)
+    os.kill(host_pid(server, database.id, pid), signal.SIGKILL)
     with pytest.raises(psycopg.OperationalError):
         while True:
             victim.execute("SELECT 1")

@@ -1,6 +1,7 @@
 """What the tests of faults and recovery share: polling, PostgreSQL's own programs, and checks of what a Torpor left on the host."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import threading
@@ -16,6 +17,7 @@ import psycopg
 from tests.support.processes import by_volume
 from tests.support.server import MadeDatabase, Server
 from torpor.base.cgroups import detect
+from torpor.base.processes import inner_pid
 from torpor.compute import binaries
 from torpor.daemon.configuration import load
 from torpor.daemon.directory import instance_name
@@ -65,6 +67,15 @@ def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseEx
 def processes_of(server: Server, id: str) -> list[int]:
     """All processes of that database's compute."""
     return by_volume(server.data_dir).get(id, [])
+
+
+def host_pid(server: Server, id: str, pid: int) -> int:
+    """The process that a database's compute itself knows by that pid, as this host counts."""
+    for candidate in processes_of(server, id):
+        with contextlib.suppress(ProcessLookupError):
+            if inner_pid(candidate) == pid:
+                return candidate
+    raise LookupError(pid)
 
 
 def child(postmaster: int, kind: str) -> int:
