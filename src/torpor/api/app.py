@@ -7,9 +7,11 @@ Concurrency: one task a request. An unexpected fault is logged and answered with
 """
 
 import asyncio
+import collections
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 from torpor.api import docs
@@ -35,11 +37,12 @@ from torpor.api.trail import Trail
 from torpor.base.logs import get_logger
 from torpor.base.telemetry import Counter
 from torpor.model.errors import Forbidden, ShuttingDown, TorporError, Unauthorized
-from torpor.model.workspace import AccessScope, Caller, WorkspaceId
+from torpor.model.workspace import AccessScope, Caller, KeyId, WorkspaceId
 
 log = get_logger(__name__)
 
 REQUESTS = ("torpor_api_requests_total", "Requests to the API by operation and status.", ("operation", "status"))
+MAX_REQUESTS_AT_ONCE = 50
 _PAGES = docs.PAGES | {"/openapi.json"}
 _STRANGER = Caller(AccessScope.METRICS, WorkspaceId(""))  # sees no database, and gets no further than health
 
@@ -53,6 +56,7 @@ class App:
         self._trail = Trail(services.audit, time.monotonic)
         self._url = url
         self._document: Answer | None = None
+        self._running: collections.Counter[KeyId] = collections.Counter()
         self.requests = Counter(*REQUESTS)
         self._routes: list[tuple[re.Pattern[str], dict[str, Operation]]] = []
         for path in dict.fromkeys(operation.path for operation in OPERATIONS):
@@ -105,7 +109,8 @@ class App:
             return await self._page(scope)
         if operation is None:
             raise self._nothing_there(scope)
-        return await self._perform(operation, path, caller, scope, receive)
+        with self._one_of_few(caller):
+            return await self._perform(operation, path, caller, scope, receive)
 
     async def _perform(
         self, operation: Operation, path: Mapping[str, str], caller: Caller, scope: Scope, receive: Receive
@@ -128,6 +133,22 @@ class App:
             return await operation.handle(context, call)
         async with self._trail.follow(context, operation, call):
             return await operation.handle(context, call)
+
+    @contextmanager
+    def _one_of_few(self, caller: Caller) -> Iterator[None]:
+        """Bounds what one key holds of our memory and our time at any moment."""
+        if caller.key is None:
+            yield
+            return
+        if self._running[caller.key] >= MAX_REQUESTS_AT_ONCE:
+            raise TooManyRequests(f"{MAX_REQUESTS_AT_ONCE} requests of this API key are under way", "wait for one", {"Retry-After": "1"})
+        self._running[caller.key] += 1
+        try:
+            yield
+        finally:
+            self._running[caller.key] -= 1
+            if not self._running[caller.key]:
+                del self._running[caller.key]
 
     def _match(self, scope: Scope) -> tuple[Operation | None, Mapping[str, str]]:
         """The operation, and the names in its path; none for what isn't there, and for the documentation."""

@@ -1,5 +1,8 @@
 """The page that shows the OpenAPI document: Swagger UI out of a Python package, with nothing fetched from elsewhere.
 
+Page, assets and document need a key, as everything does. A browser asks its user for a name and a password: any name will do, the
+password is an API key or the host's token. For anything else than these pages that way is refused (`gate`).
+
 Concurrency: assets are read from disk once, in a thread, and kept: 1.7 MB, only after somebody opened the page.
 """
 

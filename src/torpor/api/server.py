@@ -3,7 +3,8 @@
 Concurrency: uvicorn makes a task a request. Its own main loop, which wakes ten times a second, isn't run, and no signal handlers are
 installed: the daemon decides when to stop. Stopping has two phases: no new requests and an end to endless ones, then, after a grace,
 an end to all. The listening socket outlives it with `release`, for the next Torpor: requests that come in between wait.
-Bounded: 1000 connections, a head of 64 KiB that must arrive within 10 s, a body see `asgi`.
+Bounded: 1000 connections, a head of 64 KiB that must arrive within 10 s, a body see `asgi`, an answer
+of which the client reads something at least every 30 s.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ log = get_logger(__name__)
 HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CONNECTIONS = 1000
+UNREAD_TIMEOUT_S = 30.0
 _BACKLOG = 1024
 _ABORT_S = 1.0
 _FIRST_REQUEST_S = 0.3  # that a connection without a request so far has at the end
@@ -109,6 +111,8 @@ class ApiServer:
         server = Server(config)
         server.lifespan = config.lifespan_class(config)
         # Of a duplicate: uvicorn's end closes its sockets.
+        if not _is_loopback(self._host):
+            log.warning("the API listens beyond this machine without encryption: put a proxy that speaks TLS before it", address=self.url)
         await server.startup(sockets=[cast(socket.socket, self._socket).dup()])
         self._server = server
         log.info("the API listens", url=self.url)
@@ -151,6 +155,10 @@ async def _stop(server: Server, grace_s: float) -> None:
         cast(_Protocol, connection).abort()
 
 
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
 def _bind(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -182,6 +190,7 @@ class _Protocol(HttpToolsProtocol):
     _in_head = True
     _is_last = False
     since = 0.0
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn does
         super().connection_made(transport)
@@ -194,6 +203,8 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -219,6 +230,20 @@ class _Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._is_last and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_unread(None)
+
+    def _watch_unread(self, before: int | None) -> None:
+        """A client that doesn't read its answer would hold it in our memory for ever, even after the end of the connection."""
+        unread = self.transport.get_write_buffer_size()
+        if unread and before is not None and unread >= before:
+            self.abort()
+        elif unread and (before is not None or self._unread is None):
+            self._unread = self.loop.call_later(UNREAD_TIMEOUT_S, self._watch_unread, unread)
+        elif before is not None:
+            self._unread = None
 
     @property
     def is_idle(self) -> bool:

@@ -13,7 +13,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from torpor.base.clock import Clock
@@ -27,7 +27,7 @@ from torpor.model.workspace_views import AuditPage
 log = get_logger(__name__)
 
 KEPT = 100_000
-"""How many records stay in the catalog, where the API finds them: about 50 MB."""
+"""How many records stay in the catalog, where the API finds them: about 25 MB."""
 
 CHUNK = 5_000
 """How many records go to one file."""
@@ -167,7 +167,8 @@ class Audit:
 def _write(path: Path, records: Iterable[AuditRecord]) -> None:
     """The file appears whole and synced, or not at all."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    text = "".join(json.dumps(asdict(record), separators=(",", ":")) + "\n" for record in records)
+    names = [field.name for field in fields(AuditRecord)]  # asdict takes ten times as long, since it copies deeply
+    text = "".join(json.dumps({name: getattr(record, name) for name in names}, separators=(",", ":")) + "\n" for record in records)
     new = path.with_name(f"{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

@@ -12,6 +12,7 @@ from torpor.api import logtail
 from torpor.api.server import ApiServer
 from torpor.model.audit import AuditResult
 from torpor.model.errors import ComputeStartFailed, PoolFull
+from torpor.model.sleep import SleepOverrides
 from torpor.model.workspace import DEFAULT_WORKSPACE, AccessScope
 
 
@@ -173,3 +174,54 @@ async def test_connections_that_ask_nothing_make_room(server: ApiServer, monkeyp
         await asyncio.wait_for(silent[0][0].readexactly(1), 5)
     for _, writer in silent:
         writer.close()
+
+
+async def test_one_key_has_few_requests_under_way(
+    server: ApiServer, client: httpx.AsyncClient, databases: Any, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torpor.api.app.MAX_REQUESTS_AT_ONCE", 2)
+    greedy, other, go = bearer(desk.key(AccessScope.WRITE).secret), bearer(desk.key(AccessScope.WRITE).secret), asyncio.Event()
+    databases.trouble = go.wait
+    held = [asyncio.ensure_future(client.post("/v1/databases", headers=greedy)) for _ in range(2)]
+    while len(desk.records()) < 2:  # noqa: ASYNC110  # nobody else tells
+        await asyncio.sleep(0.01)
+    assert (await client.get("/v1/databases", headers=greedy)).status_code == 429
+    for somebody in (other, {}):
+        assert (await client.get("/v1/databases", headers=somebody)).status_code == 200
+    go.set()
+    assert [(await one).status_code for one in held] == [201, 201]
+    assert (await client.get("/v1/databases", headers=greedy)).status_code == 200
+
+
+@pytest.mark.parametrize("closing", [b"", b"Connection: close\r\n"])
+async def test_an_answer_that_nobody_reads_is_not_kept(
+    server: ApiServer, databases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closing: bytes
+) -> None:
+    monkeypatch.setattr("torpor.api.server.UNREAD_TIMEOUT_S", 0.2)
+    await databases.create("shop", None, SleepOverrides())
+    (tmp_path / "dshop.log").write_bytes(b"x" * 99 + b"\n" + b"y" * 8_000_000)
+    _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]), limit=1024)
+    head = f"GET /v1/databases/shop/logs?lines=9 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+    writer.write(head.encode() + closing + b"\r\n")
+    assert server._server is not None
+    connections = server._server.server_state.connections
+    async with asyncio.timeout(5):
+        for wanted in (True, False):
+            while bool(connections) is not wanted:  # noqa: ASYNC110  # nobody else tells
+                await asyncio.sleep(0.02)
+    writer.close()
+
+
+async def test_a_slow_reader_gets_it_all(server: ApiServer, databases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torpor.api.server.UNREAD_TIMEOUT_S", 0.2)
+    await databases.create("shop", None, SleepOverrides())
+    (tmp_path / "dshop.log").write_bytes(b"y" * 8_000_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]), limit=1024)
+    head = f"GET /v1/databases/shop/logs?lines=9 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode())
+    received = 0
+    while part := await reader.read(400_000):
+        received += len(part)
+        await asyncio.sleep(0.01)
+    assert received > 4_000_000
+    writer.close()
