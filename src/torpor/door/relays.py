@@ -25,8 +25,8 @@ _LONG_RUN_S = 60.0
 
 
 def default_workers() -> int:
-    """One for each core, up to a number that no network card outruns."""
-    return min(_MOST_BY_DEFAULT, os.cpu_count() or 1)
+    """One for two cores: the other half of the work is PostgreSQL's. With more of them each query wakes more processes (decision 9)."""
+    return max(1, min(_MOST_BY_DEFAULT, (os.cpu_count() or 1) // 2))
 
 
 class Relays:

@@ -347,7 +347,11 @@ static int send_out(struct session *s)
     return hold(&s->down, out + n, length - (size_t)n);
 }
 
-/* -- OpenSSL's view of the socket: this turn's input, and room for this turn's output ------------------------------------------------ */
+/*
+ * -- OpenSSL's view of the socket: this turn's input, and room for this turn's output --------------------------------------------------
+ *
+ * SSL_get_error needs OpenSSL's queue of errors to be empty before the call that it judges: whoever meets an error clears it.
+ */
 
 static int bio_read(BIO *bio, char *buffer, int length)
 {
@@ -460,10 +464,8 @@ static void fail_handshake(struct session *s, const char *why)
 /* Go on with the handshake on this turn's input. Whether it is done. */
 static int shake_hands(struct session *s)
 {
-    int result, why;
+    int result = SSL_do_handshake(s->ssl), why;
 
-    ERR_clear_error();
-    result = SSL_do_handshake(s->ssl);
     if (result == 1) {
         s->state = OPEN;
         tell_handshake(s);
@@ -477,6 +479,7 @@ static int shake_hands(struct session *s)
         const char *reason = ERR_reason_error_string(ERR_peek_error());
         fail_handshake(s, reason ? reason : "the handshake failed");
     }
+    ERR_clear_error();
     return 0;
 }
 
@@ -522,15 +525,16 @@ static ssize_t decrypt(struct session *s)
         return (ssize_t)in_end;
     }
     while (length < sizeof plain) {
-        int n, why;
+        int n = SSL_read(s->ssl, plain + length, (int)(sizeof plain - length)), why;
 
-        ERR_clear_error();
-        n = SSL_read(s->ssl, plain + length, (int)(sizeof plain - length));
         if (n > 0) {
             length += (size_t)n;
+            if (in_start == in_end && !SSL_pending(s->ssl))
+                break; /* no need to hear that there is no more */
             continue;
         }
         why = SSL_get_error(s->ssl, n);
+        ERR_clear_error();
         if (why == SSL_ERROR_ZERO_RETURN)
             s->client_ended = 1;
         else if (why != SSL_ERROR_WANT_READ)
@@ -605,11 +609,10 @@ static void pump_down(struct session *s)
         return;
     }
     while (done < n) {
-        int written;
+        int written = SSL_write(s->ssl, plain + done, (int)(n - done));
 
-        ERR_clear_error();
-        written = SSL_write(s->ssl, plain + done, (int)(n - done));
         if (written <= 0) {
+            ERR_clear_error();
             end_session(s);
             return;
         }
@@ -625,8 +628,8 @@ static void say_goodbye(struct session *s)
     if (!s->told_client) {
         s->told_client = 1;
         if (s->ssl) {
-            ERR_clear_error();
             SSL_shutdown(s->ssl);
+            ERR_clear_error();
             if (send_out(s) < 0) {
                 end_session(s);
                 return;
