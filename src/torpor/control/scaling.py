@@ -5,7 +5,7 @@ costs nothing. State of a compute goes when it falls asleep; of the newest thous
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -67,6 +67,8 @@ class Scaling:
         self._boost_s = boost_s
         self._cpus = cpus
         self._live: dict[Compute, Live] = {}
+        self.decided: Counter[tuple[str, str]] = Counter()
+        self.killed = 0
         self._decisions: OrderedDict[DatabaseId, deque[Decision]] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -150,6 +152,7 @@ class Scaling:
             self._hold(compute, live)
             self._note(compute, live, "memory", before, change)
         if killed > 0:
+            self.killed += killed
             limit = float(compute.size.max_memory_bytes)
             log.warning("out of memory", database=compute.database.label, killed=killed, limit_bytes=int(limit))
             change = Change(limit, ScaleReason.OUT_OF_MEMORY, {"killed": float(killed), "used_bytes": float(load.used_bytes)})
@@ -164,6 +167,7 @@ class Scaling:
         id = compute.database.id
         kept = self._decisions.setdefault(id, deque(maxlen=KEPT_DECISIONS))
         self._decisions.move_to_end(id)
+        self.decided[kind, str(change.reason)] += 1
         kept.append(Decision(self._clock.time(), kind, before, change.after, change.reason, live.pace, dict(change.inputs)))
         while len(self._decisions) > _KEPT_DATABASES:
             self._decisions.popitem(last=False)

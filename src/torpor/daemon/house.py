@@ -48,7 +48,7 @@ from torpor.daemon.directory import DataDirectory
 from torpor.daemon.encryption import make_encryption
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
-from torpor.daemon.metrics import register, register_guard
+from torpor.daemon.metrics import register, register_guard, register_shares
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
@@ -191,6 +191,7 @@ class House:
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
             register_guard(telemetry, self._guard, fleet)
+            register_shares(telemetry, self._scaling, fleet)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
             services = Services(databases, workspaces, self._keys, self._audit, telemetry.render, drains=self, access=access)
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))

@@ -12,6 +12,7 @@ from torpor.base.telemetry import Reading, Readings, Telemetry
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.warmpool import WarmPool
+from torpor.control.scaling import Live, Scaling
 from torpor.door.guard.guard import Guard
 from torpor.door.stats import DoorStats
 from torpor.insights.wakes import WakeLog
@@ -88,3 +89,36 @@ def register_guard(telemetry: Telemetry, guard: Guard, fleet: Fleet) -> None:
 
 def _reading(value: Callable[[], float]) -> Callable[[], Iterable[Reading]]:
     return lambda: [((), value())]
+
+
+def register_shares(telemetry: Telemetry, scaling: Scaling, fleet: Fleet) -> None:
+    """Add what awake databases may use, and how often that was decided anew."""
+
+    def live(value: Callable[[Live], float | None]) -> Callable[[], Iterable[Reading]]:
+        def readings() -> Iterable[Reading]:
+            for compute in fleet.in_tier(Tier.AWAKE):
+                known = scaling.live(compute)
+                if known is not None and (figure := value(known)) is not None:
+                    yield (compute.database.label,), figure
+
+        return readings
+
+    for family in (
+        Readings(
+            "torpor_database_cpu_ceiling", "Processors that awake databases may use now; those without a ceiling are left out.",
+            live(lambda known: known.cpu.ceiling), ("database",),
+        ),
+        Readings(
+            "torpor_database_memory_ceiling_bytes", "Memory that awake databases keep when the host is short of it.",
+            live(lambda known: known.memory.ceiling), ("database",),
+        ),
+        Readings(
+            "torpor_scale_decisions_total", "Decisions on ceilings since Torpor started, by what was decided on and why.",
+            lambda: ((key, count) for key, count in scaling.decided.items()), ("kind", "reason"), "counter",
+        ),
+        Readings(
+            "torpor_out_of_memory_total", "Processes of databases that the kernel ended for want of memory, since Torpor started.",
+            lambda: [((), scaling.killed)], type="counter",
+        ),
+    ):  # fmt: skip
+        telemetry.add(family)

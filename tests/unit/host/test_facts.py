@@ -41,7 +41,7 @@ def test_v1(tmp_path: Path) -> None:
             "sys/fs/cgroup/freezer/me/cgroup.procs": "",
         },
     )
-    assert probe_cgroups(machine, (4, 19)) == CgroupFacts(CgroupMode.V1, True, True, True, True, "/me")
+    assert probe_cgroups(machine, (4, 19)) == CgroupFacts(CgroupMode.V1, True, True, True, True, "/me", ("processor", "memory"))
 
 
 def test_hybrid_freezes_through_v2_when_v1_has_no_freezer(tmp_path: Path) -> None:
@@ -52,8 +52,11 @@ def test_hybrid_freezes_through_v2_when_v1_has_no_freezer(tmp_path: Path) -> Non
     assert not probe_cgroups(machine, (4, 19)).freezer
 
 
-@pytest.mark.parametrize(("controllers", "reclaim", "cpu"), [("cpu memory pids", True, True), ("pids", False, False)])
-def test_v2_delegated(tmp_path: Path, controllers: str, reclaim: bool, cpu: bool) -> None:
+@pytest.mark.parametrize(
+    ("controllers", "reclaim", "cpu", "limits"),
+    [("cpu memory pids", True, True, ("processor", "memory", "processes")), ("pids", False, False, ("processes",))],
+)
+def test_v2_delegated(tmp_path: Path, controllers: str, reclaim: bool, cpu: bool, limits: tuple[str, ...]) -> None:
     own = "sys/fs/cgroup/user.slice/run.scope"
     machine = tree(
         tmp_path,
@@ -65,7 +68,7 @@ def test_v2_delegated(tmp_path: Path, controllers: str, reclaim: bool, cpu: bool
             f"{own}/cgroup.controllers": controllers,
         },
     )
-    assert probe_cgroups(machine, (6, 1)) == CgroupFacts(CgroupMode.V2, True, reclaim, cpu, True, "/user.slice/run.scope")
+    assert probe_cgroups(machine, (6, 1)) == CgroupFacts(CgroupMode.V2, True, reclaim, cpu, True, "/user.slice/run.scope", limits)
     assert not probe_cgroups(machine, (5, 10)).reclaim
 
 

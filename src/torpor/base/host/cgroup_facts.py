@@ -4,6 +4,7 @@ Reads files only, changes nothing.
 """
 
 import os
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -30,6 +31,7 @@ class CgroupFacts:
     cpu: bool = False
     writable: bool = False
     own_group: str = ""
+    limits: tuple[str, ...] = ()  # what of a database's size can be held: processor, memory, processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ def probe_cgroups(machine: Machine, release: tuple[int, int]) -> CgroupFacts:
         cpu="cpuacct" in by_controller,
         writable=anchor is not None and _may_make_groups(machine, _inside(anchor, own)),
         own_group=own,
+        limits=_limits(by_controller),
     )
 
 
@@ -72,6 +75,13 @@ def _v2(machine: Machine, mount: _Mount, own: str, release: tuple[int, int]) -> 
         cpu="cpu" in controllers,
         writable=_may_make_groups(machine, here),
         own_group=own,
+        limits=_limits(controllers),
+    )
+
+
+def _limits(controllers: Container[str]) -> tuple[str, ...]:
+    return tuple(
+        name for name, controller in (("processor", "cpu"), ("memory", "memory"), ("processes", "pids")) if controller in controllers
     )
 
 

@@ -109,8 +109,17 @@ def _cgroups(cgroups: CgroupFacts, is_root: bool) -> tuple[Finding, ...]:
         Finding(name, Status.OK, f"{cgroups.mode}, groups can be made"),
         part("freezer", cgroups.freezer, "databases are put to sleep with signals instead", "use Linux 5.2 or later"),
         part("memory reclaim", cgroups.reclaim, "a sleeping database keeps its memory unless the host is short of it", delegate),
-        part("CPU accounting", cgroups.cpu, "CPU use is summed up process by process, and can't be limited", delegate),
+        part("CPU accounting", cgroups.cpu, "CPU use is summed up process by process", delegate),
+        _limits(cgroups.limits, delegate),
     )
+
+
+def _limits(held: tuple[str, ...], remedy: str) -> Finding:
+    missing = [name for name in ("processor", "memory", "processes") if name not in held]
+    if not missing:
+        return Finding("limits", Status.OK, f"{', '.join(held)}, held by the kernel; disk: watched while a database is awake")
+    cost = f"a database can take as much as it likes of what isn't held ({', '.join(missing)}), and slow the others"
+    return Finding("limits", Status.WARN, f"held: {', '.join(held) or 'none'}", cost, remedy)
 
 
 def _swap(facts: HostFacts) -> Finding:

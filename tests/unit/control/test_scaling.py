@@ -1,0 +1,187 @@
+"""The executor of the autoscaler on a scripted tree and virtual time: what it samples, sets, keeps and forgets."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tests.support import virtual
+from tests.support.fleet import House, Sleeper
+from torpor.base.cgroups import SignalTree
+from torpor.base.limits import CpuLoad, Limits, MemoryLoad
+from torpor.compute.lifecycle import ComputeState
+from torpor.control.scaling import EVERY_S, KEPT_DECISIONS, Scaling
+from torpor.model.size import MIB, Pace, ScaleReason, SizeOverrides
+from torpor.model.sleep import Tier
+
+
+@dataclass
+class ScriptedTree(SignalTree):
+    """Uses as many processors as the test says, up to its ceiling."""
+
+    wants: float = 0.0
+    memory: MemoryLoad = field(default_factory=lambda: MemoryLoad(20 * MIB, 20 * MIB, 0, 0))
+    limits: list[Limits] = field(default_factory=list)
+    used_ns: int = 0
+    throttled_ns: int = 0
+
+    def run(self, seconds: float) -> None:
+        ceiling = self.limits[-1].cpu
+        use = self.wants if ceiling is None else min(self.wants, ceiling)
+        self.used_ns += int(use * seconds * 1e9)
+        self.throttled_ns += int(seconds * 1e9) if use < self.wants else 0
+
+    def limit(self, limits: Limits) -> None:
+        self.limits.append(limits)
+
+    def cpu_load(self) -> CpuLoad:
+        return CpuLoad(self.used_ns, self.throttled_ns)
+
+    def memory_load(self) -> MemoryLoad:
+        return self.memory
+
+
+class Bench:
+    """A house with scripted computes."""
+
+    def __init__(self, root: Path) -> None:
+        self.house = House(root)
+        self.trees: dict[Sleeper, ScriptedTree] = {}
+        self.scaling = Scaling(lambda: self.house.fleet.in_tier(Tier.AWAKE), self.house.clock, self.house.tasks, boost_s=2.0, cpus=2.0)
+
+    def wake(self, n: int, size: SizeOverrides | None = None) -> tuple[Sleeper, ScriptedTree]:
+        sleeper = self.house.add_sleeper(n)
+        sleeper.database = replace(sleeper.database, size=size or SizeOverrides())
+        tree = ScriptedTree()
+        sleeper.shares.open(tree, sleeper.size)
+        self.trees[sleeper] = tree
+        sleeper.rouse()
+        return sleeper, tree
+
+    async def pass_by(self, seconds: float) -> None:
+        for _ in range(round(seconds / EVERY_S)):
+            await self.house.clock.sleep(EVERY_S)
+            for tree in self.trees.values():
+                tree.run(EVERY_S)
+            await self.scaling.look()
+
+
+def pace_of(bench: Bench, sleeper: Sleeper) -> str | None:
+    live = bench.scaling.live(sleeper)
+    return live.pace if live is not None else None
+
+
+def play(tmp_path: Path, scene: Callable[[Bench], Awaitable[None]]) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path)
+        try:
+            await scene(bench)
+        finally:
+            await bench.house.close()
+
+    virtual.run(main())
+
+
+def test_a_wake_is_boosted_then_held_then_let_go_in_a_spike(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        sleeper, tree = bench.wake(1, SizeOverrides(max_cpu=1.5))
+        assert tree.limits == [Limits(None, 100, False, 1024 * MIB, None, 164)]
+        await bench.pass_by(2)
+        assert pace_of(bench, sleeper) == Pace.BOOSTED
+        await bench.pass_by(60)
+        assert pace_of(bench, sleeper) == Pace.NORMAL
+        assert tree.limits[-1].cpu == 0.25
+        tree.wants = 5.0
+        await bench.pass_by(1.5)
+        assert tree.limits[-1].cpu == 1.5
+        reasons = [decision.reason for decision in bench.scaling.decisions(sleeper.database.id) if decision.kind == "processor"]
+        assert reasons == [ScaleReason.SATURATED, ScaleReason.SATURATED, ScaleReason.BOOST_OVER]
+
+    play(tmp_path, scene)
+
+
+def test_a_sleeper_is_forgotten_and_its_next_wake_is_boosted_anew(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        sleeper, tree = bench.wake(1)
+        await bench.pass_by(10)
+        sleeper.shares.boost()  # as a real one does when it freezes
+        sleeper.freeze()
+        assert bench.scaling.live(sleeper) is None
+        await bench.pass_by(1)
+        assert "0 awake" in repr(bench.scaling)
+        assert bench.scaling.decisions(sleeper.database.id)
+        written = len(tree.limits)
+        assert tree.limits[-1].cpu is None
+        sleeper.rouse()
+        await bench.pass_by(2)
+        assert all(limits.cpu is None for limits in tree.limits[written:])
+        bench.scaling.forget(sleeper.database.id)
+        assert not bench.scaling.decisions(sleeper.database.id)
+
+    play(tmp_path, scene)
+
+
+def test_the_greedy_one_yields_while_it_is(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        greedy, tree = bench.wake(1)
+        _, quiet_tree = bench.wake(2)
+        tree.wants, quiet_tree.wants = 1.6, 0.4
+        await bench.pass_by(2)
+        assert tree.limits[-1].cpu_yields
+        assert not quiet_tree.limits[-1].cpu_yields
+        tree.wants = 0.2
+        await bench.pass_by(2)
+        assert not tree.limits[-1].cpu_yields
+        paces = [(each.reason, each.pace) for each in bench.scaling.decisions(greedy.database.id) if each.kind == "pace"]
+        assert [reason for reason, _ in paces] == [ScaleReason.FAIR, ScaleReason.UNFAIR]
+
+    play(tmp_path, scene)
+
+
+def test_what_the_kernel_ended_is_told(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        sleeper, tree = bench.wake(1)
+        tree.memory = MemoryLoad(20 * MIB, 20 * MIB, 0, 7)  # of before
+        await bench.pass_by(2)
+        assert bench.scaling.killed == 0
+        tree.memory = MemoryLoad(20 * MIB, 20 * MIB, 0, 9)
+        await bench.pass_by(2)
+        assert bench.scaling.killed == 2
+        newest = bench.scaling.decisions(sleeper.database.id)[0]
+        assert (newest.reason, newest.inputs["killed"]) == (ScaleReason.OUT_OF_MEMORY, 2)
+
+    play(tmp_path, scene)
+
+
+def test_memory_above_a_limit_that_could_not_be_lowered_is_tried_again(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        sleeper, tree = bench.wake(1)
+        await bench.pass_by(1)
+        sleeper.database = replace(sleeper.database, size=SizeOverrides(max_memory_bytes=64 * MIB))
+        tree.memory = MemoryLoad(80 * MIB, 80 * MIB, 0, 0)
+        await bench.pass_by(2)
+        assert tree.limits[-1].memory_bytes == 64 * MIB
+
+    play(tmp_path, scene)
+
+
+def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        sleeper, tree = bench.wake(1)
+        for _ in range(60):
+            tree.wants = 1.9 - tree.wants
+            await bench.pass_by(70)
+        assert len(bench.scaling.decisions(sleeper.database.id)) <= KEPT_DECISIONS
+
+    play(tmp_path, scene)
+
+
+def test_one_that_crashed_is_no_longer_sampled(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        sleeper, _ = bench.wake(1)
+        await bench.pass_by(2)
+        sleeper.shares.close()
+        bench.house.show(sleeper, ComputeState.STOPPED)
+        await bench.pass_by(2)
+        assert bench.scaling.live(sleeper) is None
+
+    play(tmp_path, scene)
