@@ -150,7 +150,7 @@ def test_postgres_runs_with_every_extension_and_nothing_else(place: Path, major:
                     "select pg_read_file('/etc/passwd');",
                     "select timestamptz '2026-07-01 12:00Z' at time zone 'Europe/Berlin';",
                     "select upper('stra\u00dfe \u00e4' collate \"C.utf8\");",
-                    "select xpath_string('<?xml version=\"1.0\" encoding=\"ibm-1047\"?><a/>', '/a') is null;",
+                    "select xpath_string('<?xml version=\"1.0\" encoding=\"windows-1251\"?><a>\u0436</a>', '/a');",
                     "select to_tsvector('german', 'Katzen')::text;",
                     "select encode(digest('a', 'sha256'), 'hex');",
                 ],
@@ -164,6 +164,7 @@ def test_postgres_runs_with_every_extension_and_nothing_else(place: Path, major:
     assert answers[2].splitlines() == ["root:x:0:0::/:/bin/sh", "nobody:x:65534:65534::/:/bin/sh"]
     assert answers[3] == "2026-07-01 14:00:00"
     assert answers[4].endswith("\u00c4")
+    assert answers[5] == "\u0420\u00b6"  # by ICU's converter, whose data was trimmed
     assert answers[-2] == "'katz':1"
     assert answers[-1].startswith("ca978112ca1bbdca")
     images.close()

@@ -114,6 +114,8 @@ class Images:
 
     def tidy(self) -> list[Image]:
         """Remove what was replaced and isn't used any more, mounts of what is gone, and half-made images. Returns what was removed."""
+        if not self.home.is_dir():
+            return []
         with self._locked():
             self._clear_half_made()
             removed = [image for image in self.outdated() if not self.users(image) and self._remove(image)]
