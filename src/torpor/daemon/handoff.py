@@ -245,6 +245,7 @@ class Predecessor:
         except TimeoutError as error:
             raise TakeOverFailed("the running Torpor doesn't let go", "try again; or end it, and start this one") from error
         except (_Gone, ConnectionError):
+            self._sock.close()
             return None
 
     def confirm(self) -> None:
@@ -322,7 +323,9 @@ def _read_estate(sock: socket.socket) -> Estate:
 
 
 def _answer(sock: socket.socket) -> tuple[Packet, list[int]]:
-    data, fds, flags, _ = socket.recv_fds(sock, _PACKET_BYTES, _FDS_A_PACKET + 50, socket.MSG_CMSG_CLOEXEC)
+    data, fds, flags, _ = socket.recv_fds(sock, _PACKET_BYTES, _FDS_A_PACKET + 50)
+    for fd in fds:
+        os.set_inheritable(fd, False)  # no compute may have them; MSG_CMSG_CLOEXEC is lost in recv_fds (Python 3.11)
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         raise TakeOverFailed("the running Torpor's answer didn't arrive whole", "raise the limit of open files (ulimit -n), and try again")
     packet = _decode(data)
