@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from torpor.base.processes import ProcessHandle
-from torpor.daemon.directory import DataDirectory
 from torpor.daemon.handoff import Estate, Heir, Heirs, Predecessor, ask
 from torpor.model.errors import AlreadyRunning, BadSettings, TakeOverFailed
 from torpor.model.settings import Settings
@@ -68,11 +67,14 @@ async def test_the_whole_estate_arrives(tmp_path: Path, settings: Settings, esta
     assert [os.fstat(one.fileno()).st_ino for one in taken.silent] == [os.fstat(one.fileno()).st_ino for one in estate.silent]
     assert not any(os.get_inheritable(one.fileno()) for one in (*taken.silent, *taken.door, taken.api))
     assert taken.tickets == estate.tickets
-    # Nobody else gets the lock, though one of the two has closed it.
-    os.close(os.dup(taken.lock))
-    with pytest.raises(AlreadyRunning):
-        DataDirectory(tmp_path)
-    DataDirectory(tmp_path, taken.lock).close()
+    # Nobody else gets the lock, though the one who had it has closed it.
+    os.close(os.dup(estate.lock))
+    third = os.open(tmp_path / "lock", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(taken.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(third)
+    os.close(taken.lock)
     for sock in (*taken.door, taken.api, *taken.silent):
         sock.close()
     await old.heirs.close(remove=True)
