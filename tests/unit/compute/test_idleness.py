@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torpor.compute.idleness import Activity, awake_causes
+from torpor.compute.idleness import Activity, awake_causes, is_resting
 from torpor.model.sleep import AwakeReason
 
 R = AwakeReason
@@ -161,3 +161,20 @@ def test_no_session_is_ever_stranded(rows: list[Activity], sessions: list[int | 
 @settings(database=None, max_examples=50, deadline=None)
 def test_quiet_sessions_never_keep_it_awake(pids: set[int]) -> None:
     assert awake_causes([replace(CLIENT, pid=pid) for pid in pids], list(pids)) == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "rests"),
+    [
+        pytest.param(CLIENT, True, id="idle"),
+        pytest.param(replace(CLIENT, state="idle in transaction"), False, id="in a transaction"),
+        pytest.param(replace(CLIENT, state="idle in transaction (aborted)"), False, id="in a failed transaction"),
+        pytest.param(replace(CLIENT, state="active", wait_event="PgSleep"), False, id="active"),
+        pytest.param(replace(CLIENT, wait_event="ClientWrite"), False, id="its answer is being read"),
+        pytest.param(replace(CLIENT, state="starting", wait_event=""), False, id="being opened"),
+        pytest.param(replace(CLIENT, backup=True), False, id="backup"),
+        pytest.param(WALSENDER, False, id="walsender"),
+    ],
+)
+def test_who_rests_can_be_ended_without_interrupting_anything(row: Activity, rests: bool) -> None:
+    assert is_resting(row) is rests

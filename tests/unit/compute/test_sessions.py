@@ -251,3 +251,43 @@ async def test_the_clients_end_is_not_ours(house: House, connect: Connect) -> No
     client.sendall(b"hi")
     assert client.recv(10) == b"hi"
     echo.join()
+
+
+@pytest.mark.parametrize("over", ["tcp", "a socket pair"])
+async def test_a_dismissed_session_is_told_why_once_its_backend_is_gone(house: House, connect: Connect, over: str) -> None:
+    client, server = connect() if over == "tcp" else socket.socketpair()
+    client.settimeout(5)
+    dismissed, end = session(server)
+    house.sessions.add(dismissed)
+    dismissed.dismiss(b"farewell")
+    dismissed.dismiss(b"another")
+    assert server.recv(10) == b"", "the backend reads the end of its client"
+    server.send(b"answer ")  # to what had come at that very moment
+    server.close()
+    end.end()
+    assert client.recv(100, socket.MSG_WAITALL) == b"answer farewell"
+    assert len(house.sessions) == 0
+    client.close()
+
+
+async def test_what_came_before_the_dismissal_is_read(connect: Connect) -> None:
+    client, server = connect()
+    dismissed, end = session(server)
+    client.sendall(b"query")
+    await until(lambda: dismissed.unread_bytes() == 5)
+    dismissed.dismiss(b"farewell")
+    assert server.recv(100) == b"query"
+    assert server.recv(100) == b""
+    client.close()
+    end.end()
+    dismissed.close()  # the client has left meanwhile: nobody to tell
+
+
+async def test_a_session_that_is_left_to_the_next_torpor_is_told_nothing(connect: Connect) -> None:
+    client, server = connect()
+    client.settimeout(0.05)
+    dismissed, _ = session(server)
+    dismissed.dismiss(b"farewell")
+    dismissed.close()
+    with pytest.raises(TimeoutError):
+        client.recv(100)
