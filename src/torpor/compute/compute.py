@@ -473,10 +473,10 @@ class Compute:
         while self._dozing is asyncio.current_task():
             after_s = self.policy.freeze_after_s
             await clock.sleep(min(1.0, max(0.05, (after_s or 5.0) / 5)))
+            await logfile.keep_small(self.log_file)
             await self._wait_moving()
             if self.state is not ComputeState.AWAKE or self._dozing is not asyncio.current_task():
                 return
-            logfile.keep_small(self.log_file)
             now = self.live().sessions.traffic()
             if now != seen and seen is not None:
                 self._touch()

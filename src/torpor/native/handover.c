@@ -33,6 +33,7 @@
 #define MAGIC "TORPOR1"
 #define MAX_STARTUP 16384
 #define MAX_FILES 4096
+#define MAX_FILE_BYTES ((rlim_t)1088 << 20)
 
 struct header {
     char magic[8];
@@ -105,13 +106,18 @@ static void become_user(void)
     unsetenv("TORPOR_UID");
 }
 
-/* Lowered for good. PostgreSQL keeps 256 files open in each process; memory and processes are the cgroup's to count. */
+/*
+ * Lowered for good. PostgreSQL keeps 256 files open in each process; memory and processes are the cgroup's to count. Its own files have 1 GB
+ * at most; the limit is for the one file that lies outside of the volume, the log: between two looks of Torpor it could take all the disk.
+ */
 static void set_limits(void)
 {
-    const struct rlimit no_core = {0, 0}, files = {MAX_FILES, MAX_FILES};
+    const struct rlimit no_core = {0, 0}, files = {MAX_FILES, MAX_FILES}, size = {MAX_FILE_BYTES, MAX_FILE_BYTES};
     struct rlimit now;
 
     setrlimit(RLIMIT_CORE, &no_core);
+    if (getrlimit(RLIMIT_FSIZE, &now) == 0 && now.rlim_max > MAX_FILE_BYTES)
+        setrlimit(RLIMIT_FSIZE, &size);
     if (getrlimit(RLIMIT_NOFILE, &now) == 0 && now.rlim_max > MAX_FILES)
         setrlimit(RLIMIT_NOFILE, &files);
 }

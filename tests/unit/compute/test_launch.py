@@ -260,25 +260,36 @@ def test_last_words_of_one_that_never_spoke(tmp_path: Path) -> None:
     assert last_words(tmp_path / "missing") == "it left no message"
 
 
-def test_a_log_that_grew_is_cut_and_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_log_that_grew_is_cut_and_its_end_kept_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logfile, "_LIMIT_BYTES", 100)
     log = tmp_path / "d.log"
     with log.open("ab") as postgres:  # it goes on appending to the file it has open
         postgres.write(b"a" * 100)
         postgres.flush()
-        keep_small(log)
+        await keep_small(log)
         assert log.stat().st_size == 100
         postgres.write(b"b")
         postgres.flush()
-        keep_small(log)
+        await keep_small(log)
         assert log.read_bytes() == b""
-        assert (tmp_path / "d.log.1").read_bytes() == b"a" * 100 + b"b"
+        assert (tmp_path / "d.log.1").read_bytes() == b"a" * 99 + b"b"
         postgres.write(b"c" * 101)
         postgres.flush()
-        keep_small(log)
-    assert (tmp_path / "d.log.1").read_bytes() == b"c" * 101
+        await keep_small(log)
+    assert (tmp_path / "d.log.1").read_bytes() == b"c" * 100
     assert sorted(os.listdir(tmp_path)) == ["d.log", "d.log.1"]
     logfile.remove(log)
     logfile.remove(log)
     assert os.listdir(tmp_path) == []
-    keep_small(log)
+    await keep_small(log)
+
+
+async def test_a_log_of_holes_costs_no_memory(tmp_path: Path) -> None:
+    """A tenant can make its log look as large as the file system allows."""
+    log = tmp_path / "d.log"
+    log.write_bytes(b"FATAL:  early\n")
+    os.truncate(log, 1 << 40)
+    assert last_words(log)
+    await keep_small(log)
+    assert log.stat().st_size == 0
+    assert (tmp_path / "d.log.1").stat().st_size == 8 << 20
