@@ -33,6 +33,7 @@ FAILURES_AT_ONCE = 20.0
 """Wrong credentials from one address: then one in five seconds is looked at, the others are told to wait."""
 
 MAX_CREDENTIAL_BYTES = 1024
+MAX_HEADERS = 100
 CHALLENGE = 'Bearer realm="torpor"'
 PAGE_CHALLENGE = 'Basic realm="Torpor: any user name, and an API key or the token as password", charset="UTF-8", ' + CHALLENGE
 
@@ -70,7 +71,9 @@ class Gate:
         return f"<Gate keys={len(self._keys)} addresses={len(self._addresses)} failures={len(self._failures)}>"
 
     def check_host(self, scope: Scope) -> None:
-        """Raises MisdirectedRequest for a Host that isn't this API's, InvalidRequest for none, or more than one."""
+        """Raises MisdirectedRequest for a Host that isn't this API's, InvalidRequest for none, more than one, or too many headers."""
+        if len(scope["headers"]) > MAX_HEADERS:
+            raise InvalidRequest(f"a request has at most {MAX_HEADERS} headers")
         hosts = [value for key, value in scope["headers"] if key == b"host"]
         if len(hosts) != 1:
             raise InvalidRequest("a request has one Host header", "send 'Host: <name or address of this API>'")

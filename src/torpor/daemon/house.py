@@ -35,7 +35,7 @@ from torpor.compute.surroundings import Surroundings
 from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
 from torpor.control.access import AccessControl
-from torpor.control.audit import Audit
+from torpor.control.audit import TORPOR, Audit
 from torpor.control.databases import Databases
 from torpor.control.disk import DiskWatch
 from torpor.control.keys import KeyRing
@@ -287,12 +287,22 @@ class House:
         """How long what runs may go on; None when nobody asked for a drain."""
         return self._drain.remaining_s
 
+    def _tell(self, action: str, detail: str) -> None:
+        """Put into the audit log what Torpor does by itself, or since a signal said so; a full disk keeps it from nothing."""
+        try:
+            self._audit.record(TORPOR, action, "", detail=detail)
+        except TorporError as error:
+            log.warning("the audit log can't be written", action=action, cause=error.message)
+
     async def _run_drain(self) -> None:
         log.info("draining", remaining_s=self._drain.remaining_s)
+        self._tell("host.draining", "no session is let in any more")
         try:
             await self._refilling.stop()
             whole = await self._drain.run()
-            log.info("drained", connections_left=0 if whole else self._drain.view.connections)
+            left = 0 if whole else self._drain.view.connections
+            log.info("drained", connections_left=left)
+            self._tell("host.drained", f"{left} sessions that still run end now" if left else "no session is left")
         finally:
             self.drained.set()
 

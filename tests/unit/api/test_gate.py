@@ -184,8 +184,8 @@ async def test_host_names(named: ApiServer, host: str, status: int) -> None:
         writer.close()
 
 
-@pytest.mark.parametrize("heads", [b"", b"Host: 127.0.0.1\r\nHost: localhost\r\n"])
-async def test_one_host_is_given(named: ApiServer, heads: bytes) -> None:
+@pytest.mark.parametrize("heads", [b"", b"Host: 127.0.0.1\r\nHost: localhost\r\n", b"Host: 127.0.0.1\r\n" + b"A: b\r\n" * 100])
+async def test_odd_heads(named: ApiServer, heads: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", int(named.url.rpartition(":")[2]))
     writer.write(b"GET /healthz HTTP/1.1\r\n" + heads + b"\r\n")
     assert b" 400 " in await reader.readline()
