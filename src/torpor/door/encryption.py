@@ -16,7 +16,7 @@ from torpor.door.authority import DevelopmentAuthority
 from torpor.door.relays import Relays
 from torpor.door.relaywire import configuration, new_ticket_key
 from torpor.model.encryption import TlsMode, must_encrypt
-from torpor.model.errors import BadSettings, EncryptionRequired
+from torpor.model.errors import BadSettings, BinariesMissing, EncryptionRequired, Unavailable
 
 log = get_logger(__name__)
 
@@ -141,9 +141,11 @@ class Encryption:
             pairs = await asyncio.to_thread(self._source.load)
             self._stamp = self._source.stamp()
         try:
-            await self.relays.start(configuration(self._ticket_key, pairs) if pairs else b"")
+            await self.relays.start(configuration(self._ticket_key, pairs))
         except BadSettings as error:
             raise _explained(error, pairs) from None
+        except Unavailable as error:
+            raise BinariesMissing("the relay, which TLS needs, doesn't start", "what it said is above; run `make setup` again") from error
 
     async def reload(self) -> None:
         """Read the files again. Open sessions keep what they have. Never raises for files that can't be used: it is logged."""

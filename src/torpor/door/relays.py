@@ -83,7 +83,7 @@ class Relays:
         return next((worker.by_name[name] for worker in self._all() if name in worker.by_name), None)
 
     async def start(self, configuration: bytes) -> None:
-        """Have as many workers as wanted, all with this configuration (none: plain relaying only). Raises BadSettings."""
+        """Have as many workers as wanted, all with this configuration and at work. Raises BadSettings, or Unavailable."""
         self._configuration = configuration
         self._started_at = asyncio.get_running_loop().time()
         while len(self._workers) > self._wanted:
@@ -133,8 +133,7 @@ class Relays:
         self._workers.append(worker)
 
     async def _configure(self, worker: Worker) -> None:
-        if self._configuration:
-            await worker.configure(self._configuration)
+        await worker.configure(self._configuration)
 
     def _gone(self, worker: Worker) -> None:
         """A worker ended, or serves another Torpor now."""

@@ -844,6 +844,7 @@ static void read_configuration(int fd)
     if (fstat(fd, &about) == 0 && about.st_size > 0 && about.st_size < 1 << 26 && (bytes = malloc((size_t)about.st_size)) &&
         pread(fd, bytes, (size_t)about.st_size, 0) == about.st_size)
         failure = configure(bytes, (size_t)about.st_size);
+    close(fd);
     if (bytes) {
         OPENSSL_cleanse(bytes, (size_t)about.st_size);
         free(bytes);
@@ -955,6 +956,7 @@ static int obey(void)
         return 1;
     case 'C':
         read_configuration(fds[0]);
+        fds[0] = -1;
         break;
     case 'Q':
         quitting = 1;
