@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,9 @@ import psycopg
 import pytest
 
 from tests.support.server import Server
+from torpor.catalog.audit import AuditRecords
+from torpor.catalog.catalog import Catalog
+from torpor.model.audit import AuditFilter
 
 
 class Tenant:
@@ -157,3 +161,8 @@ def test_keys_and_the_audit_log_outlive_kill_9() -> None:
         assert verified.returncode == 0, verified.stderr
         assert kept.call("POST", "/v1/databases", {"name": "cut-off"})[0] == 201  # of the one before nothing is left
         server.call("DELETE", "/v1/databases/cut-off?force=true")
+        server.stop(signal.SIGTERM)
+        catalog = Catalog.open(server.data_dir / "catalog.sqlite")
+        drain = AuditRecords(catalog.connection).down(1, 1 << 40, 2, AuditFilter())
+        catalog.close()
+        assert [(record.action, record.actor) for record in drain] == [("host.drained", "torpor"), ("host.draining", "torpor")]
