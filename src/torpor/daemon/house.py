@@ -225,6 +225,7 @@ class House:
             await self.api.start()
         except BaseException:
             await self.stop(leave=True)
+            await asyncio.to_thread(self._images.close)
             raise
         host, port = self.door.address
         self._directory.announce(self.api.url, host, port, __version__, self._encryption.authority)
@@ -346,6 +347,7 @@ class House:
             }
             | {"disk": "watched: measured while awake, then read-only, then stopped"},
             lacks=tuple(f"{item.name}: {item.cost}" for item in found if item.status is Status.LACK),
+            url_query=self._encryption.url_query(public),
         )
 
     def _warm_computes(self) -> Collection[Compute]:

@@ -138,9 +138,9 @@ class Images:
         self._roots = {major: root for major, root in self._roots.items() if root.path != self.path(image)}
 
     def close(self) -> None:
-        """Unmount what this Torpor has mounted, once its computes have ended. Images stay; so do mounts that somebody is in."""
+        """Unmount what this Torpor has mounted and no compute uses. Images stay; so do mounts that somebody is in."""
         for root in self._roots.values():
-            if root.path.parent == self.points and os.path.ismount(root.path):
+            if root.path.parent == self.points and os.path.ismount(root.path) and not mounting.users(root.path):
                 mounting.unmount(root.path)
         self._roots.clear()
 
