@@ -29,6 +29,11 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     type(None): {"type": "null"},
 }
 _PATH_EXAMPLES = {"name": "shop", "workspace": "acme", "key": "kx4tq7m2abcd"}
+_PATH_NAMES = {
+    "name": "The name of the database.",
+    "workspace": "The name of the workspace; `self` is the one of the key that asks.",
+    "key": "The id of the key.",
+}
 _BOUNDS = {"ge": "minimum", "le": "maximum", "description": "description", "examples": "examples"}
 _ABOUT = """Databases that sleep when nobody uses them. Everything but `/healthz` needs a bearer token: an API key of a workspace,
 which sees and touches that workspace only (what belongs to others is not found), or the host's token, which Torpor keeps in the file
@@ -124,7 +129,14 @@ def _operation(operation: Operation, schemas: Schemas) -> dict[str, Any]:
         "description": f"{inspect.cleandoc(operation.handle.__doc__ or '')}\n\n{_needs(operation)}",
         "tags": [_tag(operation.path)],
         "parameters": [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "example": _PATH_EXAMPLES[name]}
+            {
+                "name": name,
+                "in": "path",
+                "required": True,
+                "description": _PATH_NAMES[name],
+                "schema": {"type": "string"},
+                "example": _PATH_EXAMPLES[name],
+            }
             for name in re.findall(r"\{(\w+)\}", operation.path)
         ],
         "responses": {str(operation.status): _success(operation, schemas), **_refusals(operation, schemas)},

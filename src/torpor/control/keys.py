@@ -30,6 +30,9 @@ MAX_KEYS = 100
 """How many keys one workspace may have."""
 
 LAST_USED_GRAIN_S = 600.0
+EXPIRED_KEPT_S = 7 * 86400.0
+"""How long an expired key is still listed, so that people see why it doesn't work any more."""
+
 MAX_LIFE_S = 10 * 365 * 86400.0
 
 _SECRET_BYTES = 32
@@ -68,6 +71,7 @@ class KeyRing:
         maker = self._keys.get(by.key) if by.key is not None else None
         if maker is not None and maker.expires_at is not None and (expires_at is None or expires_at > maker.expires_at):
             raise Forbidden("a key can't outlive the key that makes it", "let it expire earlier, or make it with a lasting key")
+        self._drop_expired(workspace.id, now - EXPIRED_KEPT_S)
         if self.count(workspace.id) >= MAX_KEYS:
             raise Conflict(f"workspace {workspace.name} has {MAX_KEYS} keys already", "revoke those that nobody needs")
         id = KeyId("k" + "".join(secrets.choice(ID_ALPHABET) for _ in range(11)))
@@ -136,6 +140,12 @@ class KeyRing:
         if self._used:
             self._records.use_keys(self._used)
             self._used = {}
+
+    def _drop_expired(self, workspace: WorkspaceId, before: float) -> None:
+        for id in list(self._by_workspace.get(workspace, ())):
+            if (expires_at := self._keys[id].expires_at) is not None and expires_at < before:
+                self._records.remove_key(id)
+                self._forget(id)
 
     def _note_use(self, key: ApiKey, now: float) -> None:
         at = now - now % LAST_USED_GRAIN_S

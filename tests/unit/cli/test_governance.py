@@ -102,6 +102,22 @@ def test_audit(torpor: Run, rulers: Rulers) -> None:
     assert [one.split()[4] for one in torpor("audit", "-n", "2").out.splitlines()] == ["db58", "db59"]
 
 
+def test_follow(torpor: Run, rulers: Rulers, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(rulers, 3)
+    turns = 0
+
+    def wait(seconds: float) -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 3:
+            raise KeyboardInterrupt
+        rulers.audit.record("host", "key.revoke", f"k{turns}")
+
+    monkeypatch.setattr("torpor.cli.audit.time.sleep", wait)
+    result = torpor("audit", "--follow", "-n", "1")
+    assert (result.code, [line.split()[4] for line in result.out.splitlines()]) == (0, ["db2", "k1", "k2"])
+
+
 def test_verify(torpor: Run, rulers: Rulers, home: Path) -> None:
     fill(rulers, 2500)
     good = torpor("audit", "verify", "--json").json

@@ -13,7 +13,7 @@ from torpor.base.clock import SystemClock
 from torpor.catalog.catalog import Catalog
 from torpor.catalog.schema import migrations
 from torpor.catalog.workspaces import WorkspaceRecords
-from torpor.control.keys import LAST_USED_GRAIN_S, MAX_KEYS, KeyRing
+from torpor.control.keys import EXPIRED_KEPT_S, LAST_USED_GRAIN_S, MAX_KEYS, KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.database import Database, DatabaseState
 from torpor.model.errors import (
@@ -270,6 +270,19 @@ def test_keys_are_bounded(town: Town) -> None:
         town.key()
     with pytest.raises(Conflict):
         town.key()
+
+
+def test_keys_that_expired_long_ago_make_room(town: Town) -> None:
+    old, lasting = [town.key(life_s=60) for _ in range(MAX_KEYS - 1)], town.key()
+    town.clock.now += 60 + EXPIRED_KEPT_S - 1
+    with pytest.raises(Conflict):
+        town.key()
+    assert len(town.keys.list(town.workspaces.find("default")).keys) == MAX_KEYS
+    town.clock.now += 2
+    town.key()
+    town.again()
+    assert len(town.records.all_keys()) == 2
+    assert town.caller(old[0]) is None and town.caller(lasting) is not None
 
 
 def test_when_a_key_was_used_is_told_coarsely_and_written_rarely(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
