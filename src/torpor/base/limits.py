@@ -8,6 +8,8 @@ room first: that one belongs in a thread.
 """
 
 import errno
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,6 +175,26 @@ class Limiter:
         else:
             return MemoryLoad(0, 0, 0, 0)
         return MemoryLoad(used, max(0, used - idle), refaults, killed)
+
+
+class IdleMeter:
+    """How many processors of the host had nothing to do since the last call. Called for one purpose only, as it remembers."""
+
+    def __init__(self, monotonic: Callable[[], float], stat: Path = Path("/proc/stat")) -> None:
+        self._monotonic = monotonic
+        self._stat = stat
+        self._before: tuple[float, float] | None = None
+
+    def __call__(self) -> float:
+        """Processors; 0 at the first call, and where it can't be known."""
+        try:
+            fields = self._stat.read_text().split("\n", 1)[0].split()
+            idle_s = (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")  # waiting for a disk is idle, too
+        except (OSError, IndexError, ValueError):
+            return 0.0
+        now, before = self._monotonic(), self._before
+        self._before = now, idle_s
+        return (idle_s - before[1]) / (now - before[0]) if before is not None and now > before[0] else 0.0
 
 
 def held(files: Files) -> tuple[str, ...]:

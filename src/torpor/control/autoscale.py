@@ -11,9 +11,9 @@ Bounded: 30 + 30 small tuples for each compute, whatever happens.
 
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from torpor.model.size import MIB, Pace, ScaleReason, Size
 
@@ -33,6 +33,9 @@ _REFAULTS_PER_S = 256.0  # 1 MB a second is read again
 
 _ACTIVE = 0.02
 _YIELD_ABOVE, _YIELD_BELOW = 1.1, 0.8
+_IDLE = 0.1  # of all processors: then whoever wants more can have it
+_LEAST_S, _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 2.0, 30.0, 600.0
+_RELEASE_REMEMBERED_S = 15.0
 
 K = TypeVar("K", bound=Hashable)
 
@@ -219,24 +222,47 @@ class MemoryScaler:
         return Change(self.ceiling, reason, inputs)
 
 
-def yielding(uses: Mapping[K, tuple[float, float]], now: Iterable[K], cpus: float) -> set[K]:
-    """Who uses more than a fair share of the processors, and so yields to who doesn't. `uses`: what each uses, and its minimum.
+@dataclass(slots=True)
+class _Yielding:
+    since: float
+    hold_s: float
+
+
+class Fairness(Generic[K]):
+    """Who uses more than a fair share of the processors, and so yields to who doesn't.
 
     A fair share is the minimum's part of all minimums. One that is alone shares with one that isn't there yet: whoever wakes next to it
-    finds it yielding already. Nobody yields who uses no more than its minimum. Those in `now` must use clearly less to stop.
+    finds it yielding already. Nobody begins to yield who uses no more than its minimum.
+
+    Who yields on a busy host uses little because it yields, so that alone ends nothing: processors must be idle as well. Or some time must
+    have passed: then it is tried, and tried ever more rarely when it was wrong.
     """
-    active = {key: (use, minimum) for key, (use, minimum) in uses.items() if use > _ACTIVE}
-    already = set(now)
-    if not active:
-        return set()
-    total = sum(minimum for _, minimum in active.values())
-    if len(active) == 1:
-        total *= 2
-    return {
-        key
-        for key, (use, minimum) in active.items()
-        if use > max(minimum, cpus * minimum / total) * (_YIELD_BELOW if key in already else _YIELD_ABOVE)
-    }
+
+    def __init__(self, cpus: float) -> None:
+        self._cpus = cpus
+        self._now: dict[K, _Yielding] = {}
+        self._released: dict[K, _Yielding] = {}
+
+    def decide(self, at: float, uses: Mapping[K, tuple[float, float]], idle: float) -> set[K]:
+        """Who yields from now on. `uses`: what each of the awake uses, and its minimum; `idle`: how many processors had nothing to do."""
+        active = {key: (use, minimum) for key, (use, minimum) in uses.items() if use > _ACTIVE}
+        total = sum(minimum for _, minimum in active.values()) * (2 if len(active) == 1 else 1)
+        before, self._now = self._now, {}
+        self._released = {key: value for key, value in self._released.items() if key in uses and at - value.since < _RELEASE_REMEMBERED_S}
+        for key, (use, minimum) in uses.items():
+            fair = max(minimum, self._cpus * minimum / total) if key in active else math.inf
+            if (yields := before.get(key)) is None:
+                if use > fair * _YIELD_ABOVE:
+                    wrong = self._released.pop(key, None)
+                    self._now[key] = _Yielding(at, min(wrong.hold_s * 2, _LONGEST_HOLD_S) if wrong is not None else _SHORTEST_HOLD_S)
+            elif use > fair * _YIELD_BELOW or at - yields.since < _LEAST_S:
+                self._now[key] = yields
+            elif idle < _IDLE * self._cpus:
+                if at - yields.since < yields.hold_s:
+                    self._now[key] = yields
+                else:
+                    self._released[key] = _Yielding(at, yields.hold_s)
+        return set(self._now)
 
 
 def pace(boosted: bool, yields: bool) -> Pace:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torpor.base.clock import Clock
-from torpor.base.limits import CpuLoad
+from torpor.base.limits import CpuLoad, IdleMeter
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.compute.compute import Compute
 from torpor.compute.shares import HOST_CPUS
-from torpor.control.autoscale import Change, CpuSample, CpuScaler, MemorySample, MemoryScaler, pace, yielding
+from torpor.control.autoscale import Change, CpuSample, CpuScaler, Fairness, MemorySample, MemoryScaler, pace
 from torpor.model.names import DatabaseId
 from torpor.model.size import Pace, ScaleReason
 from torpor.model.sleep import Tier
@@ -60,12 +60,14 @@ class Scaling:
         tasks: TaskOwner,
         boost_s: float,
         cpus: float = HOST_CPUS,
+        idle: Callable[[], float] | None = None,
     ) -> None:
         self._awake = awake
         self._clock = clock
         self._tasks = tasks
         self._boost_s = boost_s
-        self._cpus = cpus
+        self._fairness: Fairness[Compute] = Fairness(cpus)
+        self._idle = idle or IdleMeter(clock.monotonic)
         self._live: dict[Compute, Live] = {}
         self.decided: Counter[tuple[str, str]] = Counter()
         self.killed = 0
@@ -106,7 +108,7 @@ class Scaling:
         kept = {compute: live for compute in awake if (live := self._live.get(compute)) is not None and compute.tier is Tier.AWAKE}
         self._live = kept
         uses = {compute: (live.cpu.use, compute.size.min_cpu) for compute, live in kept.items()}
-        over = yielding(uses, (compute for compute, live in kept.items() if live.yields), self._cpus)
+        over = self._fairness.decide(self._clock.monotonic(), uses, self._idle())
         for compute, live in kept.items():
             if (compute in over) != live.yields:
                 live.yields = compute in over

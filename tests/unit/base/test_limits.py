@@ -1,11 +1,12 @@
 """Limits as writes to the kernel's files: v2, v1 and hybrid on directories that look like the kernel's."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from torpor.base.limits import CpuLoad, Files, Limiter, Limits, MemoryLoad, held, writes
+from torpor.base.limits import CpuLoad, Files, IdleMeter, Limiter, Limits, MemoryLoad, held, writes
 
 V2 = Files(unified=Path("/u"))
 V1 = Files(None, Path("/cpu"), Path("/cpuacct"), Path("/memory"), Path("/pids"))
@@ -114,3 +115,13 @@ def test_the_load_on_v2(tmp_path: Path) -> None:
     (tmp_path / "memory.events").write_text("low 0\nhigh 8\noom 1\noom_kill 1\n")
     assert limiter.cpu_load() == CpuLoad(70_000, 4000)
     assert limiter.memory_load() == MemoryLoad(500, 400, 3, 1)
+
+
+def test_idle_processors(tmp_path: Path) -> None:
+    stat, times = tmp_path / "stat", iter((0.0, 2.0, 4.0))
+    meter = IdleMeter(lambda: next(times), stat)
+    assert meter() == 0
+    stat.write_text("cpu  10 0 10 1000 50 0 0 0 0 0\ncpu0 1 2 3\n")
+    assert meter() == 0
+    stat.write_text("cpu  10 0 10 1200 150 0 0 0 0 0\ncpu0 1 2 3\n")
+    assert meter() == pytest.approx(300 / os.sysconf("SC_CLK_TCK") / 2)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.support import loads
 from tests.support.loads import Score, simulate
-from torpor.control.autoscale import CpuSample, CpuScaler, MemorySample, MemoryScaler, yielding
+from torpor.control.autoscale import CpuSample, CpuScaler, Fairness, MemorySample, MemoryScaler
 from torpor.model.size import GIB, MIB, ScaleReason, Size
 
 SIZE = Size(0.25, 2.0, 128 * MIB, GIB)
@@ -28,7 +28,7 @@ SIZE = Size(0.25, 2.0, 128 * MIB, GIB)
         pytest.param(loads.spiky(0.05, 2.0, 130, 65), Score(0.0, 1.1, 2, 0), id="adversarial: on and off just over a minute"),
         pytest.param(loads.spiky(0.05, 1.5, 361, 2), Score(0.05, 2.0, 40, 1.0), id="adversarial: just as the ceiling has come down"),
         *(
-            pytest.param(loads.recorded(path.stem), Score(0.02, 1.9, 60, 1.0), id=f"recorded: {path.stem}")
+            pytest.param(loads.recorded(path.stem) * 8, Score(0.005, 1.9, 20, 0.5), id=f"recorded: {path.stem}")
             for path in sorted(loads.RECORDED.glob("*.txt"))
         ),
     ],
@@ -127,18 +127,49 @@ def test_pages_that_are_read_again_ask_for_more() -> None:
 # -- who yields
 
 
+def over(uses: dict[str, tuple[float, float]], cpus: float = 2) -> set[str]:
+    return Fairness[str](cpus).decide(0, uses, 0)
+
+
 def test_who_uses_more_than_a_fair_share_yields() -> None:
-    quiet, busy = (0.3, 0.25), (1.5, 0.25)
-    assert yielding({"a": busy, "b": quiet}, (), 2) == {"a"}
-    assert yielding({"a": busy}, (), 2) == {"a"}  # so that who wakes beside it goes first at once
-    assert yielding({"a": (0.2, 0.25), "b": (0.2, 0.25)}, (), 0.1) == set()  # not more than their minimum
-    assert yielding({"a": (1.5, 4.0), "b": (0.2, 0.25)}, (), 2) == set()  # it has a right to
-    assert yielding({"a": (0.6, 0.25), "b": (0.6, 0.25), "c": (0.6, 0.25), "d": (0.1, 0.25)}, (), 2) == {"a", "b", "c"}
-    assert yielding({}, (), 2) == yielding({"a": (0.001, 0.25)}, ("a",), 2) == set()
+    quiet, busy = (0.7, 0.25), (1.3, 0.25)
+    assert over({"a": busy, "b": quiet}) == {"a"}
+    assert over({"a": busy}) == {"a"}  # so that who wakes beside it goes first at once
+    assert over({"a": (1.05, 0.25)}) == set()
+    assert over({"a": (0.2, 0.25), "b": (0.2, 0.25)}, 0.1) == set()  # not more than their minimum
+    assert over({"a": (1.5, 4.0), "b": (0.2, 0.25)}) == set()  # it has a right to
+    assert over({"a": (0.6, 0.25), "b": (0.6, 0.25), "c": (0.6, 0.25), "d": (0.1, 0.25)}) == {"a", "b", "c"}
+    assert over({}) == over({"a": (0.001, 0.25)}) == set()
 
 
-def test_yielding_ends_only_well_below_the_fair_share() -> None:
-    """Of two processors, one: below 1.1 it doesn't begin, above 0.8 it doesn't end."""
-    assert yielding({"a": (1.05, 0.25)}, (), 2) == set()
-    assert yielding({"a": (1.05, 0.25)}, ("a",), 2) == {"a"}
-    assert yielding({"a": (0.75, 0.25)}, ("a",), 2) == set()
+def test_yielding_ends_when_it_uses_less_though_there_is_room() -> None:
+    fairness: Fairness[str] = Fairness(2)
+    busy, less = {"a": (1.9, 0.25)}, {"a": (0.3, 0.25)}
+    assert fairness.decide(0, busy, 0.0) == {"a"}
+    assert fairness.decide(1, less, 1.5) == {"a"}  # not in the very next moment
+    assert fairness.decide(3, {"a": (0.9, 0.25)}, 1.0) == {"a"}  # not much less
+    assert fairness.decide(4, less, 1.5) == set()
+    assert fairness.decide(5, busy, 0.0) == {"a"}
+
+
+def test_who_gets_little_because_it_yields_goes_on_yielding() -> None:
+    """Tried after 30 seconds; when that was wrong, after 60, 120 …"""
+    fairness: Fairness[str] = Fairness(2)
+    neighbour = (1.6, 1.0)
+    yielded, tried_at = True, []
+    for half_seconds in range(1200):
+        at = half_seconds / 2
+        uses = {"greedy": (0.3 if yielded else 1.0, 0.25), "neighbour": neighbour}
+        yields = "greedy" in fairness.decide(at, {"greedy": (1.5, 0.25), "neighbour": neighbour} if at == 0 else uses, 0.0)
+        if yielded and not yields:
+            tried_at.append(at)
+        yielded = yields
+    assert tried_at == [30, 90.5, 211, 451.5]
+
+
+def test_nothing_is_remembered_of_who_is_gone() -> None:
+    fairness: Fairness[int] = Fairness(2)
+    for number in range(1000):
+        fairness.decide(number, {number: (1.9, 0.25)}, 0.0)
+    assert len(fairness._now) == 1
+    assert len(fairness._released) <= 1

@@ -46,7 +46,12 @@ class Bench:
     def __init__(self, root: Path) -> None:
         self.house = House(root)
         self.trees: dict[Sleeper, ScriptedTree] = {}
-        self.scaling = Scaling(lambda: self.house.fleet.in_tier(Tier.AWAKE), self.house.clock, self.house.tasks, boost_s=2.0, cpus=2.0)
+        self.scaling = Scaling(
+            lambda: self.house.fleet.in_tier(Tier.AWAKE), self.house.clock, self.house.tasks, boost_s=2.0, cpus=2.0, idle=self._idle
+        )
+
+    def _idle(self) -> float:
+        return max(0.0, 2.0 - sum(tree.wants for tree in self.trees.values()))
 
     def wake(self, n: int, size: SizeOverrides | None = None) -> tuple[Sleeper, ScriptedTree]:
         sleeper = self.house.add_sleeper(n)
@@ -129,7 +134,7 @@ def test_the_greedy_one_yields_while_it_is(tmp_path: Path) -> None:
         assert tree.limits[-1].cpu_yields
         assert not quiet_tree.limits[-1].cpu_yields
         tree.wants = 0.2
-        await bench.pass_by(2)
+        await bench.pass_by(3)
         assert not tree.limits[-1].cpu_yields
         paces = [(each.reason, each.pace) for each in bench.scaling.decisions(greedy.database.id) if each.kind == "pace"]
         assert [reason for reason, _ in paces] == [ScaleReason.FAIR, ScaleReason.UNFAIR]
