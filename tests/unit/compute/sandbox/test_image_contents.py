@@ -12,6 +12,7 @@ import pytest
 from torpor.base.host.machine import Machine
 from torpor.compute import binaries
 from torpor.compute.binaries import Postgres
+from torpor.compute.sandbox.image import contents as contents_module
 from torpor.compute.sandbox.image import tree
 from torpor.compute.sandbox.image.contents import MOUNT_POINTS, TOOLS, Contents, Entry, Part, gather
 from torpor.compute.sandbox.image.icudata import IcuUse
@@ -66,7 +67,7 @@ def test_a_missing_library_is_named(installed: Postgres) -> None:
 
 def test_nothing_of_the_host_but_what_is_listed(contents: Contents) -> None:
     places = re.compile(
-        r"(bin|lib|lib64|sbin)$|etc/(group|hosts|nsswitch\.conf|passwd)$|usr/bin/[a-z]+$|usr/share/zoneinfo/|usr/lib/locale/C\.|"
+        r"(bin|lib|lib64|sbin)$|etc/(group|hosts|nsswitch\.conf|passwd)$|usr/bin/[a-z]+$|usr/share/zoneinfo/|usr/lib/locale/|"
         r"(opt/postgresql|usr/lib/postgresql|usr/share/postgresql)/|usr/lib(64)?/([a-z0-9_]+-linux-gnu/)?(lib|ld-linux)[^/]*\.so[.0-9]*$"
     )
     assert [str(entry.target) for entry in contents.entries if not places.match(str(entry.target))] == []
@@ -81,7 +82,9 @@ def test_every_extension_is_in_it_or_said_to_be_left_out(installed: Postgres, co
     there = {path.stem for path in Path(share, "extension").glob("*.control")}
     left_out = dict(contents.left_out)
     assert {name.removesuffix(".control") for name in scripts if name.endswith(".control")} == there - set(left_out)
-    assert all(re.match(r"plpython3u$|.*_plpython3u$|pl(perl|tcl)u?$|.*_plperlu?$|llvmjit$", name) for name in left_out), left_out
+    assert all(re.match(r"locales of|plpython3u$|.*_plpython3u$|pl(perl|tcl)u?$|.*_plperlu?$|llvmjit$", name) for name in left_out), (
+        left_out
+    )
 
 
 def test_each_file_stays_where_postgres_looks_for_it(contents: Contents) -> None:
@@ -139,6 +142,21 @@ def test_icu_is_trimmed_to_who_uses_it(contents: Contents, installed: Postgres) 
     assert headers is not None
     own = any(name.startswith("libicu") for name in headers.needed)
     assert all(entry.icu is (IcuUse.COLLATION if own else IcuUse.CONVERTERS) for entry in data)
+
+
+@pytest.mark.parametrize(("size", "taken"), [(3_000_000, True), (220_000_000, False)])
+def test_locales_of_the_host_come_along_while_they_are_few(
+    tmp_path: Path, installed: Postgres, monkeypatch: pytest.MonkeyPatch, size: int, taken: bool
+) -> None:
+    (tmp_path / "C.utf8").mkdir()
+    (tmp_path / "C.utf8" / "LC_CTYPE").write_bytes(b"characters")
+    with (tmp_path / "locale-archive").open("wb") as archive:
+        archive.truncate(size)
+    monkeypatch.setattr(contents_module, "LOCALES", tmp_path)
+    found = gather(installed)
+    names = {str(entry.target) for entry in found.entries if entry.part is Part.LOCALE}
+    assert names == {"usr/lib/locale/C.utf8/LC_CTYPE", *(["usr/lib/locale/locale-archive"] if taken else [])}
+    assert ("locales of the host but C.UTF-8", "they take 220 MB") in found.left_out or taken
 
 
 def _small(tmp_path: Path) -> Contents:

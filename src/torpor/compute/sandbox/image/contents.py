@@ -25,6 +25,10 @@ TOOLS = ("cat", "cp", "gzip", "head", "ls", "mkdir", "mv", "rm", "sleep")
 _HOME = PurePosixPath("/opt/postgresql")
 """Where a relocatable PostgreSQL lies in the image: the prefix that the wheels were built for."""
 
+LOCALES = Path("/usr/lib/locale")
+_LOCALES_LIMIT_BYTES = 8_000_000
+"""Of other locales than C.UTF-8: en_US.UTF-8 takes 3 MB, all there are 220."""
+
 _MERGED = frozenset(["bin", "sbin", "lib", "lib32", "lib64", "libx32"])
 _NO_ZONES = re.compile(r"(posix|right)/|localtime$|leap|\+VERSION$|tzdata\.zi$|SECURITY$|.*\.(tab|list)$")
 _TOO_LARGE = re.compile(r"lib(LLVM|python|perl|tcl)[-.0-9]")
@@ -53,7 +57,7 @@ class Part(StrEnum):
     SEARCH = "text search"  # share/tsearch_data, and the stemmers
     ZONES = "time zones"  # share/timezonesets and the zones themselves
     LIBRARIES = "shared libraries"  # the C library, OpenSSL and so on, with the loader
-    LOCALE = "locale C.UTF-8"  # what the C library knows of characters
+    LOCALE = "locales"  # C.UTF-8: what the C library knows of characters; and the host's others
     TOOLS = "shell and tools"  # /bin/sh and TOOLS
     SYSTEM = "system files"  # /etc and links
 
@@ -141,7 +145,7 @@ class _Gathering:
         self._add_share()
         closures += self._add_tools()
         self._add_libraries(union(closures))
-        self._add_locale()
+        self._add_locales()
         for name, text in _SYSTEM_FILES.items():
             part = Part.TOOLS if name.startswith("usr/bin") else Part.SYSTEM
             self._add(Entry(part, PurePosixPath(name), text=text, executable=part is Part.TOOLS))
@@ -261,14 +265,20 @@ class _Gathering:
                 return IcuUse.COLLATION
         return IcuUse.CONVERTERS
 
-    def _add_locale(self) -> None:
-        """C.UTF-8, which the C library has as files; en_US and its like would be megabytes each."""
-        for name in ("C.utf8", "C.UTF-8"):
-            directory = Path("/usr/lib/locale") / name
-            if directory.is_dir():
-                for path in _files(directory):
-                    self._add(Entry(Part.LOCALE, _relative(PurePosixPath(path)), source=path))
-                return
+    def _add_locales(self) -> None:
+        """C.UTF-8, which the C library has as files, and the host's other locales unless they are too many."""
+        others = []
+        for path in _files(LOCALES):
+            if path.relative_to(LOCALES).parts[0] in ("C.utf8", "C.UTF-8"):
+                self._add(Entry(Part.LOCALE, PurePosixPath("usr/lib/locale") / path.relative_to(LOCALES), source=path))
+            else:
+                others.append(path)
+        size = sum(path.stat().st_size for path in others)
+        if size > _LOCALES_LIMIT_BYTES:
+            self._left_out["locales of the host but C.UTF-8"] = f"they take {size / 1e6:.0f} MB"
+            return
+        for path in others:
+            self._add(Entry(Part.LOCALE, PurePosixPath("usr/lib/locale") / path.relative_to(LOCALES), source=path))
 
 
 def _lay_out(postgres: Postgres) -> _Layout:
