@@ -206,7 +206,7 @@ class Login:
         while True:
             header = await read_exactly(self._sock, STARTUP_HEADER_BYTES, head)
             head = b""
-            self._doorway.guard.check_access(self._address[0], None)
+            self._visit.check_worth()
             if begins_proxy_header(header):
                 raise ProtocolViolation(
                     "a PROXY header isn't taken from this address", "if it is a load balancer's, list it in proxy_protocol_from"
@@ -369,6 +369,7 @@ class Login:
 
     async def _cancel(self, request: CancelRequest) -> None:
         """Pass the request to every compute that it can be meant for. As with PostgreSQL, there is no answer, whatever comes of it."""
+        self._visit.check_cancel()
         self._count(LoginOutcome.CANCEL)
         for compute in self._doorway.computes.cancel(self._address[0], request.pid):
             with contextlib.suppress(Unavailable):

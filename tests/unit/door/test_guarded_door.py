@@ -262,12 +262,27 @@ async def test_lists_keep_addresses_out() -> None:
             assert await answer("203.0.113.7", database) == (
                 "28000 connections from 203.0.113.7 to this Torpor are forbidden: 203.0.113.0/24 is on the deny list of this Torpor"
             )
-        # Before a TLS handshake, and for cancel requests.
-        assert (await answer("203.0.113.7", "shop", EncryptionRequest.SSL.encode())).startswith("28000")
         assert (await answer("203.0.113.7", "shop", CancelRequest(1, b"key!").encode())).startswith("28000")
         assert twin.cancels == []
-        assert outcomes(door)[LoginOutcome.ADDRESS] == 6
+        assert outcomes(door)[LoginOutcome.ADDRESS] == 5
         assert twin.wakes == []
+
+
+async def test_who_is_denied_again_and_again_gets_no_handshake_more() -> None:
+    clock = Clock()
+    guard = guard_of(clock)
+    guard.use(AccessBook().with_lists(GLOBAL, access_list([], ["127.0.0.66"])))
+    async with open_door(Twin(), guard=guard) as door:
+
+        async def first_byte() -> bytes:
+            async with client_from(door, "127.0.0.66") as client:
+                client.say(EncryptionRequest.SSL.encode())
+                return await client.reader.readexactly(1)
+
+        said = [await first_byte() for _ in range(25)]
+        assert said == [b"N"] * 20 + [b"E"] * 5  # an encryption request is answered, so that the client reads why it may not go on
+        clock.now += 1.1
+        assert [await first_byte() for _ in range(2)] == [b"N", b"E"]
 
 
 async def test_a_change_during_the_wake_is_noticed() -> None:

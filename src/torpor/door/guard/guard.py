@@ -13,7 +13,7 @@ from torpor.door.guard.offenders import LogBudget, Offender, Offenders
 from torpor.door.guard.rates import RateLimit
 from torpor.door.guard.throttle import FailedLogins
 from torpor.door.text import printable
-from torpor.model.access import AccessBook, NetworkSet, address_key, parse_address
+from torpor.model.access import AccessBook, ListScope, NetworkSet, address_key, parse_address
 from torpor.model.database import Database
 from torpor.model.errors import (
     AddressForbidden,
@@ -69,12 +69,13 @@ class _Stand(Enum):
 class Visit:
     """One connection at the door, from accept until its session is counted or it has left. `release` is idempotent, and must come."""
 
-    __slots__ = ("_counted", "_guard", "_stand", "database", "expects_proxy", "host", "key")
+    __slots__ = ("_counted", "_guard", "_is_told", "_stand", "database", "expects_proxy", "host", "key")
 
     def __init__(self, guard: "Guard", host: str, expects_proxy: bool) -> None:
         self._guard = guard
         self._stand = _Stand.PENDING
         self._counted = not expects_proxy
+        self._is_told = False
         self.host = host
         self.key = address_key(host)
         self.expects_proxy = expects_proxy
@@ -91,6 +92,21 @@ class Visit:
             self._guard.check_pending(self.key)
             self._counted = True
             self._guard.pending[self.key] += 1
+
+    def check_worth(self) -> None:
+        """Before a handshake costs anything: an address that no list admits anywhere is led on to where it can read why (libpq shows no
+        error that comes in the place of TLS), but not again and again. Raises AddressForbidden."""
+        try:
+            self._guard.check_access(self.host, None)
+        except AddressForbidden:
+            if not self._is_told:
+                self._is_told = self._guard.courtesy.line(self.key, self._guard.now()) is not None
+            if not self._is_told:
+                raise
+
+    def check_cancel(self) -> None:
+        """Before a cancel request is passed on. Raises AddressForbidden."""
+        self._guard.check_access(self.host, None)
 
     def check(self, target: str, database: Database | None) -> None:
         """Before anything is asked, hashed or woken. Raises AddressForbidden, TooManyFailedLogins, TooManyConnections."""
@@ -157,6 +173,7 @@ class Guard:
         self.failures = FailedLogins(secret, now(), self.limits.failed_login_penalty_s)
         self.offenders = Offenders()
         self.log_budget = LogBudget()
+        self.courtesy = LogBudget()
         self.pending: Counter[str] = Counter()
         self.entering_overall = 0
         self.entering: Counter[str] = Counter()
@@ -199,7 +216,11 @@ class Guard:
         workspace = (database.workspace or "") if database is not None else ""
         barred = self.book.bars(host, workspace, database.id if database is not None else "")
         if barred is not None:
-            what = f'database "{printable(database.label)}"' if database is not None else "this Torpor"
+            what = (
+                f'database "{printable(database.label)}"'
+                if database is not None and barred.scope is not ListScope.GLOBAL
+                else "this Torpor"
+            )
             raise AddressForbidden(
                 f"connections from {printable(host)} to {what} are forbidden: {barred}", "whoever runs it can change that: `torpor access`"
             )
