@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,16 +18,27 @@ import pytest
 from tests.support.faults import eventually, in_thread, put_to_sleep
 from tests.support.server import MadeDatabase, Server
 
+GATE = "pg_advisory_xact_lock(7)"
+"""Whoever has it in a transaction decides how long the statements of others run."""
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(freeze_after_s=60, page_after_s="never", stop_after_s="never", drain_timeout_s=60, warm_pool_size=1) as server:
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
+    with Server(freeze_after_s=60, page_after_s="never", stop_after_s="never", drain_timeout_s=60) as server:
         yield server
         assert "Traceback" not in server.log, server.log[-6000:]
 
 
-def connect(database: MadeDatabase) -> "psycopg.Connection[tuple[object, ...]]":
-    return psycopg.connect(database.url, autocommit=True, connect_timeout=30)
+@pytest.fixture
+def server(running: Server) -> Server:
+    """Each test ends it; the next one starts it again."""
+    if running.process is None:
+        running.start()
+    return running
+
+
+def connect(database: MadeDatabase, sslmode: str = "prefer") -> "psycopg.Connection[tuple[object, ...]]":
+    return psycopg.connect(database.url, autocommit=True, connect_timeout=30, sslmode=sslmode)
 
 
 def ask(database: MadeDatabase) -> object:
@@ -44,7 +56,13 @@ def ended(server: Server, patience_s: float = 40) -> int:
 
 def command(server: Server, *arguments: str) -> "subprocess.Popen[str]":
     line = [sys.executable, "-c", "from torpor.cli import main; main()", *arguments, f"--data-dir={server.data_dir}"]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=server.environment())
+    with (server.data_dir / "told.log").open("wb") as log:
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True, env=server.environment())
+
+
+def told(server: Server) -> str:
+    """What the last command said on standard error."""
+    return (server.data_dir / "told.log").read_text()
 
 
 def last_words(connection: "psycopg.Connection[tuple[object, ...]]") -> tuple[str | None, str]:
@@ -56,21 +74,28 @@ def last_words(connection: "psycopg.Connection[tuple[object, ...]]") -> tuple[st
 @pytest.mark.parametrize("way", ["signal", "command"])
 def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) -> None:
     busy, quiet, frozen = (server.create() for _ in range(3))
-    with connect(busy) as worker, connect(busy) as idle, connect(quiet) as other, connect(frozen) as sleeper, connect(busy) as transaction:
+    with (
+        connect(busy) as worker,
+        connect(busy) as idle,
+        connect(quiet, "disable") as other,
+        connect(frozen) as sleeper,
+        connect(busy) as transaction,
+    ):
         transaction.execute("CREATE TABLE kept (x int)")
         transaction.execute("BEGIN")
+        transaction.execute(f"SELECT {GATE}")
         transaction.execute("INSERT INTO kept VALUES (1)")
         put_to_sleep(server, frozen)
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(lambda: worker.execute("SELECT pg_sleep(3), 42").fetchone())
-            eventually(lambda: "pg_sleep" in str(server.view(busy.name)["database"]) or _asked(server, busy))
+            answer = pool.submit(lambda: worker.execute(f"SELECT {GATE}, 42").fetchone())
+            eventually(lambda: _asked(server, busy))
             drainer = None
             if way == "signal":
                 os.kill(server.pid, signal.SIGTERM)
             else:
-                drainer = command(server, "drain", "--timeout=50s")
+                drainer = command(server, "drain", "--timeout=1h")
             for one in (idle, other, sleeper):
-                eventually(lambda: one.pgconn.socket >= 0 and _has_word(one))  # noqa: B023  # called at once
+                eventually(lambda: _has_word(one), 30)  # noqa: B023  # called at once
                 sqlstate, words = last_words(one)
                 assert sqlstate == "57P01"
                 assert "Torpor is draining" in words
@@ -78,22 +103,25 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
             view = server.call("GET", "/v1/drain")
             assert view["state"] == "draining"
             statements = {(one["database"], one["state"]): one["statement"] for one in view["running"]}
-            assert "pg_sleep" in statements[busy.name, "active"]
-            assert statements[busy.name, "idle in transaction"] == "INSERT INTO kept VALUES (1)"
+            assert statements == {
+                (busy.name, "active"): f"SELECT {GATE}, 42",
+                (busy.name, "idle in transaction"): "INSERT INTO kept VALUES (1)",
+            }
             assert server.refusal("POST", "/v1/databases", {})[0] == 503
             assert server.refusal("GET", "/healthz")[0] == 503
+            if drainer is not None:
+                eventually(lambda: GATE in told(server), 30)
             # A transaction may go on, in as many statements as it takes.
             transaction.execute("INSERT INTO kept VALUES (2)")
+            transaction.execute("COMMIT")
             row = answer.result(30)
         assert row is not None
         assert row[1] == 42, "a statement that runs gets its answer"
-        transaction.execute("COMMIT")
         assert ended(server) == 0
         assert last_words(transaction)[0] == "57P01"
         if drainer is not None:
-            said, progress = drainer.communicate(timeout=30)
-            assert (drainer.returncode, said) == (0, "drained: Torpor has ended\n")
-            assert "pg_sleep" in progress
+            said, _ = drainer.communicate(timeout=30)
+            assert (drainer.returncode, said) == (0, "drained: Torpor has ended\n"), told(server)
     assert server.remains() == []
     assert not (server.data_dir / "api.json").exists()
     assert not (server.data_dir / "handoff.sock").exists()
@@ -103,21 +131,21 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
 
 
 def _asked(server: Server, database: MadeDatabase) -> bool:
-    return any("pg_sleep" in cause["detail"] for cause in server.view(database.name)["database"]["awake_because"])
+    return any("_lock" in cause["detail"] for cause in server.view(database.name)["database"]["awake_because"])
 
 
 def _has_word(connection: "psycopg.Connection[tuple[object, ...]]") -> bool:
     """Whether something came on an idle connection."""
-    import select
-
     return bool(select.select([connection.pgconn.socket], [], [], 0)[0])
 
 
 def test_newcomers_wait_and_the_next_torpor_serves_them(server: Server) -> None:
     """Drained with a successor: no connection is refused, and the statement that ran is still running there."""
     database, other = server.create(), server.create()
-    with connect(database) as worker:
-        working, failures = in_thread(lambda: worker.execute("SELECT pg_sleep(8)"))
+    with connect(database) as worker, connect(database) as gate:
+        gate.execute("BEGIN")
+        gate.execute(f"SELECT {GATE}")
+        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
         eventually(lambda: _asked(server, database))
         server.call("POST", "/v1/drain", {"timeout_s": 60})
         with ThreadPoolExecutor(4) as pool:
@@ -129,7 +157,9 @@ def test_newcomers_wait_and_the_next_torpor_serves_them(server: Server) -> None:
             server.process = server.spawn()  # without --take-over: it is draining
             assert old.wait(30) == 0
             assert [newcomer.result(30) for newcomer in newcomers] == [(1,)] * 4
-        assert server.call("GET", "/v1/drain")["state"] == "serving"
+        eventually(lambda: server.call("GET", "/v1/drain")["state"] == "serving")
+        assert working.is_alive()
+        gate.execute("COMMIT")
         working.join(30)
         assert not failures
         assert worker.execute("SELECT 1").fetchone() == (1,)
@@ -139,7 +169,8 @@ def test_the_deadline_ends_what_is_left_and_those_who_wait_are_told(server: Serv
     database = server.create()
     with connect(database) as worker, connect(database) as transaction:
         transaction.execute("BEGIN")
-        working, failures = in_thread(lambda: worker.execute("SELECT pg_sleep(600)"))
+        transaction.execute(f"SELECT {GATE}")
+        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
         eventually(lambda: _asked(server, database))
         drainer = command(server, "drain", "--timeout=600s", "--json", "--no-wait")
         assert json.loads(drainer.communicate(timeout=30)[0])["state"] == "draining"
@@ -160,14 +191,17 @@ def test_the_deadline_ends_what_is_left_and_those_who_wait_are_told(server: Serv
 
 def test_a_second_signal_ends_it_at_once(server: Server) -> None:
     database = server.create()
-    with connect(database) as worker:
-        working, failures = in_thread(lambda: worker.execute("SELECT pg_sleep(4)"))
+    with connect(database) as worker, connect(database) as gate:
+        gate.execute("BEGIN")
+        gate.execute(f"SELECT {GATE}")
+        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
         eventually(lambda: _asked(server, database))
         os.kill(server.pid, signal.SIGTERM)
-        eventually(lambda: "draining" in server.log)
+        eventually(lambda: server.call("GET", "/v1/drain")["state"] == "draining")
         os.kill(server.pid, signal.SIGTERM)
         assert ended(server) == 1
         server.start()
+        gate.execute("COMMIT")
         working.join(30)
         assert not failures, "its compute was left running"
         assert worker.execute("SELECT 1").fetchone() == (1,)
@@ -175,20 +209,25 @@ def test_a_second_signal_ends_it_at_once(server: Server) -> None:
 
 def test_ctrl_c_ends_statements(server: Server) -> None:
     database = server.create()
-    with connect(database) as worker:
-        working, failures = in_thread(lambda: worker.execute("SELECT pg_sleep(600)"))
+    with connect(database) as worker, connect(database) as gate:
+        gate.execute("BEGIN")
+        gate.execute(f"SELECT {GATE}")
+        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
         eventually(lambda: _asked(server, database))
         os.kill(server.pid, signal.SIGINT)
         assert ended(server) == 0
         working.join(20)
         assert isinstance(failures[0], psycopg.errors.AdminShutdown)
+        assert last_words(gate)[0] == "57P01"
 
 
 def test_drain_command_without_a_torpor(tmp_path: Path) -> None:
     nobody = Server(tmp_path)
     done = command(nobody, "drain")
-    assert "Torpor isn't running" in done.communicate(timeout=30)[1]
-    assert done.returncode == 3
+    assert done.wait(30) == 3
+    assert "Torpor isn't running" in told(nobody)
     odd = command(nobody, "drain", "--timeout=soon")
-    assert "write it as 90s, 10m or 1h" in odd.communicate(timeout=30)[1]
-    assert odd.returncode == 2
+    assert odd.wait(30) == 2
+    assert "write it as 90s, 10m or 1h" in told(nobody)
+    for one in (done, odd):
+        one.communicate()
