@@ -21,6 +21,7 @@ from pathlib import Path
 import uvloop
 
 from torpor.base.logs import configure, get_logger
+from torpor.daemon import notify
 from torpor.daemon.directory import DataFiles
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate, Heir, Heirs, Predecessor, ask
@@ -65,6 +66,7 @@ async def _serve(settings: Settings, predecessor: Predecessor | None, ground: Gr
     await house.start()
     if predecessor is not None:
         predecessor.confirm()
+    notify.ready()
     _greet(house, settings)
     return await Reign(settings, house, wishes).last()
 
@@ -98,6 +100,7 @@ class Reign:
                 case signal.SIGTERM:
                     self._told_to_end = True
                     self._house.drain()
+                    notify.notify("STATUS=draining")  # not yet that it ends: the next Torpor may be the same service
                     print("torpor: draining; a second signal ends it at once", file=sys.stderr)
                 case _:
                     return await self._end("told to stop")
@@ -120,6 +123,7 @@ class Reign:
 
     async def _end(self, why: str, leave: bool = False) -> int:
         """Stop in order, unless another signal comes."""
+        notify.stopping(why)
         log.info("stopping", because=why, computes="stay" if leave else "are stopped")
         await self._heirs.close(remove=True)
         stopping = asyncio.create_task(self._house.stop(leave), name="stop")
