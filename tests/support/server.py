@@ -53,10 +53,11 @@ class Server:
         self.data_dir.chmod(0o711)
         # Uids that no other Torpor on this host uses: what is left in shared memory can be told from others'.
         uid_base = 400_000 + random.randrange(1_000_000) * _UIDS
-        self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, "uid_base": uid_base}
+        self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, "uid_base": uid_base, "tls": "off"}
         # Tests fail to log in on purpose, one right after the other (test_guard_live.py has the penalty for it).
         self.settings |= {"failed_login_penalty_s": 0, **settings}
         self.process: subprocess.Popen[bytes] | None = None
+        self.prelude = ""
         self.door_port = 0
         self.api_url = ""
         self.token = ""
@@ -84,10 +85,17 @@ class Server:
         assert self.process is not None
         return self.process.pid
 
+    def allow_only(self, *levels: str) -> None:
+        """Try these sandbox levels only, as on a host that can't give others."""
+        names = ", ".join(f"s.SandboxLevel({level!r})" for level in levels)
+        self.prelude = (
+            f"import torpor.compute.sandbox.sandbox as s; s.AS_ROOT = ({names}, s.AS_ROOT[-1]); s.AS_USER = ({names}, s.AS_USER[-1]); "
+        )
+
     def command(self) -> list[str]:
         """The command line of the daemon."""
         flags = [f"--{name.replace('_', '-')}={str(value).lower()}" for name, value in self.settings.items()]
-        return [sys.executable, "-c", "from torpor.cli import main; main()", "serve", f"--data-dir={self.data_dir}", *flags]
+        return [sys.executable, "-c", f"{self.prelude}from torpor.cli import main; main()", "serve", f"--data-dir={self.data_dir}", *flags]
 
     def environment(self) -> dict[str, str]:
         """That of the tests, without settings that would get in the way."""

@@ -20,12 +20,14 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <grp.h>
+#include <linux/capability.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -92,16 +94,19 @@ static void after_fork_in_child(void)
     }
 }
 
-/* Irrevocable: with all three ids changed no capability is left, and no-new-privileges was set by whoever made the sandbox. */
+/* Irrevocable: no id and no capability of root is left, and no-new-privileges was set by whoever made the sandbox. */
 static void become_user(void)
 {
     const char *text = getenv("TORPOR_UID");
+    struct __user_cap_header_struct version = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
     uid_t uid;
 
     if (!text)
         return;
     uid = (uid_t)atol(text);
-    if (uid == 0 || setgroups(0, NULL) != 0 || setresgid(uid, uid, uid) != 0 || setresuid(uid, uid, uid) != 0)
+    if (uid == 0 || setgroups(0, NULL) != 0 || setresgid(uid, uid, uid) != 0 || setresuid(uid, uid, uid) != 0 ||
+        syscall(SYS_capset, &version, none) != 0)
         _exit(126);
     unsetenv("TORPOR_UID");
 }

@@ -50,29 +50,34 @@ def confined(given: Confinement, environment: Mapping[str, str], program: list[s
     """
     inside = dict(environment)
     line = []
-    if given.level is SandboxLevel.FULL:
-        line += dropped(given.uid)
+    match given.level:
+        case SandboxLevel.FULL:
+            line += dropped(given.uid)
+        case SandboxLevel.SHARED_USER:
+            # Torpor may have been given one to listen on a low port, say; bwrap refuses to run with any.
+            line += [tool("setpriv"), "--inh-caps=-all", "--ambient-caps=-all"]
+        case _:
+            pass
     line.append(tool("bwrap"))
     if given.level is SandboxLevel.NO_USER_NAMESPACE:
         # bwrap itself needs root for the other namespaces. What it starts keeps the right to change its user, and the library, which
-        # runs before PostgreSQL does, uses that up; no-new-privileges (bwrap sets it) holds from the start. Reading everything is for
-        # bwrap's own first process, which must get at the file to lock.
-        line += ["--cap-drop", "ALL"]
-        for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_DAC_READ_SEARCH"):
-            line += ["--cap-add", capability]
+        # runs before PostgreSQL does, uses that up; no-new-privileges (bwrap sets it) holds from the start.
+        line += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         inside["TORPOR_UID"] = str(given.uid)
     else:
         line.append("--unshare-user")
     line += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--hostname", _HOSTNAME, "--new-session"]
     line += ["--ro-bind", str(given.root), "/"]
-    line += ["--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev", "--dir", "/dev/shm"]  # noqa: S108  # of the sandbox
+    line += ["--size", str(_SHARED_MEMORY_BYTES), "--tmpfs", "/dev", "--perms", "1777", "--dir", "/dev/shm"]  # noqa: S108  # of the sandbox
     for name in _DEVICES:
         line += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
-    line += ["--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
+    line += ["--perms", "1777", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]  # noqa: S108
     line += ["--bind", str(given.data), str(DATA)]
     line += ["--ro-bind", str(given.configuration), str(CONFIGURATION)]
     line += ["--ro-bind", str(given.library.parent), str(LIBRARY_DIRECTORY)]
-    line += ["--lock-file", str(DATA / LOCKED_FILE), "--chdir", "/", "--clearenv"]
+    if given.level is not SandboxLevel.NO_USER_NAMESPACE:  # there the first process is a root without any rights, to whom /data is closed
+        line += ["--lock-file", str(DATA / LOCKED_FILE)]
+    line += ["--chdir", "/", "--clearenv"]
     for name, value in inside.items():
         line += ["--setenv", name, value]
     return [*line, "--seccomp", str(given.filter_fd), "--", *program]

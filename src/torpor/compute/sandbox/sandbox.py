@@ -96,11 +96,11 @@ def _strongest(
         if unprivileged
         else "let this root make namespaces (in a container: run it privileged)"
     )
-    return Sandbox(SandboxReport(levels[-1], f"no sandbox could be made: {complaints[0]}", remedy))
+    return Sandbox(SandboxReport(levels[-1], f"no sandbox could be made: {(complaints or ['not tried'])[0]}", remedy))
 
 
 def _report(level: SandboxLevel, complaints: list[str], unprivileged: bool) -> SandboxReport:
-    if level is SandboxLevel.FULL:
+    if not complaints and not unprivileged:
         return SandboxReport(level)
     if unprivileged:
         return SandboxReport(level, "Torpor doesn't run as root, so every compute has its uid", "run `torpor serve` as root")
