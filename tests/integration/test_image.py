@@ -5,14 +5,17 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.support.images import build_and_die, tiny
+from tests.support.server import Server
 from torpor.base.host.machine import Machine, Output
 from torpor.compute import binaries
 from torpor.compute.binaries import Postgres
@@ -345,3 +348,20 @@ def test_a_build_killed_anywhere_leaves_nothing_that_counts(place: Path, monkeyp
         steps += 1
     assert steps > 20
     assert 0 < counted < steps
+
+
+@pytest.mark.root
+def test_a_torpor_takes_its_mounts_away_and_one_that_is_killed_leaves_them() -> None:
+    with Server() as server:
+        points = _mounts_below(server.data_dir / "images")
+        assert len(points) == 1
+        database = server.create()
+        with psycopg.connect(database.url) as connection:
+            server.kill()
+            assert _mounts_below(server.data_dir / "images") == points
+            assert connection.execute("SELECT count(*) > 10 FROM pg_available_extensions").fetchone() == (True,)
+            server.start()
+            assert _mounts_below(server.data_dir / "images") == points
+            connection.execute("CREATE EXTENSION pg_trgm")
+        server.stop(signal.SIGINT)
+        assert _mounts_below(server.data_dir / "images") == []
