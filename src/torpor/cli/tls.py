@@ -39,7 +39,7 @@ def authority(invocation: Invocation) -> str:
 
 def with_tls(url: str, authority: str) -> str:
     """The URL with which libpq encrypts and checks that it has the right server."""
-    return f"{url}?{urlencode({'sslmode': 'verify-full', 'sslrootcert': authority}, safe='/')}"
+    return f"{url.partition('?')[0]}?{urlencode({'sslmode': 'verify-full', 'sslrootcert': authority}, safe='/')}"
 
 
 @click.command()

@@ -58,6 +58,7 @@ class HostFacts:
     started_at: float
     sandbox: str
     lacks: tuple[str, ...]
+    url_query: str = ""
     sandbox_lacks: str = ""
     held: dict[str, str] = field(default_factory=dict)
 
@@ -206,7 +207,8 @@ class Viewer:
     def _url(self, name: str, password: str | None) -> str:
         secret = f":{quote(password, safe='')}" if password is not None else ""
         host = f"[{self._facts.public_host}]" if ":" in self._facts.public_host else self._facts.public_host
-        return f"postgresql://{name}{secret}@{host}:{self._facts.public_port}/{name}"
+        query = f"?{self._facts.url_query}" if self._facts.url_query else ""
+        return f"postgresql://{name}{secret}@{host}:{self._facts.public_port}/{name}{query}"
 
 
 def wake_view(wake: Wake) -> WakeView:

@@ -195,7 +195,7 @@ class House:
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
             services = Services(databases, workspaces, self._keys, self._audit, telemetry.render, drains=self, access=access)
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
-            limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate)
+            limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate, settings.trusted_proxies)
             self.api = ApiServer(services, token, settings.api_host, settings.api_port, token_path(directory.path), limits=limits)
             telemetry.add(self.api.requests)
             self._drain = Drain(fleet, self._clock, lambda: self.door.is_busy)

@@ -119,6 +119,15 @@ class Encryption:
         """What clients must trust, as libpq's sslrootcert: a file, or "system"; nothing without TLS."""
         return self._source.trusted if self._source is not None else ""
 
+    def url_query(self, public_host: str) -> str:
+        """What the URLs that are handed out say about TLS.
+
+        Many clients take TLS wherever they can get it. On the way to this very machine it protects nothing and halves the throughput, as
+        only a socket in the clear can be handed over: there the URL says so. To anywhere else the clients' own defaults are right.
+        """
+        is_local = public_host == "localhost" or not must_encrypt(TlsMode.REMOTE, public_host)
+        return "sslmode=disable" if is_local and self._source is not None and self.mode is not TlsMode.REQUIRE else ""
+
     @property
     def is_offered(self) -> bool:
         """Whether a client that asks for TLS now gets it."""

@@ -11,8 +11,8 @@ from torpor.model.access import NetworkSet
 from torpor.model.encryption import TlsMode
 from torpor.model.errors import BadSettings, InvalidRequest
 from torpor.model.limits import DoorLimits, parse_rates
-from torpor.model.size import GIB, MIB, Size
 from torpor.model.sandbox import AUTO, SandboxLevel
+from torpor.model.size import GIB, MIB, Size
 from torpor.model.sleep import SleepPolicy
 
 SUPPORTED_MAJORS = (16, 17, 18)
@@ -34,6 +34,7 @@ class Settings:
     api_host: str = _setting("127.0.0.1", "address the HTTP API listens on")
     api_port: int = _setting(7480, "TCP port of the API; 0 takes a free one")
     api_names: str = _setting("", "host names under which the API is reached, separated by commas, beside its addresses and public_host")
+    api_proxies: str = _setting("", "addresses and networks of HTTP proxies whose X-Forwarded-For is believed, separated by commas")
     api_key_rate: float = _setting(50.0, "requests a second that one API key may make on average; a change counts as five")
     api_address_rate: float = _setting(10.0, "requests a second that one address may make without a right API key")
     postgres_major: int = _setting(DEFAULT_MAJOR, "PostgreSQL major of new databases; a database keeps its own")
@@ -76,7 +77,7 @@ class Settings:
     tls_cert: str = _setting("", "PEM files of certificate chains, separated by commas; default the development authority's own")
     tls_key: str = _setting("", "PEM files of their keys, in the same order; default the keys are in the files of tls_cert")
     relay: bool = _setting(False, "carry the bytes of every session through relay workers instead of handing sockets over")
-    relay_workers: int = _setting(0, "processes that carry encrypted and relayed sessions; 0 is one for each core, at most 8")
+    relay_workers: int = _setting(0, "processes that carry encrypted and relayed sessions; 0 is one for two cores, 1 to 8")
     log_format: str = _setting("console", "log lines for people (console) or for machines (json)")
 
     def __post_init__(self) -> None:
@@ -87,6 +88,10 @@ class Settings:
             NetworkSet(self.load_balancers)
         except InvalidRequest as error:
             raise BadSettings(f"proxy_protocol_from is wrong: {error.message}", error.hint) from None
+        try:
+            NetworkSet(self.trusted_proxies)
+        except InvalidRequest as error:
+            raise BadSettings(f"api_proxies is wrong: {error.message}", error.hint) from None
         for name in ("door_port", "api_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSettings(f"{name} must be between 0 and 65535")
@@ -151,6 +156,11 @@ class Settings:
             parse_rates("wake_rate_overall", self.wake_rate_overall),
             self.failed_login_penalty_s,
         )
+
+    @property
+    def trusted_proxies(self) -> tuple[str, ...]:
+        """The networks in `api_proxies`."""
+        return tuple(part for text in self.api_proxies.split(",") if (part := text.strip()))
 
     @property
     def load_balancers(self) -> tuple[str, ...]:
