@@ -8,7 +8,7 @@ synchronous, so that it can be done right in the callback that saw a byte arrive
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -494,7 +494,7 @@ class Compute:
         try:
             outcome = await postmaster.freeze_if_quiet(
                 lambda: self._holds == 0 and self.state is ComputeState.FREEZING,
-                lambda roles: self._around.catalog.save_roles(self.database.id, roles),
+                self._save_roles,
             )
         except BaseException as error:
             if self.state is ComputeState.FREEZING:
@@ -515,6 +515,12 @@ class Compute:
         self.shares.boost()
         postmaster.sessions.watch()
 
+    def _save_roles(self, roles: Sequence[Role] | None) -> None:
+        if roles is None:
+            self._around.catalog.forget_roles(self.database.id)
+        else:
+            self._around.catalog.save_roles(self.database.id, roles)
+
     async def _stop(self, reason: SleepReason) -> None:
         postmaster = self.live()
         quiet = self.state in (ComputeState.FROZEN, ComputeState.PAGED) and not self.connections
@@ -527,7 +533,7 @@ class Compute:
             try:
                 service = await postmaster.service()
                 await service.end_clients()
-                self._around.catalog.save_roles(self.database.id, await service.roles())
+                self._save_roles(await service.roles())
                 await postmaster.close_service()
             except TorporError as error:
                 log.warning("roles unknown at stop", database=self.database.label, cause=error.message)

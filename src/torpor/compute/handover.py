@@ -17,6 +17,7 @@ from torpor.model.errors import ComputeLost
 _HEADER = struct.Struct("=8sII")
 _MAGIC = b"TORPOR1\0"
 _PATIENCE_S = 10.0
+_PID_BYTES = 4
 _UNIX_FAMILY = struct.pack("=H", socket.AF_UNIX)
 
 
@@ -114,7 +115,10 @@ class BackendEnd:
 
 
 class LifeLine(BackendEnd):
-    """The read end of a life line: tells the backend's pid, and breaks when it ends."""
+    """The read end of a life line: tells the backend's pid, and breaks when it ends.
+
+    Code of the tenant's can write other bytes to it, or close it early: then the session counts as ended, and its connection is cut.
+    """
 
     def __init__(self, fd: int) -> None:
         super().__init__()
@@ -136,8 +140,10 @@ class LifeLine(BackendEnd):
         if not data:
             self.end()
             return
-        self._buffer += data[: 4 - len(self._buffer)]
-        if len(self._buffer) == 4:
+        self._buffer += data
+        if len(self._buffer) > _PID_BYTES:
+            self.end()  # a tenant's own code: left open it could keep Torpor busy with reading
+        elif len(self._buffer) == _PID_BYTES:
             self.pid = int.from_bytes(self._buffer, sys.byteorder)
 
 

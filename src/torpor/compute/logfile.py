@@ -35,7 +35,7 @@ async def keep_small(log: Path) -> None:
     """Move the end of a log above 8 MB aside (to `.log.1`, replacing the one before), and empty it: 16 MB, and what comes until the next
     look. What a log holds above 8 MB is dropped from its beginning. Safe to cancel: it goes on in its thread."""
     with contextlib.suppress(OSError):
-        if log.stat().st_size > _LIMIT_BYTES:
+        if os.stat(log).st_size > _LIMIT_BYTES:
             await asyncio.to_thread(_cut, log)
 
 

@@ -235,8 +235,12 @@ class Postmaster:
 
     async def causes(self) -> tuple[AwakeCause, ...]:
         """What keeps it from being frozen now, asked of PostgreSQL."""
-        service = await self.service()
-        return awake_causes(await service.activity(), self.sessions.pids())
+        return awake_causes(await self._activity(), self.sessions.pids())
+
+    async def _activity(self) -> list[Activity]:
+        rows = await (await self.service()).activity()
+        self.sessions.end_ghosts({row.pid for row in rows}, asyncio.get_running_loop().time())
+        return rows
 
     async def dismiss_resting(self, farewell: bytes) -> list[Activity]:
         """End every session that rests outside of a transaction; what all that are left do, those that are just ending among them.
@@ -260,7 +264,7 @@ class Postmaster:
             rows.append(_ARRIVING)
         return [row for row in rows if row.backend_type == "client backend" or row.backup]
 
-    async def freeze_if_quiet(self, still_wanted: Callable[[], bool], save_roles: Callable[[Sequence[Role]], None]) -> FreezeOutcome:
+    async def freeze_if_quiet(self, still_wanted: Callable[[], bool], save_roles: Callable[[Sequence[Role] | None], None]) -> FreezeOutcome:
         """Freeze unless something is going on. Afterwards every session is waiting for its client, and no byte of any client is unread.
 
         The order matters: counters, questions, freeze, counters again. Nothing can have begun in between without a byte arriving.
@@ -269,11 +273,10 @@ class Postmaster:
         received, unread = self.sessions.received_bytes()
         if unread:
             return _recent("a client has just sent something")
-        service = await self.service()
-        causes = awake_causes(await service.activity(), self.sessions.pids())
+        causes = awake_causes(await self._activity(), self.sessions.pids())
         if causes:
             return FreezeOutcome(causes)
-        save_roles(await service.roles())
+        save_roles(await (await self.service()).roles())
         async with self._service_lock:
             await self._log_out()
             if not still_wanted():

@@ -1,12 +1,17 @@
 """Torpor's own session inside a compute: asks what runs and who may log in, and names databases.
 
-It is handed over like any client's, as Torpor's own role, over one end of a socket pair. Concurrency: one query at a time (a lock);
-a query that is cancelled ends the session, since its answer would meet the next question.
+It is handed over like any client's, as Torpor's own role, over one end of a socket pair. Who answers may be hostile: a tenant who is a
+superuser can replace every view and function that is asked here, and run its own code in this very session. So an answer is never
+believed further than that tenant's own database goes, and costs no more than was asked for: messages, bytes and time are counted, and
+every value is checked.
+
+Concurrency: one query at a time (a lock); a query that is cancelled ends the session, since its answer would meet the next question.
 """
 
 import asyncio
 import contextlib
 import importlib.resources
+import math
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -15,7 +20,7 @@ from pathlib import Path
 from torpor.compute.handover import LifeLine, hand_over
 from torpor.compute.idleness import Activity
 from torpor.model.database import Role
-from torpor.model.errors import ComputeLost, TorporError
+from torpor.model.errors import ComputeLost, ProtocolViolation, TorporError
 from torpor.model.names import SERVICE_DATABASE, SERVICE_ROLE
 from torpor.pgwire.answers import DataRow, Notice, ReadyForQuery, parse_backend_message, query, terminate
 from torpor.pgwire.frames import FrameBuffer
@@ -28,8 +33,18 @@ _PATIENCE_S = 15.0
 _OPTIONS = (
     "-c search_path=pg_catalog -c statement_timeout=10s -c lock_timeout=5s -c idle_session_timeout=0 "
     "-c default_transaction_read_only=off -c synchronous_commit=on -c log_statement=none -c log_min_duration_statement=-1 "
-    "-c extra_float_digits=1 -c datestyle=ISO -c client_encoding=UTF8"
+    "-c extra_float_digits=1 -c datestyle=ISO -c client_encoding=UTF8 -c role=none -c client_min_messages=error "
+    "-c session_preload_libraries= -c local_preload_libraries="
 )
+_RECEIVE_BYTES = 16_384  # cutting that into the smallest messages takes the loop about 5 ms
+_FEW_MESSAGES = 200
+_MOST_MESSAGES = 20_000
+_BYTES_PER_MESSAGE = 1024  # on average, much more than any answer has
+_SLACK_BYTES = 65_536
+_SHOWN_CHARACTERS = 200
+_LONGEST_VERIFIER = 512  # what PostgreSQL itself keeps
+MOST_ROLES = 2000
+"""Roles of one database that Torpor keeps while it sleeps. With more than that it keeps none, and each login wakes the database."""
 READ_ONLY_MARK = "default_transaction_read_only = 'yes'"
 """How it stands in postgresql.auto.conf when Torpor has set it: people write "on"."""
 WARM_DATABASE = "warm"
@@ -60,7 +75,7 @@ class ServiceSession:
     def __init__(self, sock: socket.socket, line: LifeLine) -> None:
         self._sock = sock
         self._line = line
-        self._frames = FrameBuffer(1 << 26)
+        self._frames = FrameBuffer(1 << 20)
         self._lock = asyncio.Lock()
         self._exchanging = False
         self.broken = False
@@ -81,7 +96,7 @@ class ServiceSession:
             ours.close()
             raise
         try:
-            await session._exchange(b"")
+            await session._exchange(b"", _FEW_MESSAGES)
         except BaseException:
             session.abandon()
             raise
@@ -89,11 +104,12 @@ class ServiceSession:
 
     async def activity(self) -> list[Activity]:
         """What the other processes of the compute do."""
-        return [_activity(row) for row in await self.query(_ACTIVITY)]
+        return [_activity(row) for row in await self.query(_ACTIVITY, _MOST_MESSAGES)]
 
-    async def roles(self) -> list[Role]:
-        """Every role, as the door needs it."""
-        return [_role(row) for row in await self.query(_ROLES)]
+    async def roles(self) -> list[Role] | None:
+        """Every role, as the door needs it; None when there are too many to keep."""
+        rows = await self.query(f"{_ROLES} LIMIT {MOST_ROLES + 1}", _MOST_MESSAGES)
+        return [_role(row) for row in rows] if len(rows) <= MOST_ROLES else None
 
     async def role(self, name: str) -> Role | None:
         """One role, None if there is none of that name."""
@@ -125,13 +141,13 @@ class ServiceSession:
         """Tell these to end, without waiting for it."""
         await self.query(";".join(f"SELECT pg_catalog.pg_terminate_backend({pid:d})" for pid in pids))
 
-    async def query(self, text: str) -> list[Row]:
+    async def query(self, text: str, most_messages: int = _FEW_MESSAGES) -> list[Row]:
         """The rows of a simple query, of all its statements. Raises QueryFailed, or ComputeLost when the session broke."""
         async with self._lock:
             if self.broken:
                 raise ComputeLost("Torpor's own session with PostgreSQL broke")
             try:
-                return await self._exchange(query(text))
+                return await self._exchange(query(text), most_messages)
             except QueryFailed:
                 raise
             except BaseException:
@@ -158,28 +174,34 @@ class ServiceSession:
             self._sock.close()
             self._line.close()
 
-    async def _exchange(self, request: bytes) -> list[Row]:
+    async def _exchange(self, request: bytes, most_messages: int) -> list[Row]:
         self._exchanging = True
         try:
-            return await self._converse(request)
+            return await self._converse(request, most_messages)
         finally:
             self._exchanging = False
             if self.broken:
                 self.abandon()
 
-    async def _converse(self, request: bytes) -> list[Row]:
+    async def _converse(self, request: bytes, most_messages: int) -> list[Row]:
         loop = asyncio.get_running_loop()
         rows: list[Row] = []
         failure: Notice | None = None
+        messages_left, bytes_left = most_messages, most_messages * _BYTES_PER_MESSAGE + _SLACK_BYTES
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 if request:
                     await loop.sock_sendall(self._sock, request)
                 while True:
-                    data = await loop.sock_recv(self._sock, 65536)
+                    data = await loop.sock_recv(self._sock, _RECEIVE_BYTES)
                     if not data:
-                        raise ComputeLost(failure.message if failure else "PostgreSQL ended Torpor's own session")
-                    for tag, body in self._frames.feed(data):
+                        raise ComputeLost(_shown(failure.message) if failure else "PostgreSQL ended Torpor's own session")
+                    messages = self._frames.feed(data)
+                    messages_left -= len(messages)
+                    bytes_left -= len(data)
+                    if messages_left < 0 or bytes_left < 0:
+                        raise ComputeLost("PostgreSQL answered Torpor with more than was asked for")
+                    for tag, body in messages:
                         match parse_backend_message(tag, body):
                             case DataRow(values):
                                 rows.append(values)
@@ -187,10 +209,12 @@ class ServiceSession:
                                 failure = failure or notice
                             case ReadyForQuery():
                                 if failure is not None:
-                                    raise QueryFailed(f"PostgreSQL refused a statement of Torpor's own: {failure.message}")
+                                    raise QueryFailed(f"PostgreSQL refused a statement of Torpor's own: {_shown(failure.message)}")
                                 return rows
                             case _:
                                 pass
+        except ProtocolViolation as error:
+            raise ComputeLost(f"Torpor's own session with PostgreSQL broke: {error.message}") from error
         except OSError as error:
             reason = "did not answer within 15 seconds" if isinstance(error, TimeoutError) else os.strerror(error.errno or 0)
             raise ComputeLost(f"Torpor's own session with PostgreSQL broke: {reason}") from error
@@ -207,14 +231,38 @@ def literal(text: str) -> str:
 
 
 def _activity(row: Row) -> Activity:
-    pid, kind, state, wait_type, wait, user, client, application, running_s, text, backup = (value or "" for value in row)
-    return Activity(int(pid), kind, state, wait_type, wait, user, client, application, float(running_s), text, backup == "t")
+    try:
+        pid, kind, state, wait_type, wait, user, client, application, running_s, text, backup = (_shown(value or "") for value in row)
+        return Activity(int(pid), kind, state, wait_type, wait, user, client, application, float(running_s), text, backup == "t")
+    except ValueError as error:
+        raise _nonsense() from error
 
 
 def _role(row: Row) -> Role:
-    name, verifier, can_login, valid_until = row
-    assert name is not None
-    return Role(name, verifier, can_login == "t", float(valid_until) if valid_until is not None else None)
+    try:
+        name, verifier, can_login, valid_until = row
+        until = float(valid_until) if valid_until is not None else None
+    except ValueError as error:
+        raise _nonsense() from error
+    if name is None or (until is not None and not math.isfinite(until)):
+        raise _nonsense()
+    if verifier is not None and len(verifier) > _LONGEST_VERIFIER:
+        verifier = ""  # no password fits it
+    return Role(_text(name), _text(verifier) if verifier is not None else None, can_login == "t", until)
+
+
+def _nonsense() -> ComputeLost:
+    return ComputeLost("PostgreSQL answered Torpor with what can't be: its catalog was changed")
+
+
+def _text(value: str) -> str:
+    """A value as Unicode that can be written anywhere, whatever bytes were sent."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", "\ufffd")
+
+
+def _shown(value: str) -> str:
+    """The beginning of a value, for people."""
+    return _text(value[:_SHOWN_CHARACTERS])
 
 
 __all__: Sequence[str] = ("QueryFailed", "ServiceSession", "identifier", "literal", "sql")

@@ -10,7 +10,7 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from torpor.compute.census import Census
 from torpor.compute.handover import BackendEnd
@@ -18,13 +18,14 @@ from torpor.metering.traffic import Carrier, Traffic, tcp_traffic
 from torpor.pgwire.answers import terminate
 
 _GOODBYE = terminate()
+_GHOST_S = 30.0  # much longer than a login or a goodbye takes
 _DROPPED_BYTES = 16_384  # closing a socket with unread bytes resets the connection, and the client might never read its farewell
 
 
 class Session:
     """One client's session. The duplicate is closed when it ends."""
 
-    __slots__ = ("_carrier", "_duplicate", "_end", "_farewell", "client_host")
+    __slots__ = ("_carrier", "_duplicate", "_end", "_farewell", "client_host", "missed_since")
 
     def __init__(self, duplicate: socket.socket, end: BackendEnd, client_host: str, carrier: Carrier | None) -> None:
         self._duplicate = duplicate
@@ -32,6 +33,7 @@ class Session:
         self._carrier = carrier
         self._farewell = b""
         self.client_host = client_host
+        self.missed_since: float | None = None  # since when PostgreSQL doesn't know its backend
 
     def __repr__(self) -> str:
         return f"<Session {self.client_host} {self._end!r}>"
@@ -104,6 +106,8 @@ class Session:
                 self._duplicate.shutdown(socket.SHUT_WR)
                 self._duplicate.recv(_DROPPED_BYTES, socket.MSG_DONTWAIT)
         self._farewell = b""
+        if self._end.ended:
+            self.cut()  # a backend that broke its life line and lives on gets no further: its bytes would not be counted
         self._duplicate.close()
         self._end.close()
 
@@ -172,6 +176,21 @@ class Sessions:
             loop = asyncio.get_running_loop()
             for session in self._live:
                 loop.remove_reader(session.fileno())
+
+    def end_ghosts(self, backends: Collection[int], now: float) -> None:
+        """End what has been no session for a while: `backends` are all that PostgreSQL knows.
+
+        A process that a tenant's code left behind can hold the life line of a backend that has ended, or its pid may be made up.
+        """
+        taken: set[int | None] = set()
+        for session in list(self._live):
+            if session.pid in backends and session.pid not in taken:
+                taken.add(session.pid)
+                session.missed_since = None
+            elif session.missed_since is None:
+                session.missed_since = now
+            elif now - session.missed_since > _GHOST_S:
+                session.end()
 
     def end_all(self) -> None:
         """Every backend is gone: tell whoever waits."""

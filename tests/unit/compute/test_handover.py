@@ -133,15 +133,28 @@ async def test_a_life_line_tells_the_pid_even_in_pieces() -> None:
         assert line.pid is None
         os.write(write_end, pid[n : n + 1])
         await asyncio.sleep(0.001)
-    assert line.pid == 123456
-    os.write(write_end, b"more")  # nothing that a compute says later changes it
-    await asyncio.sleep(0.001)
     assert (line.pid, line.ended) == (123456, False)
     os.close(write_end)
     async with asyncio.timeout(5):
         await line.wait_ended()
     assert line.ended
     line.close()
+
+
+@pytest.mark.parametrize("more", [b"m", b"more" * 1000])
+async def test_a_life_line_that_says_more_than_a_pid_is_let_go(more: bytes) -> None:
+    """A tenant's own code holds the other end: what it writes there must not keep Torpor reading."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    line = LifeLine(read_end)
+    os.write(write_end, struct.pack("=i", 123456))
+    await asyncio.sleep(0.001)
+    os.write(write_end, more)
+    async with asyncio.timeout(5):
+        await line.wait_ended()
+    assert line.pid == 123456
+    with pytest.raises(BrokenPipeError):
+        os.write(write_end, more)
+    os.close(write_end)
 
 
 async def test_a_life_line_that_is_closed_tells_nothing() -> None:

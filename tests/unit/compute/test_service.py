@@ -1,15 +1,21 @@
-"""Torpor's own session: what happens when it is dropped while somebody waits for an answer."""
+"""Torpor's own session: what happens when it is dropped while somebody waits for an answer, and when who answers is hostile."""
 
 import asyncio
+import contextlib
 import os
 import socket
+import struct
+import time
+from collections.abc import AsyncIterator
 
 import pytest
 import uvloop
 
 from torpor.compute.handover import LifeLine
-from torpor.compute.service import ServiceSession, identifier, literal
+from torpor.compute.service import MOST_ROLES, QueryFailed, ServiceSession, identifier, literal
+from torpor.model.database import Role
 from torpor.model.errors import ComputeLost
+from torpor.pgwire.frames import frame
 
 
 @pytest.mark.parametrize("loops", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -44,3 +50,112 @@ def test_identifiers_are_quoted(name: str, quoted: str) -> None:
 @pytest.mark.parametrize(("text", "quoted"), [("it's", "E'it''s'"), ("a\\b", "E'a\\\\b'")])
 def test_literals_are_quoted(text: str, quoted: str) -> None:
     assert literal(text) == quoted
+
+
+@pytest.fixture
+async def hostile() -> AsyncIterator[tuple[ServiceSession, socket.socket]]:
+    """A session whose other end is in the hands of a tenant."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    session = ServiceSession(ours, LifeLine(read_end))
+    yield session, theirs
+    session.abandon()
+    theirs.close()
+    os.close(write_end)
+
+
+def row(*values: bytes | None) -> bytes:
+    parts = [struct.pack("!i", -1) if value is None else struct.pack("!i", len(value)) + value for value in values]
+    return frame(b"D", struct.pack("!h", len(values)) + b"".join(parts))
+
+
+READY = frame(b"Z", b"I")
+ACTIVITY: tuple[bytes, ...] = (b"7", b"client backend", b"idle", b"Client", b"ClientRead", b"u", b"", b"app", b"1.5", b"SELECT 1", b"f")
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        frame(b"N", b"\0"), frame(b"S", b"a\0b\0"), row(b"x"), frame(b"N", b"SNOTICE\0M" + b"x" * 60_000 + b"\0\0"),
+        frame(b"D", struct.pack("!h", 0)), b"D" + struct.pack("!i", 1 << 20) + b"x" * 100_000,
+    ],
+)  # fmt: skip
+async def test_an_endless_answer_is_cut_off(hostile: tuple[ServiceSession, socket.socket], endless: bytes) -> None:
+    """It costs what was asked for, in memory and in time, and no more."""
+    session, theirs = hostile
+    loop, sent = asyncio.get_running_loop(), 0
+
+    async def flood() -> None:
+        nonlocal sent
+        block = endless * max(1, 65_536 // len(endless))
+        with contextlib.suppress(OSError):
+            while True:
+                await loop.sock_sendall(theirs, block)
+                sent += len(block)
+
+    flooding = asyncio.create_task(flood())
+    began = time.monotonic()
+    with pytest.raises(ComputeLost):
+        await session.activity()
+    assert time.monotonic() - began < 5
+    await flooding
+    assert sent < 48 << 20
+    assert session.broken
+
+
+@pytest.mark.parametrize("change", [{0: b"x"}, {0: b"1\n2"}, {8: b"soon"}, {0: None}, {11: b"one more"}, {0: b""}, {8: b"\xff"}])
+async def test_rows_that_make_no_sense_are_told_and_not_believed(
+    hostile: tuple[ServiceSession, socket.socket], change: dict[int, bytes | None]
+) -> None:
+    session, theirs = hostile
+    values: dict[int, bytes | None] = {**dict(enumerate(ACTIVITY)), **change}
+    theirs.send(row(*(values[position] for position in sorted(values))) + READY)
+    with pytest.raises(ComputeLost, match="can't be"):
+        await session.activity()
+
+
+async def test_what_is_shown_of_a_row_is_short_and_can_be_written_anywhere(hostile: tuple[ServiceSession, socket.socket]) -> None:
+    session, theirs = hostile
+    theirs.send(row(*ACTIVITY[:5], b"\xff\xfe", b"", b"a" * 100_000, *ACTIVITY[8:]) + READY)
+    (found,) = await session.activity()
+    assert found.user == "\ufffd\ufffd"
+    assert len(found.application) == 200
+    theirs.send(row(b"\xff", b"x" * 10_000, b"t", None) + row(b"plain", None, b"f", b"1.0") + READY)
+    roles = await session.roles()
+    assert roles == [Role("\ufffd", "", True, None), Role("plain", None, False, 1.0)]
+
+
+@pytest.mark.parametrize("values", [(None, None, b"t", None), (b"a", None, b"t", b"nan"), (b"a", None, b"t", b"x"), (b"a", b"b")])
+async def test_roles_that_make_no_sense(hostile: tuple[ServiceSession, socket.socket], values: tuple[bytes | None, ...]) -> None:
+    session, theirs = hostile
+    theirs.send(row(*values) + READY)
+    with pytest.raises(ComputeLost):
+        await session.roles()
+
+
+@pytest.mark.parametrize(("count", "kept"), [(MOST_ROLES, True), (MOST_ROLES + 1, False)])
+async def test_a_million_roles_are_too_many_to_keep(hostile: tuple[ServiceSession, socket.socket], count: int, kept: bool) -> None:
+    session, theirs = hostile
+    answer = b"".join(row(b"role%d" % number, None, b"t", None) for number in range(count)) + READY
+    answering = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, answer))
+    assert (await session.roles() is not None) is kept
+    await answering
+
+
+async def test_an_error_of_a_tenant_is_shown_in_part(hostile: tuple[ServiceSession, socket.socket]) -> None:
+    session, theirs = hostile
+    theirs.send(frame(b"E", b"SERROR\0CXX000\0M" + b"\xff" + b"y" * 50_000 + b"\0\0") + READY)
+    with pytest.raises(QueryFailed) as caught:
+        await session.query("SELECT 1")
+    assert len(caught.value.message) < 300
+    caught.value.message.encode()
+
+
+async def test_a_malformed_answer_ends_the_session(hostile: tuple[ServiceSession, socket.socket]) -> None:
+    session, theirs = hostile
+    theirs.send(b"D\xff\xff\xff\xff")
+    with pytest.raises(ComputeLost):
+        await session.query("SELECT 1")
+    assert session.broken

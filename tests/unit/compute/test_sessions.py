@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import struct
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -240,17 +239,36 @@ async def test_release_lets_go_and_ends_nothing(house: House, connect: Connect) 
     assert house.ends == 0
 
 
-async def test_the_clients_end_is_not_ours(house: House, connect: Connect) -> None:
-    """Closing our duplicate closes no connection: the backend's socket is another one."""
+async def test_who_broke_the_life_line_gets_no_further(house: House, connect: Connect) -> None:
+    """A backend that says that it has ended, and goes on, has no client any more: its bytes would not be counted."""
     client, server = connect()
     kept, end = session(server)
     house.sessions.add(kept)
+    server.sendall(b"the last words")
     end.end()
-    echo = threading.Thread(target=lambda: server.sendall(server.recv(10)))
-    echo.start()
-    client.sendall(b"hi")
-    assert client.recv(10) == b"hi"
-    echo.join()
+    client.settimeout(5)
+    assert client.recv(100) == b"the last words"
+    assert client.recv(100) == b""
+    assert server.recv(100) == b""
+    with pytest.raises(OSError):
+        server.sendall(b"more")
+
+
+async def test_sessions_that_postgresql_does_not_know_end_after_a_while(house: House, connect: Connect) -> None:
+    """What a tenant's code left behind can hold a life line for ever, or report the pid of another session."""
+    made = [session(connect()[1]) for _ in range(4)]
+    for (each, end), pid in zip(made, (11, 12, 12, None), strict=True):
+        end.pid = pid
+        house.sessions.add(each)
+    house.sessions.end_ghosts({11, 12, 13}, 100.0)
+    house.sessions.end_ghosts({11, 12, 13}, 129.0)
+    assert len(house.sessions) == 4
+    house.sessions.end_ghosts({11, 12, 13}, 131.0)
+    assert sorted(pid or 0 for pid in house.sessions.pids()) == [11, 12]
+    house.sessions.end_ghosts({11}, 132.0)
+    house.sessions.end_ghosts({11, 12}, 165.0)  # it was only not seen once
+    house.sessions.end_ghosts({11}, 170.0)
+    assert len(house.sessions) == 2
 
 
 @pytest.mark.parametrize("over", ["tcp", "a socket pair"])
