@@ -30,7 +30,7 @@ from torpor.api.asgi import (
 from torpor.api.bodies import read_body, read_query
 from torpor.api.calls import READING_METHODS, Call, Context, Operation, Services
 from torpor.api.faults import RequestTooLarge, TooManyRequests, UnknownPath, WrongMethod, error_answer, unexpected_answer
-from torpor.api.gate import CHALLENGE, PAGE_CHALLENGE, ApiLimits, Gate, client_address
+from torpor.api.gate import CHALLENGE, PAGE_CHALLENGE, ApiLimits, Gate
 from torpor.api.openapi import document
 from torpor.api.operations import OPERATIONS, drain
 from torpor.api.trail import Trail
@@ -97,7 +97,7 @@ class App:
         if operation is not None:
             request.label = operation.id
         if operation is not None and operation.scope is None:
-            self._gate.admit_stranger(client_address(scope))
+            self._gate.admit_stranger(self._gate.address(scope))
             return await operation.handle(
                 Context(self._services, _STRANGER), Call({}, read_query(query_pairs(scope), operation.query), None)
             )

@@ -21,7 +21,8 @@ from ipaddress import ip_address
 
 from torpor.api.asgi import Scope
 from torpor.api.faults import MisdirectedRequest, TooManyRequests
-from torpor.api.rates import Buckets, Taken, network
+from torpor.api.rates import Buckets, Taken
+from torpor.model.access import NetworkSet, address_key, parse_address
 from torpor.model.errors import InvalidRequest, Unauthorized
 from torpor.model.workspace import AccessScope, Caller
 
@@ -34,17 +35,21 @@ FAILURES_AT_ONCE = 20.0
 
 MAX_CREDENTIAL_BYTES = 1024
 MAX_HEADERS = 100
+MAX_HOPS = 10
+MAX_HOP_CHARACTERS = 64
 CHALLENGE = 'Bearer realm="torpor"'
 PAGE_CHALLENGE = 'Basic realm="Torpor: any user name, and an API key or the token as password", charset="UTF-8", ' + CHALLENGE
 
 
 @dataclass(frozen=True, slots=True)
 class ApiLimits:
-    """Host names under which the API is reached (addresses always are), and mean rates in requests a second."""
+    """Host names under which the API is reached (addresses always are), mean rates in requests a second, and the addresses and networks
+    of proxies that are believed when they say from where a request came."""
 
     names: frozenset[str] = frozenset()
     key_per_s: float = 50.0
     address_per_s: float = 10.0
+    proxies: tuple[str, ...] = ()
 
 
 class Gate:
@@ -62,6 +67,7 @@ class Gate:
         self._token_hint = token_hint
         self._recognise = recognise
         self._names = frozenset({"localhost", *(name.lower() for name in limits.names if name)})
+        self._proxies = NetworkSet(limits.proxies)
         self._now = now
         self._keys = Buckets(limits.key_per_s, limits.key_per_s * BURST_S)
         self._addresses = Buckets(limits.address_per_s, limits.address_per_s * BURST_S)
@@ -84,9 +90,27 @@ class Gate:
             f"this API is not reached as {name[:80]!r}", "use its address, or add the name to the setting api_names if it is right"
         )
 
+    def address(self, scope: Scope) -> str:
+        """From where the request came: the peer, or whom proxies that are believed name; empty when the server doesn't know.
+
+        Of X-Forwarded-For the last hop counts that isn't such a proxy: what stands before it was written by a stranger.
+        """
+        client = scope.get("client")
+        address = str(client[0]) if client else ""
+        if self._proxies and self._is_proxy(address):
+            forwarded = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for").decode("latin-1")
+            for hop in reversed(forwarded.rsplit(",", MAX_HOPS)[-MAX_HOPS:]):
+                hop = hop.strip()
+                if len(hop) > MAX_HOP_CHARACTERS or parse_address(hop) is None:
+                    break
+                address = hop
+                if not self._is_proxy(address):
+                    break
+        return address
+
     def admit(self, scope: Scope, *, is_page: bool = False) -> Caller:
         """Who asks. Raises Unauthorized, or TooManyRequests for too many wrong credentials. `is_page`: a browser may say it its own way."""
-        address = client_address(scope)
+        address = self.address(scope)
         headers = [bytes(value) for key, value in scope["headers"] if key == b"authorization"]
         if not headers:
             self.admit_stranger(address)
@@ -98,14 +122,14 @@ class Gate:
                 return Caller(AccessScope.HOST, None, address=address)
             caller = self._recognise(credential, address)
         if caller is None:
-            _check(self._failures.take(network(address), self._now()), "too many wrong API keys came from your address")
+            _check(self._failures.take(address_key(address), self._now()), "too many wrong API keys came from your address")
             self.admit_stranger(address)
             raise Unauthorized("the API key is wrong, was revoked, or has expired", self._hint)
         return caller
 
     def admit_stranger(self, address: str) -> None:
         """Count a request without a right credential. Raises TooManyRequests."""
-        _check(self._addresses.take(network(address), self._now()), "too many requests came from your address")
+        _check(self._addresses.take(address_key(address), self._now()), "too many requests came from your address")
 
     def count(self, caller: Caller, cost: float) -> dict[str, str]:
         """Count a request of a key; headers that tell it what is left. Raises TooManyRequests."""
@@ -117,15 +141,13 @@ class Gate:
         _check(taken, "this API key asks too often", headers)
         return headers
 
+    def _is_proxy(self, host: str) -> bool:
+        address = parse_address(host)
+        return address is not None and self._proxies.find(address) is not None
+
     @property
     def _hint(self) -> str:
         return f"send 'Authorization: Bearer <key>' with an API key, or with {self._token_hint}"
-
-
-def client_address(scope: Scope) -> str:
-    """From where the request came; empty when the server doesn't know."""
-    client = scope.get("client")
-    return str(client[0]) if client else ""
 
 
 def _check(taken: Taken, what: str, headers: dict[str, str] | None = None) -> None:

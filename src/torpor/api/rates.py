@@ -7,7 +7,6 @@ that the one that asked longest ago is forgotten, which fills it. Whoever comman
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 
 MAX_KEYS = 65_536
 _TOLERANCE = 1e-9
@@ -59,16 +58,3 @@ class Buckets:
             if full_at > now:
                 return
             del self._full_at[key]
-
-
-def network(address: str) -> str:
-    """Whom an address stands for: itself, or its /64, which is what one household or one machine has in IPv6."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(IPv6Address(int(parsed) >> 64 << 64))
-    return str(parsed)

@@ -90,21 +90,28 @@ class Audit:
         return self._records.append(make).number
 
     def settle(self) -> int:
-        """Once at start: say of everything that was begun, and of which nothing else is known, that it was interrupted. How many."""
-        unfinished = self._records.unfinished()
-        for one in unfinished:
-            self.record(
-                one.actor,
-                one.action,
-                one.target,
-                workspace=one.workspace,
-                actor_name=one.actor_name,
-                address=one.address,
-                result=AuditResult.INTERRUPTED,
-                detail="Torpor ended before it was known what became of it",
-                begun=one.number,
-            )
-        return len(unfinished)
+        """Once at start: say of everything that was begun, and of which nothing else is known, that it was interrupted. How many.
+
+        What a full disk keeps it from saying, the next start says.
+        """
+        unfinished, settled = self._records.unfinished(), 0
+        try:
+            for one in unfinished:
+                self.record(
+                    one.actor,
+                    one.action,
+                    one.target,
+                    workspace=one.workspace,
+                    actor_name=one.actor_name,
+                    address=one.address,
+                    result=AuditResult.INTERRUPTED,
+                    detail="Torpor ended before it was known what became of it",
+                    begun=one.number,
+                )
+                settled += 1
+        except TorporError as error:
+            log.warning("what was interrupted can't be told to the audit log yet", records=len(unfinished) - settled, cause=error.message)
+        return settled
 
     def page(self, wanted: AuditFilter, limit: int, before: int | None = None, after: int | None = None) -> AuditPage:
         """Records, the newest first; with `after` those that follow that number, oldest first. A page may be empty and not the last.

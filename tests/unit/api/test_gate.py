@@ -258,3 +258,24 @@ def test_memory_for_strangers_is_bounded() -> None:
 def test_a_credential_is_not_endless() -> None:
     with pytest.raises(Unauthorized):
         gate().admit(scope((b"authorization", b"Bearer " + KEY + b" " * module.MAX_CREDENTIAL_BYTES)))
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "seen"),
+    [
+        ("192.0.2.1", [b"203.0.113.9"], "192.0.2.1"),  # not a proxy of ours
+        ("10.0.0.1", [], "10.0.0.1"),
+        ("10.0.0.1", [b"203.0.113.9"], "203.0.113.9"),
+        ("10.0.0.1", [b"127.0.0.1, 203.0.113.9"], "203.0.113.9"),  # the first was made up
+        ("10.0.0.1", [b"127.0.0.1", b"203.0.113.9,10.0.0.2"], "203.0.113.9"),
+        ("10.0.0.1", [b"10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+        ("10.0.0.1", [b"203.0.113.9, unknown"], "10.0.0.1"),
+        ("10.0.0.1", [b"2001:db8::9 "], "2001:db8::9"),
+        ("10.0.0.1", [b"\xff\x1b[2J"], "10.0.0.1"),
+        ("10.0.0.1", [b"1.2.3.4," * 8000 + b"203.0.113.9"], "203.0.113.9"),
+    ],
+)
+def test_proxies_that_are_believed_say_from_where(peer: str, forwarded: list[bytes], seen: str) -> None:
+    behind = gate(ApiLimits(proxies=("10.0.0.0/8",)))
+    assert behind.address(scope(*((b"x-forwarded-for", value) for value in forwarded), address=peer)) == seen
+    assert gate().address(scope(*((b"x-forwarded-for", value) for value in forwarded), address=peer)) == peer

@@ -1,10 +1,9 @@
 """Token buckets, against a plain one."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torpor.api.rates import Buckets, network
+from torpor.api.rates import Buckets
 
 
 class PlainBucket:
@@ -50,18 +49,3 @@ def test_memory_is_bounded_however_many_addresses() -> None:
     for number in range(3000):  # all of them at one moment: none is full yet
         buckets.take(-number, 2000)
     assert len(buckets) <= 1000
-
-
-@pytest.mark.parametrize(
-    ("address", "whom"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
-        ("fe80::1%eth0", "fe80::"),
-        ("", ""),
-        ("unix", "unix"),
-    ],
-)
-def test_whom_an_address_stands_for(address: str, whom: str) -> None:
-    assert network(address) == whom

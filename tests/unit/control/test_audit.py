@@ -202,6 +202,14 @@ def test_what_was_under_way_is_settled_by_the_next_start(ledger: Ledger) -> None
     assert (last.begun, last.result, last.actor, last.workspace, last.address) == (first, AuditResult.INTERRUPTED, "kabc", ACME, "::1")
 
 
+def test_a_full_disk_keeps_nobody_from_starting(ledger: Ledger) -> None:
+    ledger.audit.record("host", "database.delete", "b", result=AuditResult.BEGUN)
+    ledger.catalog.connection.pragma("query_only", True)
+    assert ledger.audit.settle() == 0
+    ledger.catalog.connection.pragma("query_only", False)
+    assert ledger.audit.settle() == 1
+
+
 _WRITER = """
 import sys
 from pathlib import Path
