@@ -49,6 +49,7 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
         _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
         _line("volume", text.clean(detail.volume)),
         _line("sandbox", text.clean(detail.sandbox)),
+        *([_line("", text.clean(detail.sandbox_lacks, 300))] if detail.sandbox_lacks else []),
     ]
     return result + _recent(detail, now)
 

@@ -126,6 +126,23 @@ def test_a_complete_host_has_no_lacks() -> None:
     assert {finding.status for finding in findings(facts)} == {Status.OK}
 
 
+@pytest.mark.parametrize(
+    ("is_root", "sandbox", "level"),
+    [
+        (True, SandboxFacts("/usr/bin/bwrap", True), "full"),
+        (True, SandboxFacts("/usr/bin/bwrap", False, "no", works_as_root=True), "no_user_namespace"),
+        (True, SandboxFacts("/usr/bin/bwrap", False, "no"), "own_user"),
+        (True, SandboxFacts(), "own_user"),
+        (True, SandboxFacts("/usr/bin/bwrap", True, filters=False), "own_user"),
+        (False, SandboxFacts("/usr/bin/bwrap", True), "shared_user"),
+        (False, SandboxFacts("/usr/bin/bwrap", False, "no"), "none"),
+    ],
+)
+def test_the_sandbox_level_is_said(is_root: bool, sandbox: SandboxFacts, level: str) -> None:
+    found = next(finding for finding in findings(replace(HOST, is_root=is_root, sandbox=sandbox)) if finding.name == "sandbox")
+    assert f"level {level}" in found.found
+
+
 BAD = replace(
     HOST,
     is_root=False,
@@ -146,6 +163,9 @@ BAD = replace(
         BAD,
         replace(HOST, swaps=(DISK_SWAP,)),
         replace(HOST, sandbox=SandboxFacts("/usr/bin/bwrap", False, "no")),
+        replace(HOST, sandbox=SandboxFacts("/usr/bin/bwrap", False, "no", works_as_root=True)),
+        replace(HOST, sandbox=SandboxFacts("/usr/bin/bwrap", True, filters=False)),
+        replace(HOST, is_root=False, sandbox=SandboxFacts("/usr/bin/bwrap", False, "no")),
         replace(HOST, pool=replace(POOL, reflinks=None)),
         replace(HOST, pool_image_exists=True),
         replace(HOST, data=replace(BARE, free_bytes=2 * GIB)),

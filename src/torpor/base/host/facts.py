@@ -63,11 +63,14 @@ class DirectoryFacts:
 
 @dataclass(frozen=True, slots=True)
 class SandboxFacts:
-    """Whether bubblewrap is there, and what happened when an empty sandbox was started with it."""
+    """Whether bubblewrap is there, and what happened when an empty sandbox was started with it by an ordinary user (ourselves, or one
+    that root becomes for it), and by root itself. `filters`: whether system calls can be filtered."""
 
     bwrap: str | None = None
     works: bool = False
     complaint: str = ""
+    works_as_root: bool = False
+    filters: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,12 +234,21 @@ def _filesystem(directory: Path) -> str:
     return kind
 
 
+_EMPTY_SANDBOX = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--ro-bind", "/", "/", "true"]
+_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+_OURSELVES = ["setpriv", "--inh-caps=-all", "--ambient-caps=-all"]
+
+
 def _sandbox(machine: Machine) -> SandboxFacts:
     program = machine.which("bwrap")
     if program is None:
         return SandboxFacts()
-    output = machine.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "true"], timeout_s=5)
-    return SandboxFacts(program, output.code == 0, "" if output.code == 0 else output.complaint)
+    become = _NOBODY if machine.is_root else _OURSELVES
+    output = machine.run([*become, "bwrap", "--unshare-user", *_EMPTY_SANDBOX], timeout_s=5)
+    works = output.code == 0
+    works_as_root = not works and machine.is_root and machine.run(["bwrap", *_EMPTY_SANDBOX], timeout_s=5).code == 0
+    filters = "libseccomp.so.2 " in machine.run(["ldconfig", "-p"], timeout_s=5).out
+    return SandboxFacts(program, works, "" if works else output.complaint, works_as_root, filters)
 
 
 def _max_files() -> int:

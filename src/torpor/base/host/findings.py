@@ -37,7 +37,7 @@ def findings(facts: HostFacts) -> tuple[Finding, ...]:
         _pool(facts),
         *_cgroups(facts.cgroups, facts.is_root),
         _swap(facts),
-        _sandbox(facts.sandbox),
+        _sandbox(facts.sandbox, facts.is_root),
         _kvm(facts.kvm),
         _files(facts.max_files),
         _compiler(facts.compiler),
@@ -142,14 +142,26 @@ def _swap(facts: HostFacts) -> Finding:
     )
 
 
-def _sandbox(sandbox: SandboxFacts) -> Finding:
-    name, cost = "sandbox", "databases are separated by user ids only, and can see the host's processes and files"
+def _sandbox(sandbox: SandboxFacts, is_root: bool) -> Finding:
+    """Which sandbox level databases get (torpor.model.sandbox), why it is no better, what to do."""
+    name = "sandbox"
+    lowest = "level own_user" if is_root else "level none"
+    cost = "databases can see the host's processes and files" + ("" if is_root else ", and each other's")
     if sandbox.bwrap is None:
-        return Finding(name, Status.WARN, "bubblewrap (bwrap) is not installed", cost, f"{_SETUP}, or install the package bubblewrap")
-    if not sandbox.works:
-        remedy = "allow user namespaces: user.max_user_namespaces > 0 and kernel.apparmor_restrict_unprivileged_userns = 0; or run as root"
-        return Finding(name, Status.WARN, f"{sandbox.bwrap} can't make a sandbox: {sandbox.complaint}", cost, remedy)
-    return Finding(name, Status.OK, f"{sandbox.bwrap}, and a sandbox with namespaces of its own starts")
+        what = f"{lowest}: bubblewrap (bwrap) is not installed"
+        return Finding(name, Status.WARN, what, cost, f"{_SETUP}, or install the package bubblewrap")
+    if not sandbox.filters:
+        what = f"{lowest}: system calls can't be filtered, as libseccomp is not installed"
+        return Finding(name, Status.WARN, what, cost, f"{_SETUP}, or install the package libseccomp2")
+    allow = "allow user namespaces: user.max_user_namespaces > 0 and kernel.apparmor_restrict_unprivileged_userns = 0"
+    if sandbox.works:
+        level = "level full" if is_root else "level shared_user (full takes root)"
+        return Finding(name, Status.OK, f"{level}: {sandbox.bwrap} starts one with namespaces of its own")
+    if sandbox.works_as_root:
+        what = f"level no_user_namespace: ordinary users may not make user namespaces ({sandbox.complaint})"
+        return Finding(name, Status.WARN, what, "a fault in bubblewrap, before it drops its rights, would be root's", allow)
+    remedy = "let this root make namespaces (in a container: run it privileged)" if is_root else f"{allow}; or run as root"
+    return Finding(name, Status.WARN, f"{lowest}: {sandbox.bwrap} can't make a sandbox: {sandbox.complaint}", cost, remedy)
 
 
 def _kvm(kvm: bool) -> Finding:

@@ -10,6 +10,7 @@ _COMMON = (
     "erofs-utils",
     "squashfs-tools",
     "xfsprogs",
+    "libseccomp2",
     "libxml2",
     "liblz4-1",
     "libzstd1",
