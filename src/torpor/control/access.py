@@ -5,6 +5,7 @@ sessions ends those that the lists forbid now. A login that was under way asks t
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -17,12 +18,14 @@ from torpor.compute.compute import Compute
 from torpor.compute.sessions import Session
 from torpor.model.access import AccessBook, AccessList, ScopeKey, access_list
 from torpor.model.access_views import AccessView
-from torpor.model.errors import AddressForbidden, Conflict
+from torpor.model.errors import AddressForbidden, Conflict, TorporError
+from torpor.model.sleep import Tier
 from torpor.pgwire.replies import error_response
 
 log = get_logger(__name__)
 
 _GRACE_S = 0.5  # a session at rest ends by itself and its client is told why; after this it is severed, whatever it does
+_PATIENCE_S = 5.0
 _LOOKS_A_TURN = 1000
 _LINES = 100
 _VERSION_CHARACTERS = 16
@@ -78,7 +81,7 @@ class AccessControl:
 
     async def enforce(self, by: str) -> int:
         """End every session that the lists forbid; how many there were. Some µs for each session of the host."""
-        barred: list[Session] = []
+        barred: list[tuple[Compute, Session]] = []
         looks = 0
         for compute in list(self._fleet.with_sessions()):
             database = compute.database
@@ -89,7 +92,7 @@ class AccessControl:
                 why = self._book.bars(session.client_host, database.workspace or "", database.id)
                 if why is None or session.ended:
                     continue
-                barred.append(session)
+                barred.append((compute, session))
                 if len(barred) <= _LINES:
                     log.warning(
                         "session closed", client=session.client_host, database=database.label, pid=session.pid, because=str(why), by=by
@@ -109,11 +112,21 @@ class AccessControl:
             self._publish(self._book)
 
 
-async def _sever(sessions: Iterable[Session]) -> None:
+async def _sever(barred: Iterable[tuple[Compute, Session]]) -> None:
+    """Cut off whoever is still there. A backend in the middle of a statement doesn't notice: it is told to end."""
     await asyncio.sleep(_GRACE_S)
-    for session in sessions:
+    left: dict[Compute, list[Session]] = {}
+    for compute, session in barred:
         if not session.ended:
             session.cut()
+            left.setdefault(compute, []).append(session)
+    await asyncio.sleep(_GRACE_S)
+    for compute, sessions in left.items():
+        pids = [session.pid for session in sessions if session.pid is not None and not session.ended]
+        if pids and compute.tier is Tier.AWAKE:
+            with contextlib.suppress(TorporError, TimeoutError):  # a compute that is hostile, or ends: its clients are gone all the same
+                async with asyncio.timeout(_PATIENCE_S):
+                    await (await compute.live().service()).end_backends(pids)
 
 
 def _version(lists: AccessList) -> str:
