@@ -82,6 +82,10 @@ class Tree(Protocol):
         """What of its memory is in use, and how short of it it is."""
         ...
 
+    def written_bytes(self) -> int:
+        """What its processes have written to disks themselves; what the kernel wrote for them later isn't counted on v1."""
+        ...
+
     def kill(self) -> None:
         """SIGKILL to all processes, frozen ones too."""
         ...
@@ -124,16 +128,17 @@ class Layout:
     cpu_v1: Path | None
     shares_v1: Path | None = None
     pids_v1: Path | None = None
+    io_v1: Path | None = None
 
     @property
     def roots(self) -> list[Path]:
         """Every hierarchy that a tree has a directory in."""
-        every = (self.unified, self.memory_v1, self.freezer_v1, self.cpu_v1, self.shares_v1, self.pids_v1)
+        every = (self.unified, self.memory_v1, self.freezer_v1, self.cpu_v1, self.shares_v1, self.pids_v1, self.io_v1)
         return list(dict.fromkeys(path for path in every if path is not None))
 
     def below(self, path: str) -> Files:
         """The directories of a tree, by controller."""
-        places = (self.unified, self.shares_v1, self.cpu_v1, self.memory_v1, self.pids_v1)
+        places = (self.unified, self.shares_v1, self.cpu_v1, self.memory_v1, self.pids_v1, self.io_v1)
         return Files(*(place / path if place is not None else None for place in places))
 
 
@@ -156,7 +161,7 @@ def layout_from_mounts(mountinfo: str) -> Layout:
             for name in options.split(","):
                 v1.setdefault(name, path)
     freezer, accounting = (None, None) if unified else (v1.get("freezer"), v1.get("cpuacct"))
-    return Layout(unified, v1.get("memory"), freezer, accounting, v1.get("cpu"), v1.get("pids"))
+    return Layout(unified, v1.get("memory"), freezer, accounting, v1.get("cpu"), v1.get("pids"), v1.get("blkio"))
 
 
 def detect(instance: str, mountinfo: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")) -> Trees:
@@ -228,6 +233,7 @@ class CgroupTree:
         self._cpu_v1 = base.cpu_v1 / path if base.cpu_v1 else None
         limiter = Limiter(base.below(path))
         self.limit, self.cpu_load, self.memory_load = limiter.set, limiter.cpu_load, limiter.memory_load
+        self.written_bytes = limiter.written_bytes
 
     def __repr__(self) -> str:
         return f"<CgroupTree {self._directories[0]}>"
@@ -414,6 +420,9 @@ class SignalTree:
 
     def cpu_load(self) -> CpuLoad:
         return CpuLoad(self.usage().cpu_ns, 0)
+
+    def written_bytes(self) -> int:
+        return 0
 
     def memory_load(self) -> MemoryLoad:
         used = self.usage().memory_bytes

@@ -28,7 +28,8 @@ class Limits:
 
     `cpu` in processors. `cpu_weight` decides who gets how much of what all want (100 is usual). `cpu_yields`: everybody who doesn't yield
     goes first, at once. `memory_bytes` is never passed, page cache included, and what is swapped out counts where the kernel can tell
-    (v1; on v2 swap has the same limit of its own). Memory above `memory_soft_bytes` is taken first.
+    (v1; on v2 swap has the same limit of its own). Memory above `memory_soft_bytes` is taken first. `disk_yields`: its reads and writes
+    come after those of everybody else, where the device has a scheduler that knows groups (BFQ).
     """
 
     cpu: float | None = None
@@ -37,6 +38,7 @@ class Limits:
     memory_bytes: int | None = None
     memory_soft_bytes: int | None = None
     processes: int | None = None
+    disk_yields: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Files:
     cpuacct_v1: Path | None = None
     memory_v1: Path | None = None
     pids_v1: Path | None = None
+    io_v1: Path | None = None
 
 
 def writes(files: Files, old: Limits | None, new: Limits) -> list[tuple[Path, str]]:
@@ -76,6 +79,12 @@ def writes(files: Files, old: Limits | None, new: Limits) -> list[tuple[Path, st
         pids = files.pids_v1 or files.unified
         if pids is not None:
             result.append((pids / "pids.max", "max" if new.processes is None else str(new.processes)))
+    if old is None or (old.cpu_weight, old.disk_yields) != (new.cpu_weight, new.disk_yields):
+        weight = 1 if new.disk_yields else min(1000, new.cpu_weight)
+        if files.io_v1 is not None:
+            result.append((files.io_v1 / "blkio.bfq.weight", str(weight)))
+        elif files.unified is not None:
+            result += [(files.unified / name, f"default {weight}") for name in ("io.bfq.weight", "io.weight")]
     return result
 
 
@@ -162,6 +171,14 @@ class Limiter:
             throttled_ns = _figures(files.cpu_v1 / "cpu.stat").get("throttled_time", 0)
         return CpuLoad(used_ns, throttled_ns)
 
+    def written_bytes(self) -> int:
+        """What was written to disks; 0 where the host can't tell."""
+        if (v1 := self._files.io_v1) is not None:
+            lines = _lines(v1 / "blkio.throttle.io_service_bytes")
+            return sum(int(parts[2]) for line in lines if len(parts := line.split()) == 3 and parts[1] == "Write")
+        words = [word for line in _lines(self._files.unified / "io.stat") for word in line.split()] if self._files.unified else []
+        return sum(int(word.removeprefix("wbytes=")) for word in words if word.startswith("wbytes="))
+
     def memory_load(self) -> MemoryLoad:
         """Memory; zeros where the host can't tell. The kernel adds up its counters for this: about 0.1 ms."""
         if (v1 := self._files.memory_v1) is not None:
@@ -214,6 +231,13 @@ def _number(path: Path) -> int:
         return int(path.read_text())
     except (OSError, ValueError):
         return 0
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _figures(path: Path) -> dict[str, int]:

@@ -52,13 +52,14 @@ class Shares:
     def boost(self) -> None:
         """Lift the ceiling of the processor: as it falls asleep, so that the next wake is fast. Idempotent."""
         if self.limits is not None:
-            self._set(replace(self.limits, cpu=None, cpu_yields=False))
+            self._set(replace(self.limits, cpu=None, cpu_yields=False, disk_yields=False))
 
-    def hold(self, cpu: float | None, yields: bool, memory_soft_bytes: int | None) -> None:
+    def hold(self, cpu: float | None, yields: bool, memory_soft_bytes: int | None, disk_yields: bool = False) -> None:
         """Set the ceilings. A ceiling of all processors of the host is none. Nothing happens when there is no tree."""
         if self.limits is not None:
             cpu = None if cpu is None or cpu >= HOST_CPUS else cpu
-            self._set(replace(self.limits, cpu=cpu, cpu_yields=yields, memory_soft_bytes=memory_soft_bytes))
+            now = replace(self.limits, cpu=cpu, cpu_yields=yields, memory_soft_bytes=memory_soft_bytes, disk_yields=disk_yields)
+            self._set(now)
 
     async def resize(self, size: Size) -> None:
         """Take over another size at once; ceilings stay until they are decided on anew. Idempotent.
@@ -69,7 +70,8 @@ class Shares:
             tree, now = self._tree, self.limits
             if tree is None or now is None:
                 return
-            self.limits = replace(starting_limits(size), cpu=now.cpu, cpu_yields=now.cpu_yields, memory_soft_bytes=now.memory_soft_bytes)
+            start, soft = starting_limits(size), now.memory_soft_bytes
+            self.limits = replace(start, cpu=now.cpu, cpu_yields=now.cpu_yields, memory_soft_bytes=soft, disk_yields=now.disk_yields)
             await asyncio.to_thread(tree.limit, self.limits)
         if self._tree is tree and self.limits is not None:
             tree.limit(self.limits)  # what was decided meanwhile
@@ -77,6 +79,10 @@ class Shares:
     def cpu_load(self) -> CpuLoad | None:
         """Processor time used and withheld; None without a tree."""
         return self._tree.cpu_load() if self._tree is not None else None
+
+    def written_bytes(self) -> int:
+        """What it has written to disks since it was started."""
+        return self._tree.written_bytes() if self._tree is not None else 0
 
     def memory_load(self) -> MemoryLoad | None:
         """Memory in use; None without a tree."""

@@ -37,6 +37,9 @@ _IDLE = 0.1  # of all processors: then whoever wants more can have it
 _LEAST_S, _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 2.0, 30.0, 600.0
 _RELEASE_REMEMBERED_S = 15.0
 
+_WRITES_MUCH, _WRITES_LITTLE = 24.0 * MIB, 6.0 * MIB  # a second: no small transactions come near the first
+_DISK_HOLD_S = 20.0
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -263,6 +266,32 @@ class Fairness(Generic[K]):
                 else:
                     self._released[key] = _Yielding(at, yields.hold_s)
         return set(self._now)
+
+
+class DiskFairness:
+    """Whether one compute writes so much that its disk access should come after everybody else's.
+
+    Who comes last writes less: so it ends only after some time below the lower line.
+    """
+
+    def __init__(self) -> None:
+        self.yields = False
+        self._quiet_since: float | None = None
+
+    def decide(self, at: float, written_per_s: float) -> bool:
+        """Take in what was written since the last sample; whether that changed anything."""
+        if not self.yields:
+            self.yields = written_per_s > _WRITES_MUCH
+            self._quiet_since = None
+            return self.yields
+        if written_per_s > _WRITES_LITTLE:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = at
+        elif at - self._quiet_since >= _DISK_HOLD_S:
+            self.yields = False
+            return True
+        return False
 
 
 def pace(boosted: bool, yields: bool) -> Pace:

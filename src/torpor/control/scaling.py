@@ -15,7 +15,7 @@ from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.compute.compute import Compute
 from torpor.compute.shares import HOST_CPUS
-from torpor.control.autoscale import Change, CpuSample, CpuScaler, Fairness, MemorySample, MemoryScaler, pace
+from torpor.control.autoscale import Change, CpuSample, CpuScaler, DiskFairness, Fairness, MemorySample, MemoryScaler, pace
 from torpor.model.names import DatabaseId
 from torpor.model.size import Pace, ScaleReason
 from torpor.model.sleep import Tier
@@ -39,6 +39,8 @@ class Live:
     load: CpuLoad
     cpu: CpuScaler
     memory: MemoryScaler = field(default_factory=MemoryScaler)
+    disk: DiskFairness = field(default_factory=DiskFairness)
+    written_bytes: int = 0
     yields: bool = False
     memory_at: float = 0.0
     refaults: int | None = None
@@ -124,6 +126,7 @@ class Scaling:
         live = self._live.get(compute)
         if live is None or live.woke_at != compute.tier_since:
             self._live[compute] = Live(compute.tier_since, now, load, CpuScaler(now, self._boost_s), memory_at=now)
+            self._live[compute].written_bytes = compute.shares.written_bytes()
             return
         elapsed_s = now - live.looked_at
         if elapsed_s <= 0:
@@ -136,6 +139,12 @@ class Scaling:
         if change is not None:
             self._hold(compute, live)
             self._note(compute, live, "processor", before, change)
+        written = compute.shares.written_bytes()
+        per_s, live.written_bytes = max(0, written - live.written_bytes) / elapsed_s, written
+        if live.disk.decide(now, per_s):
+            self._hold(compute, live)
+            reason = ScaleReason.UNFAIR if live.disk.yields else ScaleReason.FAIR
+            self._note(compute, live, "disk", None, Change(None, reason, {"written_per_s_bytes": round(per_s)}))
         if now - live.memory_at >= _MEMORY_EVERY_S:
             self._sample_memory(compute, live, now)
 
@@ -163,7 +172,7 @@ class Scaling:
     def _hold(self, compute: Compute, live: Live) -> None:
         if compute.tier is Tier.AWAKE:  # falling asleep has lifted the ceilings, for a fast wake
             memory = live.memory.ceiling
-            compute.shares.hold(live.cpu.ceiling, live.yields, None if memory is None else int(memory))
+            compute.shares.hold(live.cpu.ceiling, live.yields, None if memory is None else int(memory), live.disk.yields)
 
     def _note(self, compute: Compute, live: Live, kind: str, before: float | None, change: Change) -> None:
         id = compute.database.id

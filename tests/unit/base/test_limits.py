@@ -9,8 +9,8 @@ import pytest
 from torpor.base.limits import CpuLoad, Files, IdleMeter, Limiter, Limits, MemoryLoad, held, writes
 
 V2 = Files(unified=Path("/u"))
-V1 = Files(None, Path("/cpu"), Path("/cpuacct"), Path("/memory"), Path("/pids"))
-HYBRID = Files(Path("/u"), Path("/cpu"), None, Path("/memory"), Path("/pids"))
+V1 = Files(None, Path("/cpu"), Path("/cpuacct"), Path("/memory"), Path("/pids"), Path("/blkio"))
+HYBRID = Files(Path("/u"), Path("/cpu"), None, Path("/memory"), Path("/pids"), Path("/blkio"))
 SOME = Limits(cpu=0.5, cpu_weight=400, memory_bytes=1 << 30, memory_soft_bytes=1 << 28, processes=164)
 
 
@@ -27,6 +27,8 @@ def test_v2() -> None:
         "/u/memory.swap.max 1073741824",
         "/u/memory.high 268435456",
         "/u/pids.max 164",
+        "/u/io.bfq.weight default 400",
+        "/u/io.weight default 400",
     ]
 
 
@@ -42,6 +44,7 @@ def test_v1(files: Files) -> None:
         "/memory/memory.limit_in_bytes 1073741824",
         "/memory/memory.soft_limit_in_bytes 268435456",
         "/pids/pids.max 164",
+        "/blkio/blkio.bfq.weight 400",
     ]
 
 
@@ -66,7 +69,12 @@ def test_yielding_is_an_idle_group_with_the_smallest_weight() -> None:
     assert spelled(V1, SOME, yielding) == ["/cpu/cpu.shares 10", "/cpu/cpu.idle 1"]
     assert spelled(V1, yielding, SOME) == ["/cpu/cpu.idle 0", "/cpu/cpu.shares 4096"]
     assert spelled(V2, SOME, yielding) == ["/u/cpu.weight 1", "/u/cpu.idle 1"]
-    assert spelled(V1, yielding, replace(yielding, cpu_weight=100)) == []
+    assert spelled(V1, yielding, replace(yielding, cpu_weight=100)) == ["/blkio/blkio.bfq.weight 100"]
+
+
+def test_who_writes_much_comes_last_at_the_disk() -> None:
+    assert spelled(V1, SOME, replace(SOME, disk_yields=True)) == ["/blkio/blkio.bfq.weight 1"]
+    assert spelled(V2, replace(SOME, disk_yields=True), SOME) == ["/u/io.bfq.weight default 400", "/u/io.weight default 400"]
 
 
 def test_a_host_that_lacks_controllers_gets_what_there_is() -> None:
@@ -125,3 +133,11 @@ def test_idle_processors(tmp_path: Path) -> None:
     assert meter() == 0
     stat.write_text("cpu  10 0 10 1200 150 0 0 0 0 0\ncpu0 1 2 3\n")
     assert meter() == pytest.approx(300 / os.sysconf("SC_CLK_TCK") / 2)
+
+
+def test_what_was_written_to_disks(tmp_path: Path) -> None:
+    (tmp_path / "blkio.throttle.io_service_bytes").write_text("7:0 Read 5\n7:0 Write 100\n8:0 Write 20\n7:0 Total 105\nTotal 125\n")
+    assert Limiter(Files(io_v1=tmp_path)).written_bytes() == 120
+    (tmp_path / "io.stat").write_text("7:0 rbytes=5 wbytes=100 rios=1\n8:0 rbytes=0 wbytes=30\n")
+    assert Limiter(Files(unified=tmp_path)).written_bytes() == 130
+    assert Limiter(Files()).written_bytes() == 0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.support import loads
 from tests.support.loads import Score, simulate
-from torpor.control.autoscale import CpuSample, CpuScaler, Fairness, MemorySample, MemoryScaler
+from torpor.control.autoscale import CpuSample, CpuScaler, DiskFairness, Fairness, MemorySample, MemoryScaler
 from torpor.model.size import GIB, MIB, ScaleReason, Size
 
 SIZE = Size(0.25, 2.0, 128 * MIB, GIB)
@@ -165,6 +165,13 @@ def test_who_gets_little_because_it_yields_goes_on_yielding() -> None:
             tried_at.append(at)
         yielded = yields
     assert tried_at == [30, 90.5, 211, 451.5]
+
+
+def test_who_writes_much_yields_at_the_disk_until_it_has_written_little_for_a_while() -> None:
+    fairness = DiskFairness()
+    rates = {0: 5, 1: 20, 2: 30, 3: 5, 10: 5, 20: 10, 21: 1, 30: 1, 41: 1, 42: 20}
+    changes = [(at, fairness.yields) for at, rate in rates.items() if fairness.decide(at, rate * MIB)]
+    assert changes == [(2, True), (41, False)]
 
 
 def test_nothing_is_remembered_of_who_is_gone() -> None:
