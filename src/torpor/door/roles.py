@@ -13,6 +13,8 @@ from torpor.model.names import SERVICE_ROLE
 from torpor.pgwire.passwords import is_md5_verifier
 from torpor.pgwire.scram import DEFAULT_ITERATIONS, Verifier, mock_salt, parse_verifier
 
+_SOMEBODYS = Verifier(DEFAULT_ITERATIONS, bytes(16), bytes(32), bytes(32)).encode()
+
 
 @dataclass(frozen=True, slots=True)
 class ScramCheck:
@@ -40,15 +42,17 @@ def password_check(role: Role | None, name: str, now: float, mock_secret: bytes)
     """
     if name == SERVICE_ROLE:
         raise LoginForbidden(f'role "{SERVICE_ROLE}" belongs to Torpor and can\'t log in', "log in as the role in the database's URL")
+    mocked = mock_salt(name, mock_secret)
     if role is None:
-        return ScramCheck(mock_salt(name, mock_secret), DEFAULT_ITERATIONS, (), "the role does not exist")
+        parse_verifier(_SOMEBODYS)  # what follows reads one: the time tells nobody which roles exist
+        return ScramCheck(mocked, DEFAULT_ITERATIONS, (), "the role does not exist")
     expired = role.valid_until is not None and role.valid_until < now
     if role.verifier is not None and is_md5_verifier(role.verifier):
         return Md5Check(role.verifier, True, "the password has expired") if expired else Md5Check(role.verifier)
     verifiers = [verifier for text in (role.verifier or "", *role.tickets) if (verifier := parse_verifier(text)) is not None]
     if not verifiers:
         cause = "the role has no password" if role.verifier is None else "the role's password has a form unknown to Torpor"
-        return ScramCheck(mock_salt(name, mock_secret), DEFAULT_ITERATIONS, (), cause)
+        return ScramCheck(mocked, DEFAULT_ITERATIONS, (), cause)
     first = verifiers[0]
     if expired:
         return ScramCheck(first.salt, first.iterations, (), "the password has expired")

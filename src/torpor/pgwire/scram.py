@@ -48,6 +48,9 @@ class Verifier:
         return f"{MECHANISM}${self.iterations}:{salt}${stored}:{server}"
 
 
+_NOBODY = Verifier(DEFAULT_ITERATIONS, bytes(_SALT_BYTES), secrets.token_bytes(_KEY_BYTES), bytes(_KEY_BYTES))
+
+
 def parse_verifier(text: str) -> Verifier | None:
     """Read pg_authid.rolpassword; None when it isn't a SCRAM-SHA-256 verifier."""
     match = _VERIFIER.fullmatch(text)
@@ -149,8 +152,9 @@ class ScramExchange:
         if len(proof) != _KEY_BYTES:
             raise ProtocolViolation("malformed SCRAM message: malformed proof in client-final-message")
         signed = b",".join((self._client_first_bare, self._server_first, match["unproven"]))
-        for candidate in self._candidates:
-            if _proof_fits(candidate, proof, signed):
+        # Without candidates a proof is checked too, so that the time tells nobody which roles exist.
+        for candidate in self._candidates or (_NOBODY,):
+            if _proof_fits(candidate, proof, signed) and candidate is not _NOBODY:
                 return b"v=" + base64.b64encode(hmac.digest(candidate.server_key, signed, "sha256"))
         return None
 

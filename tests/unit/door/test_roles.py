@@ -1,12 +1,15 @@
 """Who may log in, and how they prove who they are."""
 
+import base64
+import time
+
 import pytest
 
 from torpor.door.roles import Md5Check, ScramCheck, check_may_log_in, password_check, wrong_password
 from torpor.model.database import Role
 from torpor.model.errors import LoginForbidden
 from torpor.pgwire.passwords import make_md5_verifier
-from torpor.pgwire.scram import make_verifier, parse_verifier
+from torpor.pgwire.scram import ScramExchange, make_verifier, parse_verifier
 
 NOW = 1_000.0
 SECRET = b"secret"
@@ -96,3 +99,20 @@ def test_a_wrong_password_is_told_in_postgresqls_words() -> None:
     error = wrong_password("app\n" + "x" * 100)
     assert error.message == f'password authentication failed for user "app?{"x" * 59}"'
     assert error.sqlstate == "28P01"
+
+
+def test_a_role_that_does_not_exist_takes_as_long_as_one_that_does() -> None:
+    roles = {"exists": Role("exists", make_verifier("right"), True), "lacks": None}
+    first = b"n,,n=,r=abc"
+    times: dict[str, list[float]] = {"exists": [], "lacks": []}
+    for number in range(2000):
+        name = ("exists", "lacks")[number % 2]
+        began = time.perf_counter()
+        check = password_check(roles[name], name, 0.0, b"mock")
+        assert isinstance(check, ScramCheck)
+        exchange = ScramExchange(check.salt, check.iterations, check.candidates, b"nonce")
+        exchange.first(first)
+        assert exchange.final(b"c=biws,r=abcnonce,p=" + base64.b64encode(bytes(32))) is None
+        times[name].append(time.perf_counter() - began)
+    exists, lacks = (sorted(times[name])[250] * 1e6 for name in ("exists", "lacks"))
+    assert abs(exists - lacks) < 0.15 * exists + 3, (exists, lacks)  # of some 40 µs; the network's jitter is far above
