@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,7 +105,7 @@ class Volumes:
         removing = self.root / f"{_REMOVING}{id}"
         with contextlib.suppress(FileNotFoundError):
             self.path(id).rename(removing)
-        await asyncio.to_thread(shutil.rmtree, removing, ignore_errors=True)
+        await asyncio.to_thread(_remove, removing)
 
     def ids(self) -> set[DatabaseId]:
         """Whole volumes on disk."""
@@ -114,16 +115,23 @@ class Volumes:
         """Remove what a killed Torpor left half made or half removed; how many."""
         leftovers = [name for name in os.listdir(self.root) if name.startswith((_MAKING, _REMOVING))]
         for name in leftovers:
-            await asyncio.to_thread(shutil.rmtree, self.root / name, ignore_errors=True)
+            await asyncio.to_thread(_remove, self.root / name)
         return len(leftovers)
 
     def disk_bytes(self, id: DatabaseId) -> int:
-        """Bytes of the volume's files as allocated, those shared with other volumes included. Blocking; walks the volume."""
-        total = 0
-        for entry in _walk(self.path(id)):
-            with contextlib.suppress(FileNotFoundError):  # PostgreSQL removes files while we look
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-        return total
+        """Bytes of the volume's files as allocated, those shared with other volumes included. Blocking; walks the volume.
+
+        A tenant's directories can be deeper than any path is long, and have millions of files: `du` minds neither.
+        """
+        run = subprocess.run(
+            ["du", "--summarize", "--block-size=1", "--one-file-system", "--", str(self.path(id))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # PostgreSQL removes files while it looks
+            check=False,
+        )
+        figure = run.stdout.split(b"\t")[0]
+        return int(figure) if figure.isdigit() else 0
 
     def _sync(self) -> None:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
@@ -141,6 +149,18 @@ def _walk(directory: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(Path(entry.path))
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory whatever a tenant has put there: deeper than Python's own way can go, links, pipes. Idempotent."""
+    if directory.exists():
+        subprocess.run(
+            dying_with_us(["rm", "--recursive", "--force", "--one-file-system", "--", str(directory)]),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
 
 
 def _give_to(directory: Path, uid: int) -> None:

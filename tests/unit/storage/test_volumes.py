@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import pytest
 from torpor.base.processes import start_ticks
 from torpor.model.errors import DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId
-from torpor.storage import volumes as volumes_module
 from torpor.storage.volumes import Volumes
 
 A, B = DatabaseId("daaaaaaaaaaaa"), DatabaseId("dbbbbbbbbbbbb")
@@ -230,18 +230,49 @@ async def test_a_copy_that_is_killed_leaves_nothing(
     assert os.listdir(volumes.root) == []
 
 
-def test_the_size_of_a_volume_whose_files_vanish_meanwhile(volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_volume_whose_files_vanish_meanwhile(volumes: Volumes) -> None:
+    """As those of PostgreSQL do: there is an answer all the same."""
     data = volumes.data(A)
     data.mkdir(parents=True)
-    for name in ("kept", "gone"):
-        (data / name).write_bytes(b"x" * 8192)
-    walk = volumes_module._walk
+    (data / "kept").write_bytes(b"x" * 8192)
+    over = threading.Event()
 
-    def losing(directory: Path) -> Iterator["os.DirEntry[str]"]:
-        entries = list(walk(directory))
-        (data / "gone").unlink(missing_ok=True)
-        yield from entries
+    def come_and_go() -> None:
+        while not over.is_set():
+            for number in range(200):
+                (data / f"gone{number}").write_bytes(b"x" * 4096)
+            for number in range(200):
+                (data / f"gone{number}").unlink()
 
-    whole = volumes.disk_bytes(A)
-    monkeypatch.setattr(volumes_module, "_walk", losing)
-    assert 8192 <= volumes.disk_bytes(A) < whole
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert volumes.disk_bytes(A) >= 8192
+    finally:
+        over.set()
+        thread.join()
+
+
+async def test_a_volume_deeper_than_any_path_is_measured_and_removed(volumes: Volumes) -> None:
+    """A tenant with a program of its own can dig as deep as it likes; what lies there counts, and goes with the database."""
+    data = volumes.data(A)
+    data.mkdir(parents=True)
+    before = volumes.disk_bytes(A)
+    here = os.open(data, os.O_DIRECTORY)
+    for _ in range(3000):
+        os.mkdir("deeper", dir_fd=here)
+        below = os.open("deeper", os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    with os.fdopen(os.open("hoard", os.O_CREAT | os.O_WRONLY, dir_fd=here), "wb") as hoard:
+        hoard.write(b"x" * (20 << 20))
+        hoard.flush()
+        os.fsync(hoard.fileno())
+    os.symlink("/etc", "link", dir_fd=here)
+    os.mkfifo("pipe", dir_fd=here)
+    os.close(here)
+    assert volumes.disk_bytes(A) - before >= 20 << 20
+    await volumes.remove(A)
+    assert os.listdir(volumes.root) == []
+    assert os.access("/etc/passwd", os.R_OK)
