@@ -99,8 +99,8 @@ class Gate:
         address = str(client[0]) if client else ""
         if self._proxies and self._is_proxy(address):
             forwarded = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for").decode("latin-1")
-            for hop in reversed(forwarded.rsplit(",", MAX_HOPS)[-MAX_HOPS:]):
-                hop = hop.strip()
+            hops = [hop.strip() for hop in forwarded.rsplit(",", MAX_HOPS)[-MAX_HOPS:]]
+            for hop in reversed(hops):
                 if len(hop) > MAX_HOP_CHARACTERS or parse_address(hop) is None:
                     break
                 address = hop
