@@ -114,6 +114,7 @@ class CreateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str | None, Meta(description="Who owns it. Left out or null: the workspace of the key, or `default`.", examples=["acme"])
     ] = None
     size: SizeBody | None = None
+    superuser: Annotated[bool, Meta(description="Whether its owner is a real superuser, where the daemon allows that.")] = False
 
     def size_overrides(self) -> SizeOverrides:
         """What it sets of the size."""

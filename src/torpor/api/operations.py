@@ -49,7 +49,7 @@ async def create_database(context: Context, call: Call) -> Answer:
     body: CreateBody = call.body
     owner = context.workspace(body.workspace)
     created = await context.databases.within(owner.id).create(
-        body.name, body.major, body.overrides(), _allowed(context, body.size_overrides())
+        body.name, body.major, body.overrides(), _allowed(context, body.size_overrides()), body.superuser
     )
     context.note.target, context.note.workspace = created.database.name, owner.id
     return json_answer(created, 201, {"Location": f"/v1/databases/{created.database.name}"})

@@ -30,7 +30,7 @@ class Databases(Protocol):
         """To which workspace a database belongs."""
         ...
 
-    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides) -> Created:
+    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides, superuser: bool) -> Created:
         """Make a database in the workspace of these use cases, else in the default one.
 
         A name is made up when none is given, the major is the daemon's when none is given.

@@ -81,9 +81,9 @@ class Catalog(Records):
         """All databases in any state, oldest first. 10,000 take about 50 ms."""
         return [
             Database(
-                id, name, DatabaseState(state), major, uid, created_at, _overrides(freeze, page, stop), _size(*size), workspace=workspace
+                id, name, DatabaseState(state), major, uid, at, _overrides(freeze, page, stop), _size(*size), workspace, bool(superuser)
             )
-            for id, name, state, major, uid, created_at, workspace, freeze, page, stop, *size in self._read("databases")
+            for id, name, state, major, uid, at, workspace, freeze, page, stop, *size, superuser in self._read("databases")
         ]
 
     def add_database(self, database: Database) -> None:
@@ -99,7 +99,10 @@ class Catalog(Records):
                 database.created_at,
                 database.workspace,
             )
-            self._write("add_database", (*values, own.freeze_after_s, own.page_after_s, own.stop_after_s, *astuple(database.size)))
+            self._write(
+                "add_database",
+                (*values, own.freeze_after_s, own.page_after_s, own.stop_after_s, *astuple(database.size), database.superuser),
+            )
 
     def set_state(self, id: DatabaseId, state: DatabaseState) -> None:
         """Move a database to `state`. Raises DatabaseNotFound."""
@@ -112,10 +115,12 @@ class Catalog(Records):
         overrides: SleepOverrides,
         size: SizeOverrides = NO_OVERRIDES,
         workspace: WorkspaceId = DEFAULT_WORKSPACE,
+        superuser: bool = False,
     ) -> None:
         """Name a database of the warm pool: WARM to CLAIMING. Raises DatabaseExists, or Conflict when it isn't WARM any more."""
         with self._unique(name):
-            if not self._write("claim", {"id": id, "name": name, "workspace": workspace, **_columns(overrides), **_size_columns(size)}):
+            own = {"id": id, "name": name, "workspace": workspace, "superuser": superuser}
+            if not self._write("claim", own | _columns(overrides) | _size_columns(size)):
                 raise Conflict(f"database {id} doesn't wait in the warm pool any more")
 
     def set_overrides(self, id: DatabaseId, overrides: SleepOverrides) -> None:

@@ -43,6 +43,7 @@ class IdleTime(click.ParamType[float | str]):
 @click.option("--freeze-after", type=IdleTime(), help="Idle seconds before it is frozen, or never.")
 @click.option("--page-after", type=IdleTime(), help="Seconds frozen before its memory is reclaimed, or never.")
 @click.option("--stop-after", type=IdleTime(), help="Seconds frozen before it is stopped, or never.")
+@click.option("--superuser", is_flag=True, default=None, help="Make its owner a real superuser, where the daemon allows that.")
 @click.option("--workspace", help="Who owns it (default: the workspace of your API key, or the one named default).")
 @with_size
 @with_invocation
@@ -57,6 +58,7 @@ def create(
     memory: Any,
     connections: Any,
     disk: Any,
+    superuser: bool | None,
     workspace: str | None,
 ) -> None:
     """Make a database and print its URL, with the password, on stdout.
@@ -72,6 +74,7 @@ def create(
         "page_after_s": page_after,
         "stop_after_s": stop_after,
         "size": size_body(cpu, memory, connections, disk) or None,
+        "superuser": superuser,
     }
     with invocation.waiting(f"making {name or 'a database'}"):
         answer = client.post("/v1/databases", {key: value for key, value in wanted.items() if value is not None})

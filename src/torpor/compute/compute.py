@@ -249,7 +249,7 @@ class Compute:
     async def claim(self, name: str, verifier: Awaitable[str]) -> None:
         """Name a warm cluster for its user. Only within `awake`. The session is opened while the verifier is still being computed."""
         service = await self.live().service()
-        await service.claim(name, await verifier)
+        await service.claim(name, await verifier, self.database.superuser)
 
     async def set_password(self, role: str, verifier: str) -> None:
         """Set a role's password by its verifier. Only within `awake`."""

@@ -116,9 +116,10 @@ class ServiceSession:
         rows = await self.query(f"{_ROLES} AND rolname = {literal(name)}")
         return _role(rows[0]) if rows else None
 
-    async def claim(self, name: str, verifier: str) -> None:
-        """Name a warm cluster's database and owner, and set the owner's password."""
-        await self.query(_CLAIM.format(name=identifier(name), verifier=literal(verifier)))
+    async def claim(self, name: str, verifier: str, superuser: bool = False) -> None:
+        """Name a warm cluster's database and owner, and set the owner's password and power."""
+        power = "SUPERUSER" if superuser else "NOSUPERUSER"
+        await self.query(_CLAIM.format(name=identifier(name), verifier=literal(verifier), power=power))
 
     async def set_password(self, role: str, verifier: str) -> None:
         """Give a role a password, by its verifier."""

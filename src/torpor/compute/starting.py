@@ -53,6 +53,8 @@ async def plan_launch(database: Database, size: Size, around: Surroundings, log:
     data = around.volumes.data(database.id)
     if not data.is_dir():
         raise Unavailable("its volume is missing")
+    if database.superuser and not around.sandbox.level.holds_superusers:
+        raise Unavailable(f"its owner is a superuser, which the sandbox level {around.sandbox.level} doesn't hold")
     return LaunchPlan(
         bindir=around.binaries(database.major).bindir,
         data=data,

@@ -45,6 +45,7 @@ class Databases:
         policy: SleepPolicy,
         size: Size,
         forget: Callable[[DatabaseId], None],
+        allows_superusers: bool = False,
     ) -> None:
         self._catalog = catalog
         self._fleet = fleet
@@ -55,6 +56,7 @@ class Databases:
         self._policy = policy
         self._size = size
         self._forget = forget
+        self._allows_superusers = allows_superusers
         self._workspace: WorkspaceId | None = None
 
     def within(self, workspace: WorkspaceId | None) -> Self:
@@ -71,7 +73,14 @@ class Databases:
         """How many databases there are."""
         return len(self._fleet.names(self._workspace))
 
-    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides = NO_OVERRIDES) -> Created:
+    async def create(
+        self,
+        name: str | None,
+        major: int | None,
+        overrides: SleepOverrides,
+        size: SizeOverrides = NO_OVERRIDES,
+        superuser: bool = False,
+    ) -> Created:
         """A new database, its owner's password shown this once. All or nothing.
 
         Raises InvalidName, InvalidRequest, DatabaseExists, PoolFull, ComputeStartFailed.
@@ -86,7 +95,13 @@ class Databases:
             )
         overrides.apply(self._policy)
         size.apply(self._size)
-        compute, password, warm = await self._provisioner.create(name, major, overrides, self._workspace or DEFAULT_WORKSPACE, size)
+        if superuser and not self._allows_superusers:
+            raise InvalidRequest(
+                "this Torpor gives no database an owner who is a superuser",
+                "it takes the setting tenant_superuser, and a sandbox level that holds one (`torpor doctor`)",
+            )
+        workspace = self._workspace or DEFAULT_WORKSPACE
+        compute, password, warm = await self._provisioner.create(name, major, overrides, workspace, size, superuser)
         view = self._viewer.view(compute)
         return Created(view, self._viewer.credentials(name, password), warm, (time.perf_counter() - began) * 1000)
 

@@ -84,7 +84,13 @@ class Provisioner:
         return self._fleet.update(replace(compute.database, state=DatabaseState.WARM))
 
     async def create(
-        self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId, size: SizeOverrides = NO_OVERRIDES
+        self,
+        name: str,
+        major: int,
+        overrides: SleepOverrides,
+        workspace: WorkspaceId,
+        size: SizeOverrides = NO_OVERRIDES,
+        superuser: bool = False,
     ) -> tuple[Compute, str, bool]:
         """A user's database, awake, with its owner's password; the last value says whether the warm pool had one.
 
@@ -95,7 +101,7 @@ class Provisioner:
             password = new_password()
             # 4,096 rounds take 5 ms: in a thread, while the compute wakes.
             verifying = asyncio.create_task(asyncio.to_thread(make_verifier, password), name="make verifier")
-            compute, warm = await self._claim_or_make(name, major, overrides, workspace, size)
+            compute, warm = await self._claim_or_make(name, major, overrides, workspace, size, superuser)
             try:
                 async with compute.awake(WakeReason.CREATED, "create"):
                     await compute.claim(name, verifying)
@@ -120,30 +126,38 @@ class Provisioner:
         self._fleet.remove(id)
 
     async def _claim_or_make(
-        self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId, size: SizeOverrides
+        self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId, size: SizeOverrides, superuser: bool
     ) -> tuple[Compute, bool]:
         # One in the warm pool was started for the usual number of connections.
         fits = size.connections is None or size.connections <= self._connections
         warm = self.warm_pool.take(major) if self.warm_pool is not None and fits else None
         if warm is None:
-            return await self._make(name, major, overrides, workspace, size), False
+            return await self._make(name, major, overrides, workspace, size, superuser), False
         try:
-            self._catalog.claim(warm.database.id, name, overrides, size, workspace=workspace)
+            self._catalog.claim(warm.database.id, name, overrides, size, workspace=workspace, superuser=superuser)
         except BaseException:
             assert self.warm_pool is not None
             self.warm_pool.put(warm)
             raise
-        claimed = replace(warm.database, name=name, state=DatabaseState.CLAIMING, overrides=overrides, size=size, workspace=workspace)
+        claimed = replace(
+            warm.database, name=name, state=DatabaseState.CLAIMING, overrides=overrides, size=size, workspace=workspace, superuser=superuser
+        )
         warm = self._fleet.update(claimed)
         await warm.shares.resize(warm.size)
         return warm, True
 
     async def _make(
-        self, name: str | None, major: int, overrides: SleepOverrides, workspace: WorkspaceId | None, size: SizeOverrides = NO_OVERRIDES
+        self,
+        name: str | None,
+        major: int,
+        overrides: SleepOverrides,
+        workspace: WorkspaceId | None,
+        size: SizeOverrides = NO_OVERRIDES,
+        superuser: bool = False,
     ) -> Compute:
         template = await self._template(major)
         uid = self._catalog.free_uid(self._uid_base) if os.geteuid() == 0 else os.geteuid()
-        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides, size, workspace)
+        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides, size, workspace, superuser)
         self._catalog.add_database(database)
         try:
             await self._volumes.clone(template, database.id, uid)

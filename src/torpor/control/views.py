@@ -116,6 +116,7 @@ class Viewer:
             last_wake=wake_view(last) if last is not None else None,
             awake_because=compute.known_causes(),
             workspace=self._workspace_name(database.workspace),
+            superuser=database.superuser,
             pace=live.pace if (live := self._scaling.live(compute)) is not None else None,
             cpu_ceiling=live.cpu.ceiling if live is not None else None,
         )

@@ -187,6 +187,7 @@ class House:
                 settings.sleep_policy,
                 settings.size,
                 self._forget,
+                settings.tenant_superuser and around.sandbox.level.holds_superusers,
             )
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)

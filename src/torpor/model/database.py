@@ -32,6 +32,7 @@ class Database:
     overrides: SleepOverrides = field(default_factory=SleepOverrides)
     size: SizeOverrides = NO_OVERRIDES
     workspace: WorkspaceId | None = DEFAULT_WORKSPACE  # None while it waits in the warm pool
+    superuser: bool = False  # whether its owner is a real superuser of PostgreSQL
 
     @property
     def label(self) -> str:

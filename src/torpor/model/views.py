@@ -70,6 +70,7 @@ class DatabaseView:
     last_wake: WakeView | None
     awake_because: tuple[AwakeCause, ...]
     workspace: str = DEFAULT_WORKSPACE_NAME
+    superuser: bool = False
     pace: Pace | None = None
     cpu_ceiling: float | None = None
 

@@ -60,7 +60,14 @@ class TwinDatabases:
     def workspace_of(self, name: str) -> WorkspaceId | None:
         return self.owners[self.get(name).name]
 
-    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides = NO_OVERRIDES) -> Created:
+    async def create(
+        self,
+        name: str | None,
+        major: int | None,
+        overrides: SleepOverrides,
+        size: SizeOverrides = NO_OVERRIDES,
+        superuser: bool = False,
+    ) -> Created:
         if self.trouble is not None:
             await self.trouble()
         name = check_database_name(name or f"made-up-{next(self._numbers)}")

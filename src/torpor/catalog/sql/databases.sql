@@ -1,12 +1,12 @@
 -- name: databases
 SELECT id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
-    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes
+    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser
 FROM databases ORDER BY created_at, id;
 
 -- name: add_database
 INSERT INTO databases (id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
-    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: set_state
 UPDATE databases SET state = :state WHERE id = :id;
@@ -15,7 +15,7 @@ UPDATE databases SET state = :state WHERE id = :id;
 UPDATE databases
 SET name = :name, workspace_id = :workspace, state = 'claiming', freeze_after_s = :freeze_after_s, page_after_s = :page_after_s, stop_after_s = :stop_after_s,
     min_cpu = :min_cpu, max_cpu = :max_cpu, min_memory_bytes = :min_memory_bytes, max_memory_bytes = :max_memory_bytes,
-    max_connections = :max_connections, disk_bytes = :disk_bytes
+    max_connections = :max_connections, disk_bytes = :disk_bytes, superuser = :superuser
 WHERE id = :id AND state = 'warm';
 
 -- name: set_overrides

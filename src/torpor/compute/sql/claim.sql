@@ -2,4 +2,4 @@
 -- query, so one transaction.
 ALTER DATABASE warm RENAME TO {name};
 ALTER ROLE warm RENAME TO {name};
-ALTER ROLE {name} PASSWORD {verifier}
+ALTER ROLE {name} {power} PASSWORD {verifier}
