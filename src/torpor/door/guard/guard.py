@@ -178,7 +178,7 @@ class Guard:
         self.entering_overall = 0
         self.entering: Counter[str] = Counter()
         self.entering_database: Counter[DatabaseId] = Counter()
-        self._sessions: Sessions = sessions or NoSessions()
+        self._sessions: Sessions = NoSessions() if sessions is None else sessions  # one without databases is false
         self._load_balancers = NetworkSet(load_balancers)
         self._wakes: RateLimit[DatabaseId] = RateLimit(self.limits.wakes_per_database)
         self._all_wakes: RateLimit[str] = RateLimit(self.limits.wakes_overall)

@@ -4,10 +4,12 @@ A flood must cost neither memory nor disk: of many addresses only the heaviest a
 counts that fade with a half-life of a minute), and of many alike lines only some are written, the next of which tells how many were not.
 """
 
+import random
 from collections import OrderedDict
 from dataclasses import dataclass
 
 _KEPT = 128
+_LOOKED_AT = 8  # of them, for the lightest: all would cost more than the refusal itself
 _HALF_LIFE_S = 60.0
 _LINES_AT_ONCE = 20.0
 _LINES_PER_S = 1.0
@@ -33,19 +35,24 @@ class Offenders:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], Offender] = {}
+        self._places: list[tuple[str, str]] = []
+        self._chance = random.Random(0)  # noqa: S311  # decides which place a newcomer takes in a list for people
 
     def __repr__(self) -> str:
         return f"<Offenders {len(self._kept)}>"
 
     def note(self, address: str, reason: str, target: str, now: float) -> None:
-        """One more refusal. A newcomer takes the place, and the weight, of the lightest."""
+        """One more refusal. A newcomer takes the place, and the weight, of the lightest of some."""
         found = self._kept.get((address, reason))
         if found is None:
             weight = 0.0
-            if len(self._kept) >= _KEPT:
-                lightest = min(self._kept.values(), key=lambda one: _faded(one, now))
-                weight = _faded(lightest, now)
-                del self._kept[lightest.address, lightest.reason]
+            if len(self._kept) < _KEPT:
+                self._places.append((address, reason))
+            else:
+                some = (self._chance.randrange(_KEPT) for _ in range(_LOOKED_AT))
+                weight, place = min((_faded(self._kept[self._places[place]], now), place) for place in some)
+                del self._kept[self._places[place]]
+                self._places[place] = (address, reason)
             found = self._kept[address, reason] = Offender(address, reason, target, 0, now, weight)
         found.weight = _faded(found, now) + 1
         found.count += 1
