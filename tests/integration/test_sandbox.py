@@ -1,4 +1,4 @@
-"""Each sandbox level in a real Torpor: what its processes are to the kernel, and that all that Torpor does with them works.
+"""Each sandbox level in a real Torpor: what its processes are to the kernel, that all that Torpor does with them works, and who may what.
 
 What a tenant may try from inside is in test_escape_*.py.
 """
@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -28,7 +29,7 @@ def connect(database: MadeDatabase) -> "psycopg.Connection[tuple[object, ...]]":
 @pytest.fixture(params=["full", "no_user_namespace", "own_user", "shared_user", "none"], scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A Torpor on a host that gives that level."""
-    settings = {"freeze_after_s": 1, "page_after_s": "never", "stop_after_s": "never"}
+    settings: dict[str, Any] = {"freeze_after_s": 1, "page_after_s": "never", "stop_after_s": "never"}
     made = Server(**settings) if request.param in ("full", "no_user_namespace", "own_user") else UserServer(**settings)
     if os.geteuid() != 0:
         pytest.skip("levels are tried as root and as nobody")
@@ -165,3 +166,63 @@ def test_a_host_that_gives_less_than_asked_for_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"ended with 18:(.|\n)*gives computes the sandbox level own_user"):
         server.start()
     server.destroy()
+
+
+# -- owners and superusers
+
+
+@pytest.fixture(scope="module")
+def generous() -> Iterator[Server]:
+    """A Torpor that lets owners be superusers."""
+    with Server(tenant_superuser=True, freeze_after_s=1, page_after_s="never", stop_after_s="never", warm_pool_size=1) as made:
+        yield made
+        assert "Traceback" not in made.log, made.log[-6000:]
+
+
+@pytest.mark.root
+def test_an_owner_may_be_a_superuser(generous: Server) -> None:
+    database = generous.create(superuser=True)
+    assert generous.view(database.name)["database"]["superuser"]
+    with connect(database) as connection:
+        assert connection.execute("SHOW is_superuser").fetchone() == ("on",)
+        connection.execute("CREATE TABLE said (line text)")
+        connection.execute("COPY said FROM PROGRAM 'echo from a shell of the sandbox'")
+        assert connection.execute("SELECT line FROM said").fetchone() == ("from a shell of the sandbox",)
+    plain = generous.create()
+    assert not generous.view(plain.name)["database"]["superuser"]
+    with connect(plain) as connection:
+        assert connection.execute("SHOW is_superuser").fetchone() == ("off",)
+    generous.stop()
+    generous.start()
+    assert generous.view(database.name)["database"]["superuser"]
+    # On a host that holds none any more it isn't started at all.
+    generous.stop()
+    generous.allow_only("own_user")
+    generous.start()
+    with pytest.raises(psycopg.OperationalError, match="its owner is a superuser"):
+        connect(database)
+    with connect(plain) as connection:
+        connection.execute("SELECT 1")
+
+
+@pytest.mark.root
+def test_superusers_take_the_setting() -> None:
+    with Server() as server:
+        status_code, error = server.refusal("POST", "/v1/databases", {"superuser": True})
+    assert status_code == 400
+    assert "tenant_superuser" in error["hint"]
+
+
+@pytest.mark.root
+def test_what_an_owner_may_do(server: Server, database: MadeDatabase) -> None:
+    with connect(database) as connection:
+        connection.execute("CREATE ROLE clerk LOGIN PASSWORD 'secret'")
+        connection.execute("GRANT clerk TO current_user")
+        connection.execute("CREATE DATABASE archive")
+        for extension in ("hstore", "pg_trgm", "pgcrypto", "citext"):
+            connection.execute(f"CREATE EXTENSION {extension}")
+        assert connection.execute("SELECT count(*) FROM pg_stat_activity WHERE query IS NOT NULL").fetchone() is not None
+        assert connection.execute("SELECT count(*) FROM pg_ls_waldir()").fetchone() is not None  # of pg_monitor
+        for statement in ("COPY (SELECT 1) TO PROGRAM 'true'", "SELECT pg_read_file('PG_VERSION')", "ALTER ROLE current_user SUPERUSER"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute(statement)
