@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.faults import eventually, put_to_sleep, refusal_of, stop_database
+from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 
 
@@ -159,10 +160,10 @@ def test_new_idle_times_take_effect_at_once(torpor: Server) -> None:
     assert torpor.tier(database.name) == "awake"
     detail = torpor.call("PATCH", path, {"freeze_after_s": 0.3})
     assert detail["policy"]["freeze_after_s"] == 0.3
-    assert torpor.wait_tier(database.name, "frozen") < 2.5
+    assert in_time(torpor.wait_tier(database.name, "frozen"), 2.5)
     assert torpor.view(database.name)["next_step"] is None
     torpor.call("PATCH", path, {"stop_after_s": 0.2})
-    assert torpor.wait_tier(database.name, "stopped") < 4
+    assert in_time(torpor.wait_tier(database.name, "stopped"), 4)
     detail = torpor.call("PATCH", path, {"freeze_after_s": None, "stop_after_s": None})
     assert detail["overrides"] == {"freeze_after_s": None, "page_after_s": None, "stop_after_s": None}
     assert detail["policy"]["stop_after_s"] is None
@@ -175,7 +176,7 @@ def test_new_idle_times_take_effect_at_once(torpor: Server) -> None:
 def test_new_idle_time_pages_out_at_once(torpor: Server, database: MadeDatabase) -> None:
     torpor.wait_tier(database.name, "frozen")
     torpor.call("PATCH", f"/v1/databases/{database.name}", {"page_after_s": 0.2})
-    assert torpor.wait_tier(database.name, "paged") < 4
+    assert in_time(torpor.wait_tier(database.name, "paged"), 4)
 
 
 def test_wake_answers_with_its_trace(torpor: Server, database: MadeDatabase) -> None:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from tests.support.faults import Inserter, eventually, host_pid, in_thread, processes_of, put_to_sleep, refusal_of, stop_database
+from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 
 pytestmark = [pytest.mark.fault]
@@ -95,8 +96,8 @@ def test_connection_right_after_the_kill_is_served(server: Server, database: Mad
                 return False
             return True
 
-        eventually(served, 5)
-        assert time.monotonic() - began < 5
+        eventually(served, 30)
+        assert in_time(time.monotonic() - began, 5)
 
 
 def test_one_killed_backend(server: Server, database: MadeDatabase) -> None:
@@ -183,7 +184,7 @@ def test_damaged_volume_is_told_and_not_tried_for_ever(server: Server, database:
         assert sqlstate == "58000"
         assert "pg_control" in text
         assert f"torpor logs {database.name}" in text
-    assert time.monotonic() - began < 2.5, "the failure is remembered, not repeated"
+    assert in_time(time.monotonic() - began, 2.5), "the failure is remembered, not repeated"
     assert attempts_to_start(server, database) == 1
     assert "pg_control" in server.view(database.name)["broken"]
     status, error = server.refusal("POST", f"/v1/databases/{database.name}/wake")

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from tests.support.faults import eventually, in_thread, program, put_to_sleep, refusal_of, stop_database
+from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 
 TIERS = ["awake", "frozen", pytest.param("paged", marks=pytest.mark.root), "stopped"]
@@ -214,9 +215,9 @@ def test_psycopg_cancels(carried: MadeDatabase, version: str) -> None:
         runner, failures = in_thread(lambda: connection.execute("SELECT pg_sleep(20)"))
         time.sleep(0.3)
         connection.cancel_safe()
-        runner.join(5)
+        runner.join(15)
         assert isinstance(failures[0], psycopg.errors.QueryCanceled)
-        assert time.monotonic() - began < 3
+        assert in_time(time.monotonic() - began, 3)
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
@@ -227,7 +228,7 @@ async def test_asyncpg_cancels_what_takes_too_long(carried: MadeDatabase) -> Non
         with pytest.raises(TimeoutError):
             await connection.execute("SELECT pg_sleep(20)", timeout=0.4)
         assert await connection.fetchval("SELECT 1") == 1
-        assert time.monotonic() - began < 3
+        assert in_time(time.monotonic() - began, 3)
     finally:
         await connection.close()
 
@@ -390,7 +391,7 @@ def test_three_thousand_silent_connections_slow_nobody(torpor: Server, database:
             began = time.monotonic()
             connect(database.url).close()
             times.append(time.monotonic() - began)
-        assert statistics.median(times) < 0.5, times
+        assert in_time(statistics.median(times), 0.5), times
     eventually(lambda: "\ntorpor_door_pending 0" in _metrics(torpor))
 
 
