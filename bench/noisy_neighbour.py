@@ -24,8 +24,8 @@ from torpor.base.cgroups import layout_from_mounts
 from torpor.daemon.directory import instance_name
 
 _BENCH = "noisy_neighbour"
-_ROUNDS = 5
-_TURN_S = 4
+_ROUNDS = 4
+_TURN_S = 3
 _SETTLE_S = 1.5
 _SCALE = 5
 _QUIET = {"reading": ("-S", "-M", "prepared"), "writing": ("-N", "-M", "prepared")}
@@ -46,7 +46,7 @@ _CONNECTING = 8
 
 
 def measure() -> list[Result]:
-    """Five rounds for each kind of noise and each quiet load, with limits and without."""
+    """Four rounds for each kind of noise and each quiet load, with limits and without."""
     results: list[Result] = []
     with Zram() as zram:
         zram.add(4)
@@ -67,7 +67,7 @@ def _one_kind(torpor: BenchServer, quiet: MadeDatabase, noisy: MadeDatabase, kin
     results = []
     for load, options in _QUIET.items():
         alone, beside = [], []
-        for _ in range(_ROUNDS if limits else 3):
+        for _ in range(_ROUNDS if limits else 2):
             alone.append(_quiet_load(torpor, quiet, options))
             with _noise(torpor, noisy, kind):
                 time.sleep(_SETTLE_S)

@@ -169,6 +169,21 @@ def test_out_of_memory_ends_the_hog_only_and_its_database_comes_back(torpor: Ser
         torpor.call("DELETE", f"/v1/databases/{name}?force=true")
 
 
+def test_the_next_torpor_holds_what_it_adopts(torpor: Server) -> None:
+    database = torpor.create("adopted", size={"max_memory_bytes": 192 * MIB})
+    postmaster = torpor.postmaster(database)
+    torpor.kill()
+    found = files(torpor, database)
+    if found.memory_v1 is not None:
+        (found.memory_v1 / "memory.memsw.limit_in_bytes").write_text("-1")
+        (found.memory_v1 / "memory.limit_in_bytes").write_text("-1")  # as a Torpor of before sizes leaves it
+    torpor.start()
+    assert torpor.postmaster(database) == postmaster
+    assert memory_limit(torpor, database) == 192 * MIB
+    eventually(lambda: size_of(torpor, database)["cpu_ceiling"])
+    torpor.call("DELETE", "/v1/databases/adopted?force=true")
+
+
 def test_a_full_disk_is_read_only_until_there_is_room(torpor: Server) -> None:
     database = torpor.create("full", size={"disk_bytes": 64 * MIB})
     with psycopg.connect(database.url, autocommit=True) as connection:

@@ -57,6 +57,7 @@ class Compute:
         self.last_activity: float | None = None  # monotonic
         self.broken = ""
         self.refusal: TorporError | None = None  # why it may not be started
+        self.handed_over = 0  # sockets of clients, ever
         self._around = around
         self._listener = listener
         self.shares = Shares()
@@ -229,6 +230,7 @@ class Compute:
         The caller keeps and closes its own socket object. `carrier` counts the bytes where `client` isn't TCP itself. Only within
         `awake`. Raises ComputeLost.
         """
+        self.handed_over += 1
         for pause_s in _HAND_OVER_AGAIN_AFTER_S:
             self._touch()
             with contextlib.suppress(NotDelivered):

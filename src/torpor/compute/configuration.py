@@ -18,13 +18,14 @@ ISOLATION = {
 _RESERVED = 3
 
 
-def postgresql_conf(major: int, max_connections: int) -> str:
+def postgresql_conf(major: int, max_connections: int, memory_bytes: int = 1 << 30) -> str:
     """The text of postgresql.conf."""
     lines = {
         **ISOLATION,
         # Torpor's own session gets in when tenants have used up theirs, and takes none of them.
         "max_connections": str(max_connections + _RESERVED + 1),
         "superuser_reserved_connections": str(_RESERVED),
+        "effective_cache_size": f"{memory_bytes * 3 // 4 >> 20}MB",  # the page cache is the cache, and counts as the database's memory
         "shared_buffers": "16MB",  # what was touched must be paged out; the page cache does the rest
         "min_dynamic_shared_memory": "0",
         "huge_pages": "off",

@@ -28,6 +28,7 @@ _MEMORY_EVERY_S = 1.0
 _AT_ONCE = 16
 KEPT_DECISIONS = 20
 _KEPT_DATABASES = 1000
+_LOGIN_CPU_S = 0.015  # the door, the kernel, the start of a backend
 
 
 @dataclass(slots=True)
@@ -41,10 +42,17 @@ class Live:
     memory: MemoryScaler = field(default_factory=MemoryScaler)
     disk: DiskFairness = field(default_factory=DiskFairness)
     written_bytes: int = 0
+    handed_over: int = 0
+    logins_per_s: float = 0.0
     yields: bool = False
     memory_at: float = 0.0
     refaults: int | None = None
     killed: int | None = None
+
+    @property
+    def charged(self) -> float:
+        """Processors that it uses, what is done for its logins outside of it included."""
+        return self.cpu.use + self.logins_per_s * _LOGIN_CPU_S
 
     @property
     def pace(self) -> Pace:
@@ -109,14 +117,18 @@ class Scaling:
             self._sample(compute)
         kept = {compute: live for compute in awake if (live := self._live.get(compute)) is not None and compute.tier is Tier.AWAKE}
         self._live = kept
-        uses = {compute: (live.cpu.use, compute.size.min_cpu) for compute, live in kept.items()}
+        uses = {compute: (live.charged, compute.size.min_cpu) for compute, live in kept.items()}
         over = self._fairness.decide(self._clock.monotonic(), uses, self._idle())
         for compute, live in kept.items():
             if (compute in over) != live.yields:
                 live.yields = compute in over
                 self._hold(compute, live)
                 reason = ScaleReason.UNFAIR if live.yields else ScaleReason.FAIR
-                change = Change(live.cpu.ceiling, reason, {"use": round(live.cpu.use, 3), "awake": float(len(kept))})
+                change = Change(
+                    live.cpu.ceiling,
+                    reason,
+                    {"use": round(live.cpu.use, 3), "logins_per_s": round(live.logins_per_s, 1), "awake": float(len(kept))},
+                )
                 self._note(compute, live, "pace", live.cpu.ceiling, change)
 
     def _sample(self, compute: Compute) -> None:
@@ -127,13 +139,15 @@ class Scaling:
         if live is None or live.woke_at != compute.tier_since:
             self._live[compute] = Live(compute.tier_since, now, load, CpuScaler(now, self._boost_s), memory_at=now)
             self._live[compute].written_bytes = compute.shares.written_bytes()
+            self._live[compute].handed_over = compute.handed_over
             return
         elapsed_s = now - live.looked_at
         if elapsed_s <= 0:
             return
         use = max(0, load.used_ns - live.load.used_ns) / elapsed_s / 1e9
         withheld = max(0, load.throttled_ns - live.load.throttled_ns) / elapsed_s / 1e9
-        live.load, live.looked_at = load, now
+        live.logins_per_s = (live.logins_per_s + (compute.handed_over - live.handed_over) / elapsed_s) / 2
+        live.load, live.looked_at, live.handed_over = load, now, compute.handed_over
         before = live.cpu.ceiling
         change = live.cpu.decide(CpuSample(now, elapsed_s, use, withheld), compute.size)
         if change is not None:

@@ -45,7 +45,7 @@ class Ground:
 
     def write_configuration(self, files: DataFiles, major: int) -> None:
         """Write what all computes of a major share."""
-        shared = postgresql_conf(major, self._settings.max_connections)
+        shared = postgresql_conf(major, self._settings.max_connections, self._settings.size.max_memory_bytes)
         files.write_configuration(major, {"pg_hba.conf": pg_hba_conf(), "pg_ident.conf": "", "postgresql.conf": shared})
 
     def postgres(self, major: int) -> Postgres:

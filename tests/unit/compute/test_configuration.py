@@ -43,3 +43,7 @@ def test_clients_are_trusted_but_never_as_torpor() -> None:
     for database in ("shop", "replication"):
         assert verdict("host", database, "torpor") == "reject"
         assert verdict("host", database, "ann") == "trust"
+
+
+def test_the_planner_knows_how_much_can_be_cached() -> None:
+    assert settings_of(postgresql_conf(18, 100, 512 << 20))["effective_cache_size"] == "384MB"

@@ -190,3 +190,21 @@ def test_one_that_crashed_is_no_longer_sampled(tmp_path: Path) -> None:
         assert bench.scaling.live(sleeper) is None
 
     play(tmp_path, scene)
+
+
+def test_logins_are_charged_to_whom_they_are_for(tmp_path: Path) -> None:
+    """A backend's start, and what the door does for it, cost more than the compute is seen to use."""
+
+    async def scene(bench: Bench) -> None:
+        stormy, tree = bench.wake(1)
+        _, other = bench.wake(2)
+        tree.wants, other.wants = 0.5, 0.7
+        for _ in range(8):
+            stormy.handed_over += 40
+            await bench.pass_by(0.5)
+        assert tree.limits[-1].cpu_yields
+        assert not other.limits[-1].cpu_yields
+        await bench.pass_by(4)
+        assert not tree.limits[-1].cpu_yields
+
+    play(tmp_path, scene)
