@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -267,13 +268,30 @@ def test_an_heir_that_dies_leaves_the_old_one_serving(server: Server, shared: Ma
         assert server.take_over() == 0, "it can still be taken over"
 
 
-@pytest.mark.parametrize(("lack", "code"), [("--postgres-home=/nonexistent", 14), ("--tls-cert=/nonexistent", 16)])
-def test_an_heir_that_cannot_start_leaves_the_old_one_serving(server: Server, shared: MadeDatabase, lack: str, code: int) -> None:
-    """It finds out before it has the estate, and after."""
+_BROKEN = """
+from torpor.control.reconcile import Reconciler
+from torpor.model.errors import CatalogUnusable
+
+async def reconcile(self, door_port):
+    raise CatalogUnusable("for the test", "go on")
+
+Reconciler.reconcile = reconcile
+from torpor.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("when", "code"), [("before", 14), ("after", 15)])
+def test_an_heir_that_cannot_start_leaves_the_old_one_serving(server: Server, shared: MadeDatabase, when: str, code: int) -> None:
+    """It finds out before it has the estate, or after."""
     clients = Clients([shared])
     with connect(shared) as kept:
         kept.execute("CREATE TEMP TABLE kept AS SELECT 7 AS x")
-        heir = server.spawn("--take-over", lack)
+        if when == "before":
+            heir = server.spawn("--take-over", "--postgres-home=/nonexistent")
+        else:
+            command = [sys.executable, "-c", _BROKEN, *server.command()[3:], "--take-over"]
+            heir = subprocess.Popen(command, env=server.environment(), stderr=subprocess.DEVNULL)
         assert heir.wait(60) == code
         asked = len(clients.waits_s)
         eventually(lambda: len(clients.waits_s) > asked + 3, 30)
