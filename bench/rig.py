@@ -46,6 +46,11 @@ _UIDS = range(700_000, 800_000)  # of computes of benchmarks: what they leave ca
 _PATIENCE_S = 60.0
 
 
+def plain(url: str) -> str:
+    """The URL without what it says about encryption."""
+    return url.partition("?")[0]
+
+
 def say(text: str) -> None:
     """Tell what is being done now."""
     print(f"  … {text}", file=sys.stderr, flush=True)
@@ -117,7 +122,7 @@ class BenchServer(Server):
         assert verifier is not None
         salted = hashlib.pbkdf2_hmac("sha256", database.password.encode(), verifier.salt, verifier.iterations)
         keys = {f"scram_{side.lower()}_key": hmac.digest(salted, f"{side} Key".encode(), "sha256") for side in ("Client", "Server")}
-        return f"{url or database.url}?{urlencode({name: b64encode(key).decode() for name, key in keys.items()})}"
+        return f"{plain(url or database.url)}?{urlencode({name: b64encode(key).decode() for name, key in keys.items()})}"
 
     def verifier(self, database: MadeDatabase) -> str:
         """What PostgreSQL keeps of the owner's password, as saved when the database last fell asleep."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import harness
 from bench.harness import Result
-from bench.rig import BenchServer, Client, elapsed_ms, postgres, running, say
+from bench.rig import BenchServer, Client, elapsed_ms, plain, postgres, running, say
 from bench.throughput import pgbench, pgbouncer, run_program
 from tests.support.server import MadeDatabase
 
@@ -34,7 +34,7 @@ _IN_CLEAR = "Torpor, in the clear"
 
 def measure() -> list[Result]:
     """Ten rounds of a second for each way, protocol and question; then 200 wakes for each kind of neighbour."""
-    with running(freeze_after_s="never", page_after_s="never", stop_after_s="never") as torpor:
+    with running(tls="allow", freeze_after_s="never", page_after_s="never", stop_after_s="never") as torpor:
         door, direct = (torpor.create(name) for name in ("one", "two"))
         say(f"filling pgbench tables, scale {_SCALE}")
         for database in (door, direct):
@@ -120,7 +120,7 @@ def _wakes(torpor: BenchServer, busy: MadeDatabase) -> list[Result]:
     """A query on the open encrypted connection of a frozen database: alone, beside encrypted bulk, beside the same in the clear."""
     quiet = torpor.create("quiet")
     results = []
-    with Client(f"{quiet.url}?sslmode=require") as client:
+    with Client(f"{plain(quiet.url)}?sslmode=require") as client:
         for neighbour, options in (("alone", None), ("beside encrypted bulk", "require"), ("beside bulk in the clear", "disable")):
             say(f"{_WAKES} wakes {neighbour}")
             with _bulk(busy, options) if options else contextlib.nullcontext():
@@ -143,7 +143,7 @@ def _wakes(torpor: BenchServer, busy: MadeDatabase) -> list[Result]:
 def _bulk(database: MadeDatabase, sslmode: str) -> Iterator[None]:
     """A session that pours out rows as fast as they go."""
     copy = "COPY (SELECT a.* FROM pgbench_accounts AS a, generate_series(1, 1000000)) TO STDOUT"
-    url = f"{database.url}?sslmode={sslmode}"
+    url = f"{plain(database.url)}?sslmode={sslmode}"
     process = subprocess.Popen([str(postgres().bindir / "psql"), "-qX", url, "-c", copy], stdout=subprocess.DEVNULL)
     try:
         time.sleep(0.5)

@@ -258,6 +258,24 @@ def test_pgbench_does_not_notice_a_killed_torpor(server: Server, database: MadeD
         assert "number of failed transactions: 0 (" in said
 
 
+def test_encrypted_sessions_and_newcomers_survive_an_upgrade_in_place(server: Server, database: MadeDatabase) -> None:
+    url = verified(server, database)
+    with connect(url) as kept:
+        kept.execute("CREATE TEMP TABLE kept AS SELECT 7 AS x")
+        kept.execute("BEGIN")
+        coming, failures = in_thread(lambda: [connect(url).close() for _ in range(30)])
+        pids = workers(server)
+        assert server.take_over() == 0
+        coming.join(60)
+        assert failures == []
+        assert kept.execute("SELECT x FROM kept").fetchone() == (7,)
+        assert workers(server) == pids, "workers of the same build go on"
+        eventually(lambda: server.view(database.name)["database"]["connections"] == 1)
+        server.wait_tier(database.name, "frozen")
+        kept.execute("COMMIT")
+        assert server.view(database.name)["recent_wakes"][0]["reason"] == "traffic"
+
+
 @pytest.mark.root
 def test_a_worker_that_crashes_is_replaced_and_only_its_sessions_end(server: Server, database: MadeDatabase) -> None:
     with connect(database.url, sslmode="disable") as direct:

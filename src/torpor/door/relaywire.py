@@ -108,11 +108,6 @@ def session_name(address: tuple[str, int]) -> bytes:
     return f"\0{_NAME_PREFIX}/{secrets.token_hex(8)}/{address[1]}/{address[0]}".encode()
 
 
-def is_session_name(name: object) -> bool:
-    """Whether a Unix address has the form of a relayed session's. Proves nothing: whoever makes sockets can choose their names."""
-    return isinstance(name, bytes) and name.startswith(f"\0{_NAME_PREFIX}/".encode())
-
-
 def address_in(name: bytes) -> tuple[str, int]:
     """The client's address in a session's name. Raises ValueError."""
     parts = name.decode("ascii").split("/", 3)

@@ -158,11 +158,15 @@ class Worker:
             async with asyncio.timeout(_TAKE_OVER_S):
                 first, memory = await _receive_counters(control)
                 worker = cls(control, memory, path, ProcessHandle(first.session), first.body.decode("ascii", "replace"))
-                while (report := parse_report(await loop.sock_recv(control, MAX_REPORT_BYTES))).kind is not ReportKind.COMPLETE:
+                while packet := await loop.sock_recv(control, MAX_REPORT_BYTES):
+                    if (report := parse_report(packet)).kind is ReportKind.COMPLETE:
+                        break
                     worker._learn(report)
+                else:
+                    raise ConnectionResetError
         except (OSError, ValueError) as error:
             control.close()
-            if not isinstance(error, ConnectionRefusedError | FileNotFoundError | ProcessLookupError):
+            if not isinstance(error, ConnectionError | FileNotFoundError | ProcessLookupError):  # it has just ended
                 log.warning("a relay worker of an earlier Torpor could not be taken over", socket=str(path), cause=str(error))
             _remove(path)
             return None
@@ -356,6 +360,8 @@ async def _receive_counters(control: socket.socket) -> tuple[Report, mmap.mmap]:
     finally:
         loop.remove_reader(control.fileno())
     packet, fds, _, _ = socket.recv_fds(control, MAX_REPORT_BYTES, 1)
+    if not packet:
+        raise ConnectionResetError
     if len(fds) != 1:
         raise ValueError("no counters")
     try:

@@ -268,6 +268,9 @@ static void end_session(struct session *s)
     if (s->next)
         s->next->previous = s->previous;
     session_count--;
+    /* Closing isn't enough: epoll watches as long as anybody holds the socket, and Torpor may not have closed its own descriptor yet. */
+    watch(s, s->client, &s->client_events, 0, 0);
+    watch(s, s->server, &s->server_events, 0, 1);
     close(s->client);
     close(s->server);
     if (s->ssl)
@@ -915,6 +918,7 @@ static void begin_session(const struct command *command, const char *prefix, int
 
 static void lose_control(void)
 {
+    epoll_ctl(epoll_fd, EPOLL_CTL_DEL, control_fd, NULL);
     close(control_fd);
     control_fd = -1;
     forget_reports();

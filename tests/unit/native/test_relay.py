@@ -378,6 +378,25 @@ async def test_a_client_that_says_nothing_goes_with_its_login(relays: Relays) ->
         assert await asyncio.get_running_loop().sock_recv(ours, 100) == b""
 
 
+async def test_sockets_that_torpor_still_holds_are_forgotten_all_the_same(relays: Relays) -> None:
+    """Closing a descriptor doesn't take a socket out of epoll while anybody else has one."""
+    pids = relays.pids
+    async with AsyncExitStack() as stack:
+        for _ in range(50):
+            ours, theirs = tcp_pair()
+            stack.enter_context(theirs)  # as if Torpor were slow
+            with ours:
+                session, server = await relays.carry(theirs, ADDRESS, tls=True)
+                server.close()
+                await asyncio.wait([session.handshake])
+            await until(lambda: relays.sessions == 0)
+            theirs.shutdown(socket.SHUT_RDWR)  # an event on a socket whose session is gone
+        async with carried(relays) as one:
+            await one.send(b"ping")
+            assert await one.hear() == b"ping"
+    assert relays.pids == pids
+
+
 @pytest.mark.parametrize("command", ["k", "K"], ids=["key update", "key update of both"])
 async def test_keys_are_changed_in_the_middle_of_a_session(relays: Relays, command: str) -> None:
     await _s_client(relays, command, "-tls1_3", survives=True)
