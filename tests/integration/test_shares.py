@@ -1,7 +1,6 @@
 """Sizes held by the kernel under real databases: what a hog does stays in its own compute."""
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Iterator
