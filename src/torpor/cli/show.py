@@ -9,6 +9,7 @@ from torpor.cli.client import database_path
 from torpor.cli.databases import policy_text
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.cli.sizes import summary
+from torpor.model.size import ScaleReason
 from torpor.model.sleep import Tier
 from torpor.model.views import DatabaseDetail, DatabaseView, WakeView
 
@@ -44,7 +45,7 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
         "",
         _line("idle times", policy_text(detail)),
         _line("workspace", view.workspace),
-        *_size(detail),
+        *_size(detail, now),
         _line("CPU", f"{view.cpu_ms / 1000:.1f} s since it was started"),
         _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
         _line("volume", text.clean(detail.volume)),
@@ -89,11 +90,17 @@ def _memory(view: DatabaseView) -> str:
     return text.size(view.memory_bytes) + (f", and {text.size(view.swap_bytes)} in swap" if view.swap_bytes else "")
 
 
-def _size(detail: DatabaseDetail) -> list[str]:
+def _size(detail: DatabaseDetail, now: float) -> list[str]:
     view = detail.database
     if detail.size is None:  # a daemon of before sizes
         return [_line("connections", str(view.connections)), _line("memory", _memory(view)), _line("disk", text.size(detail.disk_bytes))]
     lines = summary(detail.size)
+    short = next((each for each in detail.size.decisions if each.reason is ScaleReason.OUT_OF_MEMORY), None)
+    if short is not None:
+        lines.insert(
+            2,
+            _line("", f"out of memory {text.duration(max(now - short.at, 0))} ago: the kernel ended the largest process, the rest goes on"),
+        )
     return [*lines, _line("in swap", text.size(view.swap_bytes))] if view.swap_bytes else lines
 
 

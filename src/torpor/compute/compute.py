@@ -549,7 +549,9 @@ class Compute:
         """The postmaster ended. Starting and stopping see to it themselves; else it crashed."""
         if self.state in (ComputeState.STARTING, ComputeState.STOPPING, ComputeState.STOPPED):
             return
-        log.error("PostgreSQL died", database=self.database.label, tier=str(self.tier), words=logfile.last_words(self.log_file))
+        load, words = self.shares.memory_load(), logfile.last_words(self.log_file)
+        killed = load.killed if load is not None else 0  # processes that the kernel ended for want of memory since it was started
+        log.error("PostgreSQL died", database=self.database.label, tier=str(self.tier), words=words, out_of_memory=killed)
         self._around.catalog.forget_roles(self.database.id)  # whatever was changed since they were saved is unknown
         crashed = self.live()
         self._past_cpu_ns += crashed.tree.usage().cpu_ns

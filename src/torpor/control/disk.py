@@ -30,6 +30,7 @@ from torpor.storage.volumes import Volumes
 log = get_logger(__name__)
 
 _EVERY_S = 1.0
+_FIRST_S = 3.0  # after a wake: many are short, and a walk takes some milliseconds
 _RARELY_S = 15.0
 _FASTEST_BYTES_PER_S = 200 * MIB  # how fast a volume is taken to grow
 _POOL_GROWTH_BYTES = 1 * MIB
@@ -48,7 +49,8 @@ class Fullness(IntEnum):
 @dataclass(slots=True)
 class _Watched:
     woke_at: float
-    look_at: float = 0.0
+    look_at: float
+    looked: bool = False
     fullness: Fullness = Fullness.ROOM
     read_only: bool | None = None  # whether PostgreSQL was told; None until its own file was asked
 
@@ -104,12 +106,14 @@ class DiskWatch:
         watched = {}
         for compute in self._awake():
             known = self._watched.get(compute)
-            watched[compute] = known if known is not None and known.woke_at == compute.tier_since else _Watched(compute.tier_since)
+            watched[compute] = (
+                known if known is not None and known.woke_at == compute.tier_since else _Watched(compute.tier_since, now + _FIRST_S)
+            )
         self._watched = watched
         grown = self._pool_has_grown()
         for compute, known in watched.items():
             # Somebody else's deletes can hide growth from the pool's figure: the longest pause is kept whatever it says.
-            if now >= known.look_at and (grown or known.fullness or not known.look_at or now >= known.look_at + _RARELY_S):
+            if now >= known.look_at and (grown or known.fullness or not known.looked or now >= known.look_at + _RARELY_S):
                 await self._measure(compute, known)
 
     def _pool_has_grown(self) -> bool:
@@ -123,6 +127,7 @@ class DiskWatch:
     async def _measure(self, compute: Compute, known: _Watched) -> None:
         used = await asyncio.to_thread(self._volumes.disk_bytes, compute.database.id)
         size = compute.size.disk_bytes
+        known.looked = True
         before, known.fullness = known.fullness, fullness(used, size, known.fullness)
         known.look_at = self._clock.monotonic() + look_again_in(used, size)
         if compute.tier is not Tier.AWAKE:

@@ -1,11 +1,14 @@
 """`torpor size`, and sizes as people write them."""
 
+import time
+from dataclasses import replace
+
 import pytest
 
 from tests.unit.cli.conftest import Run
-from tests.unit.cli.twin import SIZE, Twin, view
+from tests.unit.cli.twin import DECISION, SIZE, Twin, view
 from torpor.cli.sizes import parse_bytes, parse_cpu, summary
-from torpor.model.size import GIB, MIB
+from torpor.model.size import GIB, MIB, ScaleReason
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,10 @@ def test_the_summary_is_part_of_show(torpor: Run, running: Twin) -> None:
     running.add(view("shop"))
     shown = torpor("show", "shop").out
     assert all(line in shown for line in summary(SIZE))
+
+
+def test_show_tells_that_memory_ran_out(torpor: Run, running: Twin) -> None:
+    running.add(view("shop"))
+    decision = replace(DECISION, kind="memory", reason=ScaleReason.OUT_OF_MEMORY, at=time.time() - 180)
+    running.size = replace(SIZE, decisions=(decision,))
+    assert "out of memory 3 m ago: the kernel ended the largest process" in torpor("show", "shop").out

@@ -93,6 +93,7 @@ class Twin:
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     log: bytes = b"first line\nsecond \xe2\x82\xac line\n"
     passwords: int = 0
+    size: SizeView = SIZE
     rulers: "Rulers | None" = None
     # How many requests are still refused since they come too early.
     early: int = 0
@@ -144,7 +145,7 @@ class Twin:
             case "POST", "password" | "tickets":
                 return 200, self._credentials(name)
             case "GET", "size":
-                return 200, SIZE
+                return 200, self.size
             case "GET", "logs":
                 return 200, self.log
         raise AssertionError((method, verb))
@@ -184,7 +185,7 @@ class Twin:
             NOW - 3,
             "",
             (WAKE,) * 12,
-            SIZE,
+            self.size,
         )
 
     def _host(self) -> HostView:
