@@ -301,6 +301,7 @@ def test_life_of_an_ordinary_user() -> None:
 def test_adopted_connections_that_cannot_be_watched_keep_awake() -> None:
     """Where the kernel forbids looking into the backends, here because they have a capability that the next Torpor has not."""
     server = UserServer("net_bind_service", freeze_after_s=0.5, stop_after_s="never")
+    server.allow_only("none")  # a sandbox has no capabilities
     with server:
         database = server.create()
         with connect(database) as connection:
