@@ -18,7 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY_SOURCE = Path("src/torpor/native/handover.c")
 LIBRARY = Path("src/torpor/native/libtorpor.so")
-RELAY_SOURCE = Path("src/torpor/native/relay.c")
+RELAY_SOURCES = Path("src/torpor/native/relay")
 RELAY = Path("src/torpor/native/torpor-relay")
 FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
 LIBRARY_FLAGS = ("-fPIC", "-shared")
@@ -30,23 +30,26 @@ def compile_native(root: Path) -> None:
     compiler = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(compiler[0]) is None:
         raise SystemExit(f"Torpor needs a C compiler and {compiler[0]!r} isn't there: install gcc and libc6-dev, or set CC")
-    _compile(compiler, root, LIBRARY_SOURCE, LIBRARY, LIBRARY_FLAGS, ("-ldl",))
+    _compile(compiler, root, [LIBRARY_SOURCE], LIBRARY, LIBRARY_FLAGS, ("-ldl",))
     if _has_header(compiler, "openssl/ssl.h"):
-        _compile(compiler, root, RELAY_SOURCE, RELAY, RELAY_FLAGS, ("-lssl", "-lcrypto"))
+        sources = sorted(path.relative_to(root) for path in (root / RELAY_SOURCES).glob("*.c"))
+        _compile(compiler, root, sources, RELAY, RELAY_FLAGS, ("-lssl", "-lcrypto"))
     else:
         (root / RELAY).unlink(missing_ok=True)
         print("Torpor is built without TLS, as OpenSSL's headers are missing: install libssl-dev and install Torpor again", file=sys.stderr)
 
 
-def _compile(compiler: list[str], root: Path, source: Path, product: Path, flags: tuple[str, ...], libraries: tuple[str, ...]) -> None:
+def _compile(
+    compiler: list[str], root: Path, sources: list[Path], product: Path, flags: tuple[str, ...], libraries: tuple[str, ...]
+) -> None:
     target = root / product
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     extra = shlex.split(os.environ.get("CFLAGS", "")), shlex.split(os.environ.get("LDFLAGS", ""))
-    command = [*compiler, *FLAGS, *flags, *extra[0], "-o", str(partial), str(root / source), *extra[1], *libraries]
+    command = [*compiler, *FLAGS, *flags, *extra[0], "-o", str(partial), *(str(root / source) for source in sources), *extra[1], *libraries]
     try:
         run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if run.returncode:
-            raise SystemExit(f"{source} doesn't compile with {shlex.join(command)}:\n{run.stderr.strip()}")
+            raise SystemExit(f"{sources[0].parent} doesn't compile with {shlex.join(command)}:\n{run.stderr.strip()}")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

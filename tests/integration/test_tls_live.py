@@ -263,7 +263,12 @@ def test_encrypted_sessions_and_newcomers_survive_an_upgrade_in_place(server: Se
     with connect(url) as kept:
         kept.execute("CREATE TEMP TABLE kept AS SELECT 7 AS x")
         kept.execute("BEGIN")
-        coming, failures = in_thread(lambda: [connect(url).close() for _ in range(30)])
+
+        def come_and_go() -> None:
+            for _ in range(30):
+                connect(url).close()
+
+        coming, failures = in_thread(come_and_go)
         pids = workers(server)
         assert server.take_over() == 0
         coming.join(60)

@@ -8,7 +8,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from torpor.base.clock import SystemClock
 from torpor.door.authority import DevelopmentAuthority
 from torpor.door.encryption import Encryption, OwnCertificates
 from torpor.door.relays import Relays
+from torpor.door.relayworker import RelayedSession
 from torpor.model.encryption import TlsMode
 from torpor.native import RELAY
 
@@ -131,3 +132,66 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return client, server
+
+
+class Carried:
+    """A session that a worker carries, both ends in the test's hands."""
+
+    def __init__(self, client: TlsClient | socket.socket, server: socket.socket, session: RelayedSession) -> None:
+        self.client = client
+        self.server = server
+        self.session = session
+
+    @property
+    def socket(self) -> socket.socket:
+        return self.client.sock if isinstance(self.client, TlsClient) else self.client
+
+    async def send(self, data: bytes) -> None:
+        if isinstance(self.client, TlsClient):
+            await self.client.send(data)
+        else:
+            await asyncio.get_running_loop().sock_sendall(self.client, data)
+
+    async def recv(self) -> bytes:
+        if isinstance(self.client, TlsClient):
+            return await self.client.recv()
+        return await asyncio.get_running_loop().sock_recv(self.client, 65_536)
+
+    async def end_direction(self) -> None:
+        if isinstance(self.client, TlsClient):
+            await self.client.end_direction()
+        else:
+            self.client.shutdown(socket.SHUT_WR)
+
+    async def serve(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.server, data)
+
+    async def hear(self) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(self.server, 65_536)
+
+
+ADDRESS = ("192.0.2.1", 4711)
+
+
+@asynccontextmanager
+async def carried(
+    relays: Relays, tls: bool = True, context: ssl.SSLContext | None = None, name: str = "localhost"
+) -> AsyncIterator[Carried]:
+    """A session between two sockets of the test's."""
+    ours, theirs = tcp_pair()
+    with ours:
+        with theirs:
+            session, server = await relays.carry(theirs, ADDRESS, tls=tls)
+        with server:
+            client: TlsClient | socket.socket = ours
+            if tls:
+                client = TlsClient(ours, context, name)
+                await asyncio.gather(client.shake_hands(), session.handshake)
+            yield Carried(client, server, session)
+
+
+async def until(condition: Callable[[], bool], patience_s: float = 5.0) -> None:
+    """Wait until something that another process does has happened."""
+    async with asyncio.timeout(patience_s):
+        while not condition():  # noqa: ASYNC110  # what is waited for happens in another process
+            await asyncio.sleep(0.005)

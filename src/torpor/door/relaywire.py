@@ -1,4 +1,4 @@
-"""What Torpor and its relay workers (native/relay.c) say to each other, packet by packet, and how a relayed session is named. Pure."""
+"""What Torpor and its relay workers (native/relay/) say to each other, packet by packet, and how a relayed session is named. Pure."""
 
 import secrets
 import struct

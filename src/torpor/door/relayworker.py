@@ -1,4 +1,4 @@
-"""One relay worker: a process (native/relay.c) that carries sessions, and the control socket on which it takes orders and reports.
+"""One relay worker: a process (native/relay/) that carries sessions, and the control socket on which it takes orders and reports.
 
 Concurrency: belongs to one event loop; commands are single packets that never wait long, reports arrive in a callback. The process
 outlives us: `let_go` leaves it with its sessions, and a later Torpor takes it over through its listener.

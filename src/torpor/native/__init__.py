@@ -9,4 +9,4 @@ LIBRARY = Path(__file__).parent / "libtorpor.so"
 """Compiled from handover.c when the package is built or installed."""
 
 RELAY = Path(__file__).parent / "torpor-relay"
-"""Compiled from relay.c likewise; missing where OpenSSL's headers were."""
+"""Compiled from relay/ likewise; missing where OpenSSL's headers were."""

@@ -12,90 +12,25 @@ import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.support.relaying import TlsClient, authority, client_context, encryption, tcp_pair
-from torpor.base.clock import SystemClock
-from torpor.door.authority import DevelopmentAuthority
-from torpor.door.encryption import CertificateFiles, Encryption
+from tests.support.relaying import ADDRESS, TlsClient, carried, client_context, encryption, tcp_pair, until
 from torpor.door.relays import Relays
 from torpor.door.relaywire import configuration, new_ticket_key
-from torpor.door.relayworker import RelayedSession
 from torpor.metering.traffic import Traffic
-from torpor.model.encryption import TlsMode
-from torpor.model.errors import BadSettings, HandshakeFailed, Unavailable
+from torpor.model.errors import HandshakeFailed, Unavailable
 from torpor.native import RELAY
 
-ADDRESS = ("192.0.2.1", 4711)
 PLAIN = configuration(new_ticket_key(), [])
-
-
-class Carried:
-    """A session that a worker carries, both ends in the test's hands."""
-
-    def __init__(self, client: TlsClient | socket.socket, server: socket.socket, session: RelayedSession) -> None:
-        self.client = client
-        self.server = server
-        self.session = session
-
-    @property
-    def socket(self) -> socket.socket:
-        return self.client.sock if isinstance(self.client, TlsClient) else self.client
-
-    async def send(self, data: bytes) -> None:
-        if isinstance(self.client, TlsClient):
-            await self.client.send(data)
-        else:
-            await asyncio.get_running_loop().sock_sendall(self.client, data)
-
-    async def recv(self) -> bytes:
-        if isinstance(self.client, TlsClient):
-            return await self.client.recv()
-        return await asyncio.get_running_loop().sock_recv(self.client, 65_536)
-
-    async def end_direction(self) -> None:
-        if isinstance(self.client, TlsClient):
-            await self.client.end_direction()
-        else:
-            self.client.shutdown(socket.SHUT_WR)
-
-    async def serve(self, data: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.server, data)
-
-    async def hear(self) -> bytes:
-        return await asyncio.get_running_loop().sock_recv(self.server, 65_536)
-
-
-@asynccontextmanager
-async def carried(
-    relays: Relays, tls: bool = True, context: ssl.SSLContext | None = None, name: str = "localhost"
-) -> AsyncIterator[Carried]:
-    ours, theirs = tcp_pair()
-    with ours:
-        with theirs:
-            session, server = await relays.carry(theirs, ADDRESS, tls=tls)
-        with server:
-            client: TlsClient | socket.socket = ours
-            if tls:
-                client = TlsClient(ours, context, name)
-                await asyncio.gather(client.shake_hands(), session.handshake)
-            yield Carried(client, server, session)
 
 
 @pytest.fixture
 async def relays() -> AsyncIterator[Relays]:
     async with encryption() as made:
         yield made.relays
-
-
-async def until(condition: "object", patience_s: float = 5.0) -> None:
-    assert callable(condition)
-    async with asyncio.timeout(patience_s):
-        while not condition():  # noqa: ASYNC110  # what is waited for happens in another process
-            await asyncio.sleep(0.005)
 
 
 def descriptors(pid: int) -> int:
@@ -231,7 +166,7 @@ async def test_who_does_not_read_slows_its_writer_down_and_costs_little_memory(r
             reader = many[number].recv if number % 2 else many[number].hear
             for _ in range(100):
                 await reader()
-            await until(lambda number=number: poured[number] > stuck[number])
+            await until(lambda: poured[number] > stuck[number])  # noqa: B023  # called at once
         for task in pouring:
             task.cancel()
         await asyncio.gather(*pouring, return_exceptions=True)
@@ -435,90 +370,6 @@ async def _s_client(relays: Relays, command: str, version: str, survives: bool) 
                 assert await loop.sock_recv(server, 100) == b""
 
 
-# -- certificates
-
-
-def test_files_and_settings() -> None:
-    assert CertificateFiles.from_settings("/a, /b", "").pairs == ((Path("/a"), Path("/a")), (Path("/b"), Path("/b")))
-    with pytest.raises(BadSettings, match="one key for each"):
-        CertificateFiles.from_settings("/a,/b", "/c")
-    with pytest.raises(BadSettings, match="tls_cert /nowhere can't be read"):
-        CertificateFiles.from_settings("/nowhere", "").load()
-
-
-def _certificate(place: Path, *names: str) -> tuple[Path, Path, DevelopmentAuthority]:
-    made = DevelopmentAuthority(place)
-    made.ensure(names, time.time())
-    return (*made.server, made)
-
-
-async def _subject(relays: Relays, ca: Path, name: str) -> str:
-    """Which certificate a client gets that asks for `name`."""
-    context = ssl.create_default_context(cafile=str(ca))
-    context.check_hostname = False
-    async with carried(relays, context=context, name=name) as one:
-        assert isinstance(one.client, TlsClient)
-        found = one.client.tls.getpeercert()
-        assert found is not None
-        return str(dict(part[0] for part in found["subject"])["commonName"])  # type: ignore[misc]
-
-
-async def test_certificates_are_chosen_by_name_and_changed_while_sessions_go_on(tmp_path: Path) -> None:
-    first, second = _certificate(tmp_path / "1", "one.test", "*.one.test"), _certificate(tmp_path / "2", "two.test")
-    files = CertificateFiles(((first[0], first[1]), (second[0], second[1])))
-    cas = tmp_path / "cas"
-    cas.write_bytes(first[2].certificate.read_bytes() + second[2].certificate.read_bytes())
-    run = tmp_path / "r"
-    run.mkdir()
-    made = Encryption(TlsMode.ALLOW, Relays(RELAY, run, 0, 1), files, SystemClock())
-    await made.start()
-    try:
-        assert [await _subject(made.relays, cas, name) for name in ("one.test", "shop.one.test", "two.test", "other.test")] == [
-            "one.test", "one.test", "two.test", "one.test",
-        ]  # fmt: skip
-        context = ssl.create_default_context(cafile=str(cas))
-        async with carried(made.relays, context=context, name="two.test") as one:
-            second[1].write_bytes(first[1].read_bytes())  # a key that doesn't fit
-            await made.reload()
-            assert await _subject(made.relays, cas, "two.test") == "two.test", "what can't be used changes nothing"
-            third = _certificate(tmp_path / "3", "three.test")
-            cas.write_bytes(cas.read_bytes() + third[2].certificate.read_bytes())
-            for old, new in zip(second[:2], third[:2], strict=True):
-                old.write_bytes(new.read_bytes())
-            await made.reload()
-            assert await _subject(made.relays, cas, "three.test") == "three.test"
-            await one.send(b"still here")
-            assert await one.hear() == b"still here"
-    finally:
-        await made.relays.stop(leave=False)
-
-
-async def test_a_certificate_that_can_not_be_used_is_told_at_start(tmp_path: Path) -> None:
-    chain, key, _ = _certificate(tmp_path / "1", "one.test")
-    key.write_text("no key")
-    files = CertificateFiles(((chain, key),))
-    run = tmp_path / "r"
-    run.mkdir()
-    made = Encryption(TlsMode.ALLOW, Relays(RELAY, run, 0, 2), files, SystemClock())
-    with pytest.raises(BadSettings, match="tls_cert and its key can't be used: there is no private key in PEM form"):
-        await made.start()
-    await made.relays.stop(leave=True)
-
-
-def test_the_authority_makes_only_what_is_needed(tmp_path: Path) -> None:
-    made = DevelopmentAuthority(tmp_path / "tls")
-    now = time.time()
-    assert made.ensure(["localhost", "127.0.0.1"], now)
-    ca, server = made.certificate.read_bytes(), made.server[0].read_bytes()
-    assert not made.ensure(["localhost", "127.0.0.1"], now)
-    assert made.ensure(["localhost", "127.0.0.1"], now + 350 * 86_400), "it is about to expire"
-    assert made.ensure(["localhost", "db.test"], now), "other names"
-    assert made.certificate.read_bytes() == ca
-    assert made.server[0].read_bytes() != server
-    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "tls").iterdir()}
-    assert modes == {"ca.crt": 0o644, "ca.key": 0o600, "server.crt": 0o644, "server.key": 0o600, "server.json": 0o644}
-
-
 # -- the process
 
 
@@ -599,4 +450,3 @@ async def test_the_next_torpor_takes_workers_over_with_their_sessions(tmp_path: 
         await third.stop(leave=True)
         await second.stop(leave=False)
     await until(lambda: not Path(f"/proc/{pids[0]}").exists() or status(pids[0])["State"].startswith("Z"))
-    assert authority().certificate.exists()
