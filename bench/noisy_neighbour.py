@@ -66,12 +66,14 @@ def measure() -> list[Result]:
 def _one_kind(torpor: BenchServer, quiet: MadeDatabase, noisy: MadeDatabase, kind: str, limits: bool) -> list[Result]:
     results = []
     for load, options in _QUIET.items():
-        alone, beside = [], []
+        alone, beside, used = [], [], []
         for _ in range(_ROUNDS if limits else 2):
             alone.append(_quiet_load(torpor, quiet, options))
             with _noise(torpor, noisy, kind):
                 time.sleep(_SETTLE_S)
+                before = torpor.view(noisy.name)["database"]["cpu_ms"]
                 beside.append(_quiet_load(torpor, quiet, options))
+                used.append(max(0, torpor.view(noisy.name)["database"]["cpu_ms"] - before) / 1000 / _TURN_S)
             time.sleep(0.5)
         share = statistics.median(b[0] / a[0] for a, b in zip(alone, beside, strict=True))
         p99 = statistics.median(b[1] / a[1] for a, b in zip(alone, beside, strict=True))
@@ -85,6 +87,7 @@ def _one_kind(torpor: BenchServer, quiet: MadeDatabase, noisy: MadeDatabase, kin
             results.append(Result(_BENCH, f"{load}, alone, p99 in ms ({kind})", "ms", statistics.median(a[1] for a in alone)))
         rates, p99s = ([round(values[part], 2) for values in alone + beside] for part in (0, 1))
         say(f"{load} beside {kind}: {share:.2f} x throughput, {p99:.2f} x p99; alone, then beside: {rates} a second, p99 {p99s} ms")
+        say(f"the neighbour used {[round(value, 2) for value in used]} processors")
     return results
 
 
@@ -135,6 +138,7 @@ def _noise(torpor: BenchServer, noisy: MadeDatabase, kind: str) -> Iterator[None
     for thread in threads:
         thread.start()
     try:
+        _wait_for_sessions(torpor, noisy, len(threads) // 2 if kind != "connections" else 1)
         yield
     finally:
         over.set()
@@ -146,6 +150,16 @@ def _noise(torpor: BenchServer, noisy: MadeDatabase, kind: str) -> Iterator[None
             thread.join()
         torpor.lay_down(noisy.name, "stopped")
         torpor.call("POST", f"/v1/databases/{noisy.name}/wake")
+
+
+def _wait_for_sessions(torpor: BenchServer, noisy: MadeDatabase, count: int) -> None:
+    """Clients at idle priority can take long to log in."""
+    deadline = time.monotonic() + 20
+    while torpor.view(noisy.name)["database"]["connections"] < count:
+        if time.monotonic() > deadline:
+            say(f"only {torpor.view(noisy.name)['database']['connections']} clients of the neighbour are there")
+            return
+        time.sleep(0.1)
 
 
 @contextlib.contextmanager
