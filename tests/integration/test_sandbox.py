@@ -226,3 +226,16 @@ def test_what_an_owner_may_do(server: Server, database: MadeDatabase) -> None:
         for statement in ("COPY (SELECT 1) TO PROGRAM 'true'", "SELECT pg_read_file('PG_VERSION')", "ALTER ROLE current_user SUPERUSER"):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement)
+
+
+@pytest.mark.root
+def test_login_triggers_do_not_run_in_torpors_own_sessions() -> None:
+    with Server(tenant_superuser=True, freeze_after_s="never") as server:
+        database = server.create(superuser=True)
+        with psycopg.connect(database.url_as(database.name, database.password, f"{database.name}.postgres"), autocommit=True) as inner:
+            inner.execute("CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(60); END$$")
+            inner.execute("CREATE EVENT TRIGGER t ON login EXECUTE FUNCTION f(); ALTER EVENT TRIGGER t ENABLE ALWAYS")
+        put_to_sleep(server, database)  # closes Torpor's session; the next one would meet the trigger
+        with connect(database):
+            assert not [cause for cause in server.view(database.name)["database"]["awake_because"] if "did not say" in cause["detail"]]
+            put_to_sleep(server, database)

@@ -366,7 +366,8 @@ class Compute:
     def _new_postmaster(self) -> Postmaster:
         id = self.database.id
         tree = self.shares.open(self._around.trees.open(id), self.size)
-        return Postmaster(tree, self._around.run / id / "door.sock", self._on_traffic, self._touch, self._around.census)
+        listener = self._around.run / id / "door.sock"
+        return Postmaster(tree, listener, self._on_traffic, self._touch, self._around.census, self.major)
 
     def live(self) -> Postmaster:
         """The PostgreSQL that runs. Raises ComputeLost."""

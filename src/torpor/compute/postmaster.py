@@ -93,8 +93,10 @@ class Postmaster:
         on_traffic: Callable[[Session], None],
         on_session_end: Callable[[], None],
         census: Census | None = None,
+        major: int = 0,
     ) -> None:
         self.tree = tree
+        self._major = major
         self.sessions = Sessions(on_traffic, on_session_end, census)
         self._peers = Peers(listener.with_name("peers"))
         self.process: ProcessHandle | None = None
@@ -216,12 +218,12 @@ class Postmaster:
             if self.asleep:
                 raise ComputeLost("the compute is asleep")
             if self._service is None or self._service.broken:
-                self._service = await ServiceSession.open(self._listener)
+                self._service = await ServiceSession.open(self._listener, major=self._major)
             return self._service
 
     async def warm_up(self, database: str) -> None:
         """Log in to a database and out again: the first session of each writes a cache that all later ones read (8 ms of their start)."""
-        await (await ServiceSession.open(self._listener, database)).close()
+        await (await ServiceSession.open(self._listener, database, self._major)).close()
 
     async def close_service(self) -> None:
         """Log Torpor's own session out. Idempotent."""

@@ -36,6 +36,7 @@ _OPTIONS = (
     "-c extra_float_digits=1 -c datestyle=ISO -c client_encoding=UTF8 -c role=none -c client_min_messages=error "
     "-c session_preload_libraries= -c local_preload_libraries="
 )
+_LOGIN_TRIGGERS_SINCE = 17  # and the setting that spares a superuser from them
 _RECEIVE_BYTES = 16_384  # cutting that into the smallest messages takes the loop about 5 ms
 _FEW_MESSAGES = 200
 _MOST_MESSAGES = 20_000
@@ -51,8 +52,9 @@ WARM_DATABASE = "warm"
 """What the database and its owner are called in a cluster that nobody has claimed (template.sql, claim.sql)."""
 
 
-def _startup(database: str) -> bytes:
-    return StartupMessage({"user": SERVICE_ROLE, "database": database, "application_name": "torpor", "options": _OPTIONS}).encode()
+def _startup(database: str, major: int) -> bytes:
+    options = _OPTIONS + (" -c event_triggers=off" if major >= _LOGIN_TRIGGERS_SINCE else "")
+    return StartupMessage({"user": SERVICE_ROLE, "database": database, "application_name": "torpor", "options": options}).encode()
 
 
 def sql(name: str) -> str:
@@ -84,12 +86,12 @@ class ServiceSession:
         return f"<ServiceSession pid={self._line.pid}{' broken' if self.broken else ''}>"
 
     @classmethod
-    async def open(cls, listener: Path, database: str = SERVICE_DATABASE) -> "ServiceSession":
+    async def open(cls, listener: Path, database: str = SERVICE_DATABASE, major: int = 0) -> "ServiceSession":
         """Log in. Raises ComputeLost."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                line = LifeLine(await hand_over(listener, theirs, None, _startup(database)))
+                line = LifeLine(await hand_over(listener, theirs, None, _startup(database, major)))
             ours.setblocking(False)
             session = cls(ours, line)
         except BaseException:
