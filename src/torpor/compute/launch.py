@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from torpor.base.cgroups import Tree
-from torpor.base.processes import ProcessHandle, children, start_ticks
+from torpor.base.processes import ProcessHandle, children, reap, start_ticks
 from torpor.compute.configuration import ISOLATION
 from torpor.compute.sandbox.command import CONFIGURATION, DATA, LIBRARY_DIRECTORY, Confinement, confined, dropped, tool
 from torpor.compute.sandbox.image.images import Root
@@ -122,7 +122,7 @@ class Launch:
 
 
 def spawn(plan: LaunchPlan, tree: Tree, listener_path: Path) -> Launch:
-    """Start the postmaster. It listens at `listener_path`, in a directory that only Torpor's user may enter."""
+    """Start the postmaster. It listens at `listener_path`, in a directory that only Torpor's user may enter. Raises ComputeStartFailed."""
     listener_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     listener_path.unlink(missing_ok=True)
     with contextlib.ExitStack() as opened:
@@ -159,8 +159,15 @@ def spawn(plan: LaunchPlan, tree: Tree, listener_path: Path) -> Launch:
             ours.close()
             os.close(go_write)
             raise
+    try:
+        process = ProcessHandle(pid)
+    except ProcessLookupError as error:  # it has ended already, and says in the log why
+        ours.close()
+        os.close(go_write)
+        reap(pid)
+        raise ComputeStartFailed("PostgreSQL ended while it started") from error
     tree.adopt(pid)
-    return Launch(ProcessHandle(pid), ours, go_write)
+    return Launch(process, ours, go_write)
 
 
 def _enter(pid: int, entrances: list[Path]) -> None:

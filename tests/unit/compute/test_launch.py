@@ -117,7 +117,7 @@ async def test_ready_is_reported(place: Path, script: str) -> None:
 
 async def test_an_end_instead_of_ready(place: Path) -> None:
     tree = SignalTrees().open("d")
-    launch = spawn(plan(place, "echo 'FATAL:  no such thing' >&2; exit 1"), tree, place / "run/door.sock")
+    launch = spawn(plan(place, "echo 'FATAL:  no such thing' >&2; sleep 0.2; exit 1"), tree, place / "run/door.sock")
     with pytest.raises(ComputeStartFailed):
         assert await launch.wait_ready(10)
     launch.close()
