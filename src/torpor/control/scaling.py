@@ -28,6 +28,7 @@ _MEMORY_EVERY_S = 1.0
 _AT_ONCE = 16
 KEPT_DECISIONS = 20
 _KEPT_DATABASES = 1000
+_OUT_OF_MEMORY_S = 30.0
 _LOGIN_CPU_S = 0.015  # the door, the kernel, the start of a backend
 
 
@@ -44,6 +45,7 @@ class Live:
     written_bytes: int = 0
     handed_over: int = 0
     logins_per_s: float = 0.0
+    ran_out_at: float = float("-inf")
     yields: bool = False
     memory_at: float = 0.0
     refaults: int | None = None
@@ -51,8 +53,12 @@ class Live:
 
     @property
     def charged(self) -> float:
-        """Processors that it uses, what is done for its logins outside of it included."""
-        return self.cpu.use + self.logins_per_s * _LOGIN_CPU_S
+        """Processors that it uses, what the kernel and the door do for it included.
+
+        Who writes much or has just run out of memory keeps the kernel busy for itself: that counts as one more.
+        """
+        kernel = 1.0 if self.disk.yields or self.looked_at - self.ran_out_at < _OUT_OF_MEMORY_S else 0.0
+        return self.cpu.use + self.logins_per_s * _LOGIN_CPU_S + kernel
 
     @property
     def pace(self) -> Pace:
@@ -178,6 +184,7 @@ class Scaling:
             self._note(compute, live, "memory", before, change)
         if killed > 0:
             self.killed += killed
+            live.ran_out_at = now
             limit = float(compute.size.max_memory_bytes)
             log.warning("out of memory", database=compute.database.label, killed=killed, limit_bytes=int(limit))
             change = Change(limit, ScaleReason.OUT_OF_MEMORY, {"killed": float(killed), "used_bytes": float(load.used_bytes)})

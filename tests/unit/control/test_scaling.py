@@ -22,6 +22,7 @@ class ScriptedTree(SignalTree):
     memory: MemoryLoad = field(default_factory=lambda: MemoryLoad(20 * MIB, 20 * MIB, 0, 0))
     limits: list[Limits] = field(default_factory=list)
     used_ns: int = 0
+    written: int = 0
     throttled_ns: int = 0
 
     def run(self, seconds: float) -> None:
@@ -32,6 +33,9 @@ class ScriptedTree(SignalTree):
 
     def limit(self, limits: Limits) -> None:
         self.limits.append(limits)
+
+    def written_bytes(self) -> int:
+        return self.written
 
     def cpu_load(self) -> CpuLoad:
         return CpuLoad(self.used_ns, self.throttled_ns)
@@ -205,6 +209,38 @@ def test_logins_are_charged_to_whom_they_are_for(tmp_path: Path) -> None:
         assert tree.limits[-1].cpu_yields
         assert not other.limits[-1].cpu_yields
         await bench.pass_by(4)
+        assert not tree.limits[-1].cpu_yields
+
+    play(tmp_path, scene)
+
+
+def test_who_writes_much_comes_last_at_the_disk_and_at_the_processors(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        writer, tree = bench.wake(1)
+        _, other = bench.wake(2)
+        tree.wants, other.wants = 0.4, 0.7
+        for _ in range(6):
+            tree.written += 50 * MIB
+            await bench.pass_by(0.5)
+        assert (tree.limits[-1].disk_yields, tree.limits[-1].cpu_yields) == (True, True)
+        assert (other.limits[-1].disk_yields, other.limits[-1].cpu_yields) == (False, False)
+        await bench.pass_by(25)
+        assert (tree.limits[-1].disk_yields, tree.limits[-1].cpu_yields) == (False, False)
+        assert [each.reason for each in bench.scaling.decisions(writer.database.id) if each.kind == "disk"] == ["fair", "unfair"]
+
+    play(tmp_path, scene)
+
+
+def test_who_ran_out_of_memory_yields_for_a_while(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        _, tree = bench.wake(1)
+        _, other = bench.wake(2)
+        tree.wants, other.wants = 0.3, 0.7
+        await bench.pass_by(3)
+        tree.memory = MemoryLoad(20 * MIB, 20 * MIB, 0, 1)
+        await bench.pass_by(3)
+        assert tree.limits[-1].cpu_yields
+        await bench.pass_by(35)
         assert not tree.limits[-1].cpu_yields
 
     play(tmp_path, scene)
