@@ -69,6 +69,8 @@ static int fd_from_environment(const char *name)
 
 static void after_fork_in_postmaster(void)
 {
+    if (!in_postmaster)
+        return; /* an extension forked in a backend, which keeps its life line */
     if (lifeline_fd >= 0) {
         close(lifeline_fd);
         lifeline_fd = -1;
