@@ -1,11 +1,17 @@
-"""What holds for all tests: marks by directory, and which tests a user without root can run."""
+"""What holds for all tests: marks by directory, which tests a user without root can run, and that a failed one leaves nothing open."""
 
 import os
 from pathlib import Path
 
 import pytest
 
+from tests.support.leftovers import Leftovers
+
 TESTS = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Leftovers(config))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -26,11 +26,11 @@ def database(torpor: Server) -> Iterator[MadeDatabase]:
 
 
 def connect(url: str) -> "psycopg.Connection[tuple[object, ...]]":
-    return psycopg.connect(url, autocommit=True, connect_timeout=20)
+    return psycopg.connect(url, autocommit=True, connect_timeout=40)
 
 
 def get(server: Server, path: str) -> str:
-    with urlopen(Request(server.api_url + path, headers={"Authorization": f"Bearer {server.token}"}), timeout=20) as answer:
+    with urlopen(Request(server.api_url + path, headers={"Authorization": f"Bearer {server.token}"}), timeout=60) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -96,7 +96,7 @@ def test_of_many_creates_of_one_name_one_wins(torpor: Server) -> None:
     with connect(winner.url) as connection:
         assert connection.execute("SELECT current_user").fetchone() == ("wanted",)
     torpor.call("DELETE", "/v1/databases/wanted?force=true")
-    eventually(lambda: torpor.call("GET", "/v1/host")["warm"] == torpor.settings["warm_pool_size"], 20)
+    eventually(lambda: torpor.call("GET", "/v1/host")["warm"] == torpor.settings["warm_pool_size"])
     ids = {database["id"] for database in torpor.call("GET", "/v1/databases?limit=1000")["databases"]}
     volumes = {path.name for path in (torpor.data_dir / "volumes").iterdir()} - {".templates"}
     assert len(volumes - ids) == torpor.settings["warm_pool_size"]  # the losers left nothing
@@ -249,7 +249,7 @@ def test_followed_log_tells_what_happens(torpor: Server, database: MadeDatabase)
     request = Request(
         f"{torpor.api_url}/v1/databases/{database.name}/logs?follow=true&lines=0", headers={"Authorization": f"Bearer {torpor.token}"}
     )
-    with urlopen(request, timeout=10) as stream, connect(database.url) as connection:
+    with urlopen(request, timeout=60) as stream, connect(database.url) as connection:
         with pytest.raises(psycopg.errors.UndefinedTable):
             connection.execute("SELECT * FROM nowhere_to_be_found")
         while "nowhere_to_be_found" not in (line := stream.readline().decode()):

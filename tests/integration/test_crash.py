@@ -32,7 +32,7 @@ def database(server: Server) -> Iterator[MadeDatabase]:
 
 
 def connect(database: MadeDatabase) -> "psycopg.Connection[tuple[object, ...]]":
-    return psycopg.connect(database.url, autocommit=True, connect_timeout=20)
+    return psycopg.connect(database.url, autocommit=True, connect_timeout=40)
 
 
 def attempts_to_start(server: Server, database: MadeDatabase) -> int:
@@ -112,7 +112,7 @@ def test_one_killed_backend(server: Server, database: MadeDatabase) -> None:
             victim.execute("SELECT 1")
     victim.close()
     for inserter in inserters:
-        inserter.thread.join(10)
+        inserter.thread.join(40)
         assert not inserter.thread.is_alive()
 
     def again() -> "psycopg.Connection[tuple[object, ...]] | None":
@@ -155,7 +155,7 @@ def test_killed_while_it_starts(server: Server, database: MadeDatabase) -> None:
     while not (words := pid_file.read_text().split() if pid_file.exists() else []):
         pass
     os.kill(int(words[0]), signal.SIGKILL)
-    waiter.join(20)
+    waiter.join(40)
     if said:  # else it was ready before the signal came
         assert said[0][0] == "58000"
         assert f"database {database.name} can't start" in said[0][1]

@@ -63,7 +63,7 @@ def carried(carrier: Server) -> Iterator[MadeDatabase]:
 
 
 def connect(url: str, **options: object) -> "psycopg.Connection[tuple[object, ...]]":
-    return psycopg.connect(url, autocommit=True, connect_timeout=20, **options)  # type: ignore[arg-type]
+    return psycopg.connect(url, autocommit=True, connect_timeout=40, **options)  # type: ignore[arg-type]
 
 
 def bring_down(server: Server, database: MadeDatabase, tier: str) -> None:
@@ -215,7 +215,7 @@ def test_psycopg_cancels(carried: MadeDatabase, version: str) -> None:
         runner, failures = in_thread(lambda: connection.execute("SELECT pg_sleep(20)"))
         time.sleep(0.3)
         connection.cancel_safe()
-        runner.join(15)
+        runner.join(40)
         assert isinstance(failures[0], psycopg.errors.QueryCanceled)
         assert in_time(time.monotonic() - began, 3)
         assert connection.execute("SELECT 1").fetchone() == (1,)
@@ -340,7 +340,7 @@ def test_notification_wakes_and_arrives(carrier: Server, carried: MadeDatabase) 
         carrier.wait_tier(carried.name, "frozen")
         with connect(carried.url) as speaker:
             speaker.execute("NOTIFY news, 'it rains'")
-            (heard,) = listener.notifies(timeout=5, stop_after=1)
+            (heard,) = listener.notifies(timeout=60, stop_after=1)
         assert (heard.channel, heard.payload) == ("news", "it rains")
 
 
@@ -439,4 +439,4 @@ def test_misbehaving_client_is_told_and_closed_in_time(strict: Server, say: Call
                 heard += part
         assert heard.startswith(b"E")
         assert b"C" + sqlstate in heard
-        assert time.monotonic() - began < (8 if say is _drip else 3)
+        assert in_time(time.monotonic() - began, 8 if say is _drip else 3)

@@ -38,7 +38,7 @@ def server(running: Server) -> Server:
 
 
 def connect(database: MadeDatabase, sslmode: str = "prefer") -> "psycopg.Connection[tuple[object, ...]]":
-    return psycopg.connect(database.url, autocommit=True, connect_timeout=30, sslmode=sslmode)
+    return psycopg.connect(database.url, autocommit=True, connect_timeout=40, sslmode=sslmode)
 
 
 def ask(database: MadeDatabase) -> object:
@@ -120,7 +120,7 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
         assert ended(server) == 0
         assert last_words(transaction)[0] == "57P01"
         if drainer is not None:
-            said, _ = drainer.communicate(timeout=30)
+            said, _ = drainer.communicate(timeout=60)
             assert (drainer.returncode, said) == (0, "drained: Torpor has ended\n"), told(server)
     assert server.remains() == []
     assert not (server.data_dir / "api.json").exists()
@@ -160,7 +160,7 @@ def test_newcomers_wait_and_the_next_torpor_serves_them(server: Server) -> None:
         eventually(lambda: server.call("GET", "/v1/drain")["state"] == "serving")
         assert working.is_alive()
         gate.execute("COMMIT")
-        working.join(30)
+        working.join(40)
         assert not failures
         assert worker.execute("SELECT 1").fetchone() == (1,)
 
@@ -173,16 +173,16 @@ def test_the_deadline_ends_what_is_left_and_those_who_wait_are_told(server: Serv
         working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
         eventually(lambda: _asked(server, database))
         drainer = command(server, "drain", "--timeout=600s", "--json", "--no-wait")
-        assert json.loads(drainer.communicate(timeout=30)[0])["state"] == "draining"
+        assert json.loads(drainer.communicate(timeout=60)[0])["state"] == "draining"
         waiting, refused = in_thread(lambda: ask(database))
-        with socket.create_connection(("127.0.0.1", server.door_port), timeout=30) as silent:
+        with socket.create_connection(("127.0.0.1", server.door_port), timeout=60) as silent:
             time.sleep(0.2)
             server.call("POST", "/v1/drain", {"timeout_s": 0.5})  # another thought
             assert ended(server) == 0
             with silent.makefile("rb") as words:
                 assert b"57P01" in words.read()
-        working.join(20)
-        waiting.join(20)
+        working.join(40)
+        waiting.join(40)
         assert isinstance(failures[0], psycopg.errors.AdminShutdown)
         assert isinstance(refused[0], psycopg.OperationalError)
         assert last_words(transaction)[0] == "57P01"
@@ -202,7 +202,7 @@ def test_a_second_signal_ends_it_at_once(server: Server) -> None:
         assert ended(server) == 1
         server.start()
         gate.execute("COMMIT")
-        working.join(30)
+        working.join(40)
         assert not failures, "its compute was left running"
         assert worker.execute("SELECT 1").fetchone() == (1,)
 
@@ -216,7 +216,7 @@ def test_ctrl_c_ends_statements(server: Server) -> None:
         eventually(lambda: _asked(server, database))
         os.kill(server.pid, signal.SIGINT)
         assert ended(server) == 0
-        working.join(20)
+        working.join(40)
         assert isinstance(failures[0], psycopg.errors.AdminShutdown)
         assert last_words(gate)[0] == "57P01"
 

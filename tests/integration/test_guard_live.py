@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.balancer import Balancer
 from tests.support.faults import eventually, put_to_sleep
 from tests.support.faults import refusal_of as refusal
+from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 
 BALANCER = "127.0.0.2"
@@ -68,7 +69,7 @@ def other(server: Server) -> Iterator[Balancer]:
 
 def connect(url: str) -> "psycopg.Connection[tuple[object, ...]]":
     # With sslmode=prefer libpq tries again without TLS after each refusal: one failure too many.
-    return psycopg.connect(url, autocommit=True, connect_timeout=20, sslmode="disable")
+    return psycopg.connect(url, autocommit=True, connect_timeout=40, sslmode="disable")
 
 
 def refusal_of(url: str) -> tuple[str, str]:
@@ -84,7 +85,7 @@ def ask(connection: "psycopg.Connection[tuple[object, ...]]", query: str) -> obj
 
 def metrics(server: Server) -> dict[str, float]:
     request = Request(f"{server.api_url}/metrics", headers={"Authorization": f"Bearer {server.token}"})
-    with urlopen(request, timeout=10) as answer:
+    with urlopen(request, timeout=60) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
 
@@ -124,7 +125,7 @@ def test_a_cancel_request_works_through_a_balancer(database: MadeDatabase, one: 
         threading.Timer(0.3, connection.cancel_safe).start()
         with pytest.raises(psycopg.errors.QueryCanceled):
             connection.execute("SELECT pg_sleep(20)")
-        assert time.monotonic() - began < 10
+        assert in_time(time.monotonic() - began, 10)
 
 
 def test_strangers_can_not_say_where_they_come_from(server: Server, one: Balancer, database: MadeDatabase) -> None:
@@ -148,9 +149,11 @@ def test_wrong_passwords_cost_time_and_wake_nothing(server: Server, database: Ma
     assert server.tier(database.name) == "frozen"
     connect(other.url(database.url)).close()  # another address isn't concerned
     eventually(lambda: _logs_in(one.url(database.url)))
-    assert 0.5 < time.monotonic() - began < 4
+    took_s = time.monotonic() - began
+    assert took_s > 0.5
+    assert in_time(took_s, 4)
     assert refusal_of(wrong)[0] == "28P01"  # and it is forgotten
-    eventually(lambda: _logs_in(one.url(database.url)), 3)
+    eventually(lambda: _logs_in(one.url(database.url)))
 
 
 def test_a_list_ends_the_sessions_that_it_forbids(server: Server, database: MadeDatabase, one: Balancer, other: Balancer) -> None:
@@ -165,8 +168,8 @@ def test_a_list_ends_the_sessions_that_it_forbids(server: Server, database: Made
         said = torpor(server, "access", "deny", "203.0.113.0/24")
         assert "deny   203.0.113.0/24" in said
         for connection in (awake, frozen, asleep, busy):
-            eventually(lambda c=connection: _is_closed(c), 5)  # type: ignore[misc]
-        assert time.monotonic() - began < 3  # the command line's own start is part of it
+            eventually(lambda c=connection: _is_closed(c))  # type: ignore[misc]
+        assert in_time(time.monotonic() - began, 3)  # the command line's own start is part of it
         assert ask(allowed, "SELECT 1") == 1
         sqlstate, text = refusal_of(one.url(database.url))
         assert sqlstate == "28000"
@@ -231,7 +234,7 @@ def test_limits_count_true_addresses_exactly_also_after_a_kill(
         eventually(lambda: _logs_in(one.url(database.url)))
         torpor(server, "access", "deny", ONE)
         for connection in kept[1:]:
-            eventually(lambda c=connection: _is_closed(c), 5)  # type: ignore[misc]
+            eventually(lambda c=connection: _is_closed(c))  # type: ignore[misc]
         torpor(server, "access", "remove", ONE)
     eventually(lambda: metrics(server)["torpor_door_connections"] == 0)
     assert metrics(server)["torpor_door_addresses"] == 0

@@ -42,7 +42,7 @@ def shared(running: Server) -> MadeDatabase:
 
 
 def connect(database: MadeDatabase) -> "psycopg.Connection[tuple[object, ...]]":
-    return psycopg.connect(database.url, autocommit=True, connect_timeout=30)
+    return psycopg.connect(database.url, autocommit=True, connect_timeout=40)
 
 
 class Clients:
@@ -109,13 +109,13 @@ def test_upgrades_under_load_are_noticed_by_nobody(server: Server, shared: MadeD
 
 def test_what_waits_at_the_door_and_the_api_goes_along(server: Server, shared: MadeDatabase) -> None:
     """A connection that hasn't said a word, a ticket, a log that is followed, and a kept-alive connection to the API."""
-    with socket.create_connection(("127.0.0.1", server.door_port), timeout=30) as silent:
+    with socket.create_connection(("127.0.0.1", server.door_port), timeout=60) as silent:
         ticket = server.call("POST", f"/v1/databases/{shared.name}/tickets")["url"]
-        follower = socket.create_connection(("127.0.0.1", int(server.api_url.rpartition(":")[2])), timeout=30)
+        follower = socket.create_connection(("127.0.0.1", int(server.api_url.rpartition(":")[2])), timeout=60)
         head = f"Host: 127.0.0.1\r\nAuthorization: Bearer {server.token}\r\n\r\n"
         follower.sendall(f"GET /v1/databases/{shared.name}/logs?follow=true HTTP/1.1\r\n{head}".encode())
         assert follower.recv(12) == b"HTTP/1.1 200"
-        just_came = socket.create_connection(("127.0.0.1", int(server.api_url.rpartition(":")[2])), timeout=30)
+        just_came = socket.create_connection(("127.0.0.1", int(server.api_url.rpartition(":")[2])), timeout=60)
         eventually(lambda: server.call("GET", "/v1/host"))
         assert server.take_over() == 0
         rest = b""
@@ -131,7 +131,7 @@ def test_what_waits_at_the_door_and_the_api_goes_along(server: Server, shared: M
 
 
 def test_a_second_torpor_is_told_how(server: Server) -> None:
-    done = subprocess.run(server.command(), env=server.environment(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(server.command(), env=server.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 13
     assert f"another Torpor runs on {server.data_dir}; " in done.stderr
     assert "torpor serve --take-over" in done.stderr
@@ -204,10 +204,10 @@ def test_another_user_gets_nothing(server: Server) -> None:
         "import os, socket, sys\nos.setgid(65534); os.setuid(65534)\ns = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
         "try:\n    s.connect(sys.argv[1])\nexcept PermissionError:\n    sys.exit(7)\nprint(s.recv(1000).decode())"
     )
-    assert subprocess.run(["python3", "-c", script, str(path)], timeout=30).returncode == 7
+    assert subprocess.run(["python3", "-c", script, str(path)], timeout=60).returncode == 7
     path.chmod(0o666)
     try:
-        said = subprocess.run(["python3", "-c", script, str(path)], capture_output=True, text=True, timeout=30).stdout
+        said = subprocess.run(["python3", "-c", script, str(path)], capture_output=True, text=True, timeout=60).stdout
     finally:
         path.chmod(0o600)
     assert "you are user 65534" in said

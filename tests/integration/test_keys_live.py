@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 import psycopg
 import pytest
 
+from tests.support.pace import in_time
 from tests.support.server import Server
 from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
@@ -68,7 +69,7 @@ def test_a_tenant_has_its_databases_and_no_others(torpor: Server, acme: str) -> 
     others = torpor.create()
     status, made = writer.call("POST", "/v1/databases", {"name": "acmes-own"})
     assert (status, made["database"]["workspace"]) == (201, "acme")
-    with psycopg.connect(made["credentials"]["url"], connect_timeout=20) as connection:
+    with psycopg.connect(made["credentials"]["url"], connect_timeout=40) as connection:
         assert connection.execute("SELECT current_database()").fetchone() == ("acmes-own",)
     for tenant in (writer, reader):
         status, page = tenant.call("GET", "/v1/databases")
@@ -109,8 +110,9 @@ def test_revoking_ends_a_key_and_what_it_follows_at_once(torpor: Server, acme: s
         assert reading.is_alive()
         began = time.monotonic()
         torpor.call("DELETE", f"/v1/workspaces/acme/keys/{tenant.id}")
-        reading.join(5)
-    assert ended and ended[0] - began < 1
+        reading.join(40)
+    assert ended
+    assert in_time(ended[0] - began, 1)
     assert tenant.call("GET", "/v1/databases") == (401, "unauthorized")
 
 

@@ -40,12 +40,12 @@ def resident() -> Iterator[Server]:
 
 
 def connect(database: MadeDatabase) -> "psycopg.Connection[tuple[object, ...]]":
-    return psycopg.connect(database.url, autocommit=True, connect_timeout=20)
+    return psycopg.connect(database.url, autocommit=True, connect_timeout=40)
 
 
 def refusal(server: Server, **environment: str) -> tuple[int, str]:
     """Exit code and the one sentence of a `torpor serve` that must not start."""
-    done = subprocess.run(server.command(), env=server.environment() | environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(server.command(), env=server.environment() | environment, capture_output=True, text=True, timeout=60)
     *logged, sentence = done.stderr.strip().splitlines()
     assert sentence.startswith("torpor: ")
     assert all("[info " in line for line in logged), done.stderr
@@ -131,7 +131,7 @@ def test_data_directory_of_somebody_else() -> None:
 def test_another_torpor_on_the_same_directory(resident: Server) -> None:
     second = Server(resident.data_dir)
     second.settings |= {"door_port": 0, "api_port": 0}
-    done = subprocess.run(second.command(), env=second.environment(), capture_output=True, text=True, timeout=30)
+    done = subprocess.run(second.command(), env=second.environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 13
     assert done.stderr.startswith(f"torpor: another Torpor runs on {resident.data_dir}; ")
     assert resident.call("GET", "/v1/host")["version"]  # which is none the worse
@@ -244,7 +244,7 @@ def test_two_majors_side_by_side(resident: Server) -> None:
             runner, failures = in_thread(lambda c=connection: c.execute("SELECT pg_sleep(20)"))  # type: ignore[misc]
             time.sleep(0.3)
             connection.cancel_safe()
-            runner.join(5)
+            runner.join(40)
             assert isinstance(failures[0], psycopg.errors.QueryCanceled)
         assert resident.view(database.name)["database"]["major"] == major
     status, error = resident.refusal("POST", "/v1/databases", {"major": 12})
@@ -335,7 +335,7 @@ def state_of(pid: int) -> str:
 @pytest.mark.parametrize("seed", range(2))
 def test_stopping_while_the_warm_pool_fills(seed: int) -> None:
     with Server(warm_pool_size=4) as server:
-        eventually(server.remains, 20)
+        eventually(server.remains)
         time.sleep(random.Random(seed).uniform(0, 0.6))
         assert server.stop() == 0
         assert_nothing_is_left(server)

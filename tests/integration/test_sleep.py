@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 
 
@@ -34,7 +35,7 @@ def test_idle_database_freezes_and_wakes_with_everything_intact(torpor: Server, 
     connection.execute("PREPARE ask AS SELECT x FROM kept")
     connection.execute("BEGIN")
     connection.execute("INSERT INTO kept VALUES (7)")
-    assert torpor.wait_tier(database.name, "frozen") < 4
+    assert in_time(torpor.wait_tier(database.name, "frozen"), 4)
     assert connection.execute("EXECUTE ask").fetchall() == [(7,)]
     connection.execute("COMMIT")
     detail = torpor.view(database.name)
@@ -68,7 +69,9 @@ def test_new_connection_wakes(torpor: Server, database: MadeDatabase, tier: str)
 def test_long_silent_statement_ends_on_time(torpor: Server, database: MadeDatabase, connection: Connection) -> None:
     began = time.monotonic()
     connection.execute("SELECT pg_sleep(4)")
-    assert 4 <= time.monotonic() - began < 4.5
+    took_s = time.monotonic() - began
+    assert took_s >= 4
+    assert in_time(took_s - 4, 0.5)
     assert torpor.view(database.name)["recent_wakes"][0]["reason"] != "traffic"
 
 
@@ -101,25 +104,26 @@ def test_lock_waiter_keeps_awake_until_it_has_its_lock(torpor: Server, database:
     time.sleep(2.5)
     assert causes(torpor, database.name) == {"lock_wait"}
     connection.execute("COMMIT")
-    waiter.join(5)
-    assert 2 < waited[0] < 3.5
+    waiter.join(40)
+    assert waited[0] > 2
+    assert in_time(waited[0] - 2.5, 1)
 
 
 def test_idle_transaction_does_not_keep_awake(torpor: Server, database: MadeDatabase, connection: Connection) -> None:
     connection.execute("BEGIN")
     connection.execute("SELECT 1")
-    assert torpor.wait_tier(database.name, "frozen") < 4
+    assert in_time(torpor.wait_tier(database.name, "frozen"), 4)
 
 
 def test_client_that_leaves_a_sleeper_is_seen_off(torpor: Server, database: MadeDatabase) -> None:
     connection = psycopg.connect(database.url)
     torpor.wait_tier(database.name, "frozen")
     connection.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while torpor.view(database.name)["database"]["connections"] and time.monotonic() < deadline:
         time.sleep(0.02)
     assert torpor.view(database.name)["recent_wakes"][0]["reason"] == "client_left"
-    assert torpor.wait_tier(database.name, "frozen") < 2
+    assert in_time(torpor.wait_tier(database.name, "frozen"), 2)
 
 
 def test_slow_reader_gets_its_whole_result(torpor: Server, database: MadeDatabase) -> None:
@@ -157,10 +161,10 @@ def test_freezing_never_strands_a_client(torpor: Server) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(40)
         assert not thread.is_alive(), "a client is stranded"
     assert not failures
-    assert max(slowest) < 2
+    assert in_time(max(slowest), 2)
     assert sum(torpor.view(database.name)["database"]["wakes"] for database in databases) > 40
 
 

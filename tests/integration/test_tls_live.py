@@ -71,7 +71,7 @@ def verified(server: Server, database: MadeDatabase) -> str:
 
 
 def connect(url: str, **options: object) -> "psycopg.Connection[tuple[object, ...]]":
-    connection: psycopg.Connection[tuple[object, ...]] = psycopg.connect(url, autocommit=True, connect_timeout=20, **options)  # type: ignore[arg-type]
+    connection: psycopg.Connection[tuple[object, ...]] = psycopg.connect(url, autocommit=True, connect_timeout=40, **options)  # type: ignore[arg-type]
     return connection
 
 
@@ -163,7 +163,7 @@ def test_cancelling_over_tls(server: Server, database: MadeDatabase, version: st
         runner, failures = in_thread(lambda: connection.execute("SELECT pg_sleep(20)"))
         time.sleep(0.3)
         connection.cancel_safe()  # libpq 17 and later encrypt it as they did the session
-        runner.join(5)
+        runner.join(40)
         assert isinstance(failures[0], psycopg.errors.QueryCanceled)
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
@@ -230,7 +230,7 @@ def test_encrypted_sessions_survive_a_killed_torpor(server: Server, database: Ma
         runner, failures = in_thread(lambda: busy.execute("SELECT pg_sleep(20)"))
         time.sleep(0.3)
         busy.cancel_safe()
-        runner.join(5)
+        runner.join(40)
         assert isinstance(failures[0], psycopg.errors.QueryCanceled)
         server.wait_tier(database.name, "frozen")
         sleeper.execute("COMMIT")

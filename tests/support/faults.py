@@ -39,7 +39,7 @@ def run_program(name: str, *arguments: str, patience_s: float = 60, **options: s
     return subprocess.run([program(name), *arguments], env=environment, capture_output=True, text=True, timeout=patience_s)
 
 
-def eventually(ask: Callable[[], T], patience_s: float = 10.0) -> T:
+def eventually(ask: Callable[[], T], patience_s: float = 30.0) -> T:
     """What `ask` says once that is true. Raises TimeoutError with its last answer."""
     deadline = time.monotonic() + patience_s
     while not (answer := ask()):
@@ -111,7 +111,7 @@ def stop_database(server: Server, database: MadeDatabase) -> None:
 def assert_nothing_half_made(server: Server) -> None:
     """Volumes, processes and cgroups are those of databases that the API shows, and of the warm pool once that is full."""
     wanted = server.settings["warm_pool_size"]
-    eventually(lambda: server.call("GET", "/v1/host")["warm"] == wanted, 20)
+    eventually(lambda: server.call("GET", "/v1/host")["warm"] == wanted)
     ids = {database["id"] for database in server.call("GET", "/v1/databases?limit=1000")["databases"]}
     warm = server.call("GET", "/v1/host")["warm"]
     volumes = {path.name for path in (server.data_dir / "volumes").iterdir() if path.name != ".templates"}
@@ -141,7 +141,7 @@ class Inserter:
     def stop(self) -> None:
         """End it in order."""
         self._stopped.set()
-        self.thread.join(10)
+        self.thread.join(40)
 
     def _run(self) -> None:
         try:
@@ -154,7 +154,7 @@ class Inserter:
             self._connection.close()
 
 
-def refusal_of(url: str, patience_s: float = 20, **options: str) -> tuple[str, str]:
+def refusal_of(url: str, patience_s: float = 40, **options: str) -> tuple[str, str]:
     """SQLSTATE and text (with the hint) of the refusal that a client gets."""
 
     async def ask() -> tuple[str, str]:

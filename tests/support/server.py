@@ -175,7 +175,7 @@ class Server:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             while self.remains() and time.monotonic() < deadline:
                 time.sleep(0.01)
             self._remove_cgroups()
@@ -223,7 +223,7 @@ class Server:
         view = self.call("POST", f"/v1/databases/{name}/sleep", {"tier": tier, "force": force})
         assert view["tier"] == tier, view
 
-    def wait_tier(self, name: str, tier: str, patience_s: float = 20.0) -> float:
+    def wait_tier(self, name: str, tier: str, patience_s: float = 40.0) -> float:
         """Until the database is in `tier`; how long it took in seconds."""
         began = time.monotonic()
         while (now := self.tier(name)) != tier:
@@ -250,7 +250,7 @@ class Server:
                     os.kill(pid, signal.SIGCONT)
                     os.kill(pid, signal.SIGQUIT)
                     told.append(pid)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while any(start_ticks(pid) is not None for pid in told) and time.monotonic() < deadline:
             time.sleep(0.01)
 

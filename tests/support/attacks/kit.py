@@ -128,7 +128,7 @@ class Attacker:
 
     def __init__(self, server: Server, database: MadeDatabase) -> None:
         self.server, self.database = server, database
-        self.connection: Connection = psycopg.connect(database.url, autocommit=True, connect_timeout=20)
+        self.connection: Connection = psycopg.connect(database.url, autocommit=True, connect_timeout=40)
 
     def __enter__(self) -> "Attacker":
         return self
@@ -199,7 +199,7 @@ def upload(connection: Connection, content: bytes, path: str) -> None:
 def arm(server: Server, database: MadeDatabase) -> None:
     """Make a database hostile: its owner a superuser, with the library as the function `attack(text)`."""
     make_superuser(server, database)
-    with psycopg.connect(database.url, autocommit=True, connect_timeout=20) as connection:
+    with psycopg.connect(database.url, autocommit=True, connect_timeout=40) as connection:
         upload(connection, library(), LIBRARY)
         connection.execute(f"CREATE FUNCTION attack(text) RETURNS text AS '{LIBRARY}' LANGUAGE C STRICT")
 

@@ -39,7 +39,7 @@ class Stronghold:
         return slowest
 
     def _log_in(self) -> None:
-        with psycopg.connect(self.neighbour.url, autocommit=True, connect_timeout=20) as connection:
+        with psycopg.connect(self.neighbour.url, autocommit=True, connect_timeout=40) as connection:
             assert connection.execute("SELECT count(*) FROM kept").fetchone() == (1,)
 
     def _ask(self) -> None:
@@ -50,6 +50,7 @@ class Stronghold:
 def stronghold(**settings: Any) -> Iterator[Stronghold]:
     """A Torpor of its own. Whatever the tenants did, it must not have stumbled."""
     usual: dict[str, Any] = {"sandbox": "full", "freeze_after_s": 300, "page_after_s": "never", "stop_after_s": "never"}
+    usual["tls"] = "allow"
     with Server(None, **(usual | settings)) as server:
         neighbour = server.create("neighbour")
         with psycopg.connect(neighbour.url, autocommit=True) as connection:

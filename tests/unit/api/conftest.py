@@ -210,12 +210,12 @@ async def server(desk: Desk, tmp_path: Path) -> AsyncIterator[ApiServer]:
 
 @pytest.fixture
 async def stranger(server: ApiServer) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server.url, timeout=10, trust_env=False, verify=False) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False, verify=False) as client:
         yield client
 
 
 @pytest.fixture
 async def client(server: ApiServer) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=10, trust_env=False, verify=False) as client:
+    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=60, trust_env=False, verify=False) as client:
         yield client

@@ -66,7 +66,7 @@ async def test_odd_timeouts(client: httpx.AsyncClient, drains: TwinDrains, odd: 
 async def test_the_listener_outlives_the_server(server: ApiServer) -> None:
     """What just connected may ask once and is told that this was all; who comes later waits for the next server."""
     with socket.create_connection(("127.0.0.1", server.port)) as just_came:
-        just_came.settimeout(5)
+        just_came.settimeout(30)
         await asyncio.sleep(0.05)
         releasing = asyncio.create_task(server.release(2.0))
         await asyncio.sleep(0.05)
@@ -76,5 +76,5 @@ async def test_the_listener_outlives_the_server(server: ApiServer) -> None:
         answer = await asyncio.to_thread(lambda: just_came.makefile("rb").read())
         assert b"connection: close" in answer.lower()
     with listener, socket.create_connection(listener.getsockname()):
-        listener.settimeout(5)
+        listener.settimeout(30)
         listener.accept()[0].close()

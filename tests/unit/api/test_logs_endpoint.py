@@ -41,12 +41,12 @@ class Following:
         self.held = b""
 
     async def until(self, wanted: bytes) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while wanted not in self.held:
                 self.held += await anext(self._parts)
 
     async def end(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async for part in self._parts:
                 self.held += part
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.pace import in_time
 from tests.unit.api.conftest import Desk
 from torpor.api import asgi
 from torpor.api import server as module
@@ -111,7 +112,7 @@ async def test_a_request_that_hangs_is_cut_off_by_a_stop(server: ApiServer, clie
     await begun.wait()
     start = time.monotonic()
     await server.stop()
-    assert time.monotonic() - start < 2
+    assert in_time(time.monotonic() - start, 2)
     answer = await request
     assert (answer.status_code, answer.json()["error"]["kind"]) == (503, "shutting_down")
 
@@ -124,7 +125,7 @@ async def test_a_client_that_does_not_read_cannot_hold_up_a_stop(server: ApiServ
     await reader.readline()
     start = time.monotonic()
     await server.stop()
-    assert time.monotonic() - start < 2.5
+    assert in_time(time.monotonic() - start, 2.5)
     writer.close()
 
 
@@ -143,7 +144,7 @@ async def test_a_client_that_leaves_does_not_cancel_its_request(server: ApiServe
     )
     await begun.wait()
     writer.close()
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), 30)
 
 
 @pytest.mark.parametrize("first", [b"", b"GET /healthz HTT", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "])
@@ -152,7 +153,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(server: ApiServer, mo
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
     writer.write(first)
     with pytest.raises((ConnectionResetError, EOFError)):
-        await asyncio.wait_for(reader.readexactly(1), 5)
+        await asyncio.wait_for(reader.readexactly(1), 30)
     writer.close()
 
 
@@ -164,7 +165,7 @@ async def test_the_second_head_has_a_deadline_too(server: ApiServer, monkeypatch
     await asyncio.sleep(0.05)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
     with pytest.raises((ConnectionResetError, EOFError)):
-        await asyncio.wait_for(reader.readexactly(10_000), 4)
+        await asyncio.wait_for(reader.readexactly(10_000), 30)
     writer.close()
 
 
@@ -185,7 +186,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(server: ApiServer, mo
     writer.write(
         b"POST /v1/databases HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer test-token-0123456789\r\nContent-Length: 9\r\n\r\n{"
     )
-    assert b" 408 " in await asyncio.wait_for(reader.readline(), 5)
+    assert b" 408 " in await asyncio.wait_for(reader.readline(), 30)
     writer.close()
 
 
@@ -193,7 +194,7 @@ async def test_garbage_is_refused_quietly(server: ApiServer, client: httpx.Async
     for garbage in (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", b"\x16\x03\x01\x02\x00", b"hello\r\n\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
         writer.write(garbage)
-        assert b"400" in await asyncio.wait_for(reader.readline(), 5)
+        assert b"400" in await asyncio.wait_for(reader.readline(), 30)
         writer.close()
     assert (await client.get("/v1/host")).status_code == 200
     assert capsys.readouterr().err == ""

@@ -132,7 +132,7 @@ async def test_followed_logs_end_with_their_key(
     (tmp_path / "dshop.log").write_text("hello\n")
     key = desk.key(AccessScope.WRITE, "acme", 1.2 if how == "expired" else None)
     async with (
-        httpx.AsyncClient(base_url=server.url, headers=bearer(key.secret), trust_env=False, verify=False, timeout=10) as tenant,
+        httpx.AsyncClient(base_url=server.url, headers=bearer(key.secret), trust_env=False, verify=False, timeout=60) as tenant,
         tenant.stream("GET", "/v1/databases/shop/logs?follow=true") as stream,
         client.stream("GET", "/v1/databases/shop/logs?follow=true") as hosts,
     ):
@@ -143,7 +143,7 @@ async def test_followed_logs_end_with_their_key(
         elif how == "workspace removed":
             databases.owners["shop"] = DEFAULT_WORKSPACE
             assert (await client.delete("/v1/workspaces/acme")).status_code == 204
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(30):
             assert [part async for part in parts] == []
         assert (await tenant.get("/v1/databases")).status_code == 401
         assert server.services.followers["host"] == 1
@@ -171,7 +171,7 @@ async def test_connections_that_ask_nothing_make_room(server: ApiServer, monkeyp
     async with httpx.AsyncClient(base_url=server.url, headers=bearer(TOKEN), trust_env=False, verify=False) as late:
         assert (await late.get("/v1/host")).status_code == 200
     with pytest.raises((ConnectionResetError, EOFError)):
-        await asyncio.wait_for(silent[0][0].readexactly(1), 5)
+        await asyncio.wait_for(silent[0][0].readexactly(1), 30)
     for _, writer in silent:
         writer.close()
 
@@ -205,7 +205,7 @@ async def test_an_answer_that_nobody_reads_is_not_kept(
     writer.write(head.encode() + closing + b"\r\n")
     assert server._server is not None
     connections = server._server.server_state.connections
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         for wanted in (True, False):
             while bool(connections) is not wanted:  # noqa: ASYNC110  # nobody else tells
                 await asyncio.sleep(0.02)

@@ -16,7 +16,7 @@ from torpor.base.processes import start_ticks
 
 ENTER = 'for entrance in "$@"; do echo 0 > "$entrance"; done; '
 BURN = "( (echo go; while :; do :; done) & wait) & wait"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 def eventually(condition: Callable[[], bool]) -> None:

@@ -85,7 +85,7 @@ async def test_a_listener_that_is_full_is_tried_again(listener: socket.socket) -
         for _ in waiting:
             await asyncio.sleep(0.005)
             listener.accept()[0].close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             for fd in await asyncio.gather(*waiting):
                 os.close(fd)
 
@@ -135,7 +135,7 @@ async def test_a_life_line_tells_the_pid_even_in_pieces() -> None:
         await asyncio.sleep(0.001)
     assert (line.pid, line.ended) == (123456, False)
     os.close(write_end)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await line.wait_ended()
     assert line.ended
     line.close()
@@ -149,7 +149,7 @@ async def test_a_life_line_that_says_more_than_a_pid_is_let_go(more: bytes) -> N
     os.write(write_end, struct.pack("=i", 123456))
     await asyncio.sleep(0.001)
     os.write(write_end, more)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await line.wait_ended()
     assert line.pid == 123456
     with pytest.raises(BrokenPipeError):
@@ -195,7 +195,7 @@ async def test_an_adopted_backend_ends_with_its_process() -> None:
     backend = AdoptedBackend(ProcessHandle(process.pid), 17)
     assert backend.pid == 17  # as it is told its client: the number inside of its sandbox
     process.kill()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await backend.wait_ended()
     process.wait()
 

@@ -218,7 +218,7 @@ async def test_end_all_tells_whoever_waits(house: House, connect: Connect) -> No
     await asyncio.sleep(0)
     house.sessions.end_all()
     house.sessions.end_all()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(*waiters)
     assert len(house.sessions) == 0
     assert house.ends == 3
@@ -246,7 +246,7 @@ async def test_who_broke_the_life_line_gets_no_further(house: House, connect: Co
     house.sessions.add(kept)
     server.sendall(b"the last words")
     end.end()
-    client.settimeout(5)
+    client.settimeout(30)
     assert client.recv(100) == b"the last words"
     assert client.recv(100) == b""
     assert server.recv(100) == b""
@@ -274,7 +274,7 @@ async def test_sessions_that_postgresql_does_not_know_end_after_a_while(house: H
 @pytest.mark.parametrize("over", ["tcp", "a socket pair"])
 async def test_a_dismissed_session_is_told_why_once_its_backend_is_gone(house: House, connect: Connect, over: str) -> None:
     client, server = connect() if over == "tcp" else socket.socketpair()
-    client.settimeout(5)
+    client.settimeout(30)
     dismissed, end = session(server)
     house.sessions.add(dismissed)
     dismissed.dismiss(b"farewell")

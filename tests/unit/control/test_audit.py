@@ -362,7 +362,7 @@ def test_the_catalog_stays_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPat
 
     async def main() -> None:
         task = asyncio.create_task(ledger.audit.keep_bounded())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(ledger.all()) >= 110:  # noqa: ASYNC110  # nobody else tells
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.02)

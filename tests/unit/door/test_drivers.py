@@ -23,15 +23,15 @@ def arguments(door: Door, user: str, password: str, database: str) -> dict[str, 
 def with_psycopg(door: Door, user: str, password: str, database: str, **more: Any) -> None:
     given = arguments(door, user, password, database)
     given["dbname"] = given.pop("database")
-    psycopg.connect(**given, **more, connect_timeout=5).close()
+    psycopg.connect(**given, **more, connect_timeout=40).close()
 
 
 def with_pg8000(door: Door, user: str, password: str, database: str) -> None:
-    pg8000.native.Connection(**arguments(door, user, password, database), timeout=5).close()
+    pg8000.native.Connection(**arguments(door, user, password, database), timeout=60).close()
 
 
 async def with_asyncpg(door: Door, user: str, password: str, database: str) -> None:
-    connection = await asyncpg.connect(**arguments(door, user, password, database), timeout=5)
+    connection = await asyncpg.connect(**arguments(door, user, password, database), timeout=60)
     connection.terminate()
 
 

@@ -112,7 +112,7 @@ async def _say(door: Door, handshakes: list[tuple[bytes, bool]]) -> None:
                 await loop.sock_connect(sock, door.address)
                 await loop.sock_sendall(sock, data)
                 sock.shutdown(socket.SHUT_WR)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while await loop.sock_recv(sock, 4096):
                         pass
 
@@ -120,6 +120,6 @@ async def _say(door: Door, handshakes: list[tuple[bytes, bool]]) -> None:
 
 
 async def _settled(door: Door) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while door.stats.pending or door.stats.waiting or len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -12,6 +12,7 @@ import tracemalloc
 
 import pytest
 
+from tests.support.pace import in_time
 from tests.unit.door.test_login import log_in, sasl_initial, scram, startup
 from tests.unit.door.twin import Twin, client_of, open_door, outcomes, until
 from torpor.door.stats import LoginOutcome
@@ -82,7 +83,9 @@ async def test_who_stops_talking_is_closed_in_time_and_told_what_was_awaited(sen
         if sent.startswith(startup()):
             await client.hear_authentication()
         refusal = await client.hear_refusal()
-        assert 0.15 < time.monotonic() - began < 2
+        took_s = time.monotonic() - began
+        assert took_s > 0.15
+        assert in_time(took_s, 2)
         assert refusal.sqlstate == "08006"
         assert "the login took longer than 0.2 s: the server was still waiting for the" in refusal.message
         assert refusal.hint
@@ -100,7 +103,7 @@ async def test_a_byte_now_and_then_does_not_buy_time() -> None:
         dripping = asyncio.ensure_future(drip())
         began = time.monotonic()
         assert (await client.hear()).__class__ is Notice
-        assert time.monotonic() - began < 1
+        assert in_time(time.monotonic() - began, 1)
         dripping.cancel()
         assert outcomes(door) == {LoginOutcome.TIMEOUT: 1}
 
@@ -228,7 +231,7 @@ async def test_thousands_of_silent_connections_cost_little_and_block_nobody() ->
             began = time.monotonic()
             async with client_of(door) as client:
                 await log_in(client)
-            assert time.monotonic() - began < 1
+            assert in_time(time.monotonic() - began, 1)
             header = silent[0].recv(5)
             refusal = parse_backend_message(header[:1], silent[0].recv(4096))
             assert isinstance(refusal, Notice)

@@ -103,7 +103,15 @@ def test_a_wrong_password_is_told_in_postgresqls_words() -> None:
 
 def test_a_role_that_does_not_exist_takes_as_long_as_one_that_does() -> None:
     roles = {"exists": Role("exists", make_verifier("right"), True), "lacks": None}
-    first = b"n,,n=,r=abc"
+    for _ in range(5):  # others use this machine, too
+        exists, lacks = check_times_us(roles)
+        if abs(exists - lacks) < 0.15 * exists + 3:  # of some 40 µs; the network's jitter is far above
+            return
+    raise AssertionError(f"{exists} µs, {lacks} µs")
+
+
+def check_times_us(roles: dict[str, Role | None]) -> tuple[float, float]:
+    """How long it takes to refuse a wrong password of one who exists, and of one who doesn't."""
     times: dict[str, list[float]] = {"exists": [], "lacks": []}
     for number in range(2000):
         name = ("exists", "lacks")[number % 2]
@@ -111,8 +119,8 @@ def test_a_role_that_does_not_exist_takes_as_long_as_one_that_does() -> None:
         check = password_check(roles[name], name, 0.0, b"mock")
         assert isinstance(check, ScramCheck)
         exchange = ScramExchange(check.salt, check.iterations, check.candidates, b"nonce")
-        exchange.first(first)
+        exchange.first(b"n,,n=,r=abc")
         assert exchange.final(b"c=biws,r=abcnonce,p=" + base64.b64encode(bytes(32))) is None
         times[name].append(time.perf_counter() - began)
     exists, lacks = (sorted(times[name])[250] * 1e6 for name in ("exists", "lacks"))
-    assert abs(exists - lacks) < 0.15 * exists + 3, (exists, lacks)  # of some 40 µs; the network's jitter is far above
+    return exists, lacks

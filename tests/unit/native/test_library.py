@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.pace import in_time
 from torpor.base.processes import descendants
 from torpor.compute.handover import LifeLine, hand_over, sockaddr
 from torpor.native import LIBRARY
@@ -82,7 +83,7 @@ def client() -> Iterator[tuple[socket.socket, socket.socket]]:
     """A client and the door's end of its connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
-        near.settimeout(5)
+        near.settimeout(30)
         far, _ = listener.accept()
         with near, far:
             yield near, far
@@ -106,7 +107,7 @@ async def pid_of(line: LifeLine) -> int:
 
 
 async def ended(line: LifeLine) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await line.wait_ended()
 
 
@@ -264,7 +265,7 @@ def test_what_is_no_hand_over_is_refused_and_leaves_nothing(receiver: Receiver, 
         os.close(write_end)
         got = receiver.ask("accept")
         assert (got["fd"], got["errno"]) == (-1, errno.ECONNABORTED)
-        assert got["elapsed_s"] < 0.9, "the peer has left: there is nothing to wait for"
+        assert in_time(got["elapsed_s"], 0.9), "the peer has left: there is nothing to wait for"
         assert receiver.ask("descriptors") == before
         assert os.read(read_end, 1) == b"", "nobody holds what was sent"
     finally:
@@ -294,7 +295,7 @@ async def test_a_peer_that_falls_silent_holds_nobody_up(
     line = await hand_over(receiver.path, client[1], ADDRESS, b"next")
     got = receiver.ask("accept")
     assert (got["fd"], got["errno"]) == (-1, errno.ECONNABORTED)
-    assert got["elapsed_s"] < 1.9
+    assert in_time(got["elapsed_s"], 1.9)
     got = receiver.ask("accept")
     assert receiver.ask("recv", got["fd"], 10, 0) == b"next".hex()
     silent.close()

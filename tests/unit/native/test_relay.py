@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pace import in_time
 from tests.support.relaying import ADDRESS, TlsClient, carried, client_context, encryption, tcp_pair, until
 from torpor.door.relays import Relays
 from torpor.door.relaywire import configuration, new_ticket_key
@@ -150,7 +151,7 @@ async def test_who_does_not_read_slows_its_writer_down_and_costs_little_memory(r
 
         pouring = [asyncio.ensure_future(pour(number)) for number in range(19)]
         stuck: dict[int, int] = {}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while stuck != poured:  # until nobody gets anything through any more
                 stuck = dict(poured)
                 await asyncio.sleep(0.3)
@@ -159,7 +160,7 @@ async def test_who_does_not_read_slows_its_writer_down_and_costs_little_memory(r
         began = time.monotonic()
         await many[19].send(b"quick")
         assert await many[19].hear() == b"quick"
-        assert time.monotonic() - began < 0.5, "one's bulk holds up another"
+        assert in_time(time.monotonic() - began, 0.5), "one's bulk holds up another"
         assert sum(one.session.in_transit() for one in many[:19:2]) > 0
         # As soon as the slow ones read, all goes on.
         for number in (0, 1):
