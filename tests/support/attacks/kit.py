@@ -5,6 +5,7 @@ inside is seen to work outside. Blocking.
 """
 
 import asyncio
+import atexit
 import ctypes
 import errno
 import functools
@@ -40,7 +41,9 @@ def library(major: int = 18) -> bytes:
 @functools.cache
 def program() -> Path:
     """The same as a program, which every user may run."""
-    made = Path(tempfile.mkdtemp(prefix="torpor-attacks-", dir="/var/tmp")) / "attacks"
+    directory = tempfile.TemporaryDirectory(prefix="torpor-attacks-", dir="/var/tmp")
+    atexit.register(directory.cleanup)
+    made = Path(directory.name) / "attacks"
     made.parent.chmod(0o755)
     subprocess.run(["gcc", *_WARNINGS, "-DPROGRAM", "-o", made, SOURCE], check=True)
     return made
