@@ -37,6 +37,7 @@ log = get_logger(__name__)
 _FAILURE_REMEMBERED_S = 3.0
 _FREEZE_AGAIN_AFTER_S = (0.02, 0.05, 0.1, 0.2, 0.0)
 _HAND_OVER_AGAIN_AFTER_S = (0.005, 0.05)
+_START_GRACE_S = 5.0
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
 
 
@@ -268,6 +269,8 @@ class Compute:
         if tier is Tier.PAGED and not self._around.trees.can_reclaim:
             raise Conflict("this host can't page computes out", "use frozen or stopped; `torpor doctor` says what is missing")
         order = list(Tier)
+        if force and tier is Tier.STOPPED:
+            await self._give_up_start(_START_GRACE_S)
         await self._wait_moving()
         while order.index(self.tier) < order.index(tier):
             if tier is Tier.STOPPED:
@@ -311,7 +314,8 @@ class Compute:
             self._go(ComputeState.PAGED, reason, keep_since=True)
 
     async def stop(self, reason: SleepReason) -> None:
-        """End PostgreSQL in order, with whatever sessions it has. Idempotent."""
+        """End PostgreSQL in order, with whatever sessions it has. Idempotent. A start that takes long is given up."""
+        await self._give_up_start(_START_GRACE_S)
         await self._wait_moving()
         if self.state is not ComputeState.STOPPED:
             self._move(self._stop(reason), "stop")
@@ -320,6 +324,7 @@ class Compute:
     async def discard(self) -> None:
         """End it for good, in no particular order: its database is being removed. Idempotent."""
         self._removed = True
+        await self._give_up_start(0.0)
         await self._wait_moving()
         await self._end_dozing()
         postmaster, self._postmaster = self._postmaster, None
@@ -404,6 +409,13 @@ class Compute:
         while self._moving is not None and not self._moving.done() and self._moving is not asyncio.current_task():
             await asyncio.wait([self._moving])
 
+    async def _give_up_start(self, grace_s: float) -> None:
+        """End a start that isn't done after a while: it may recover for an hour, or be made to wait for ever by what is in the volume."""
+        if self._moving is not None and not self._moving.done() and self.state in (ComputeState.STOPPED, ComputeState.STARTING):
+            await asyncio.wait([self._moving], timeout=grace_s)
+            self._moving.cancel()
+            await asyncio.wait([self._moving])
+
     async def _start(self, reason: WakeReason, detail: str) -> None:
         around, clock = self._around, self._around.clock
         began_at, steps = clock.time(), Steps(clock)
@@ -433,7 +445,10 @@ class Compute:
             self._postmaster = None
         self._around.catalog.forget_compute(self.database.id)
         self._go(ComputeState.STOPPED, SleepReason.CRASH)
-        self._failure = failure_of(error, self.database.label, self.log_file)
+        if isinstance(error, asyncio.CancelledError):
+            self._failure = ShuttingDown(f"the start of database {self.database.label} was given up, as it is to be stopped")
+        else:
+            self._failure = failure_of(error, self.database.label, self.log_file)
         self._failed_at = self._around.clock.monotonic()
         self.broken = self._failure.message
         log.error("start failed", database=self.database.label, cause=self._failure.message)
