@@ -508,6 +508,7 @@ static long stuck(char **words)
     long seconds = number(words, 1, 5);
 
     if (daemonise()) {
+        close_range(0, ~0U, 0);
         if (vfork() == 0) {
             syscall(SYS_clock_nanosleep, 1, 0, &(struct timespec){seconds, 0}, NULL);
             _exit(0);
@@ -527,6 +528,7 @@ static long spin(char **words)
         if (daemonise()) {
             struct timespec now, until;
 
+            close_range(0, ~0U, 0);
             clock_gettime(CLOCK_MONOTONIC, &until);
             until.tv_sec += seconds;
             do

@@ -1,0 +1,468 @@
+"""A hostile superuser against Torpor itself: its session inside, its life lines, its log, its role, its files in the volume.
+
+Whatever it does to its own database, Torpor answers, others log in, and its database can still be put to sleep or stopped, and removed.
+"""
+
+import contextlib
+import os
+import signal
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+
+import psycopg
+import pytest
+
+from tests.support.attacks.kit import Attacker, arm, call, library, outcome, step
+from tests.support.attacks.stronghold import QUICK_S, Stronghold
+from tests.support.faults import eventually, processes_of, put_to_sleep, refusal_of
+from tests.support.server import MadeDatabase, Server
+from torpor.base.processes import start_ticks
+from torpor.pgwire.frames import frame
+
+pytestmark = [pytest.mark.root]
+
+_TORPOR_MAY_GROW_KB = 200_000
+
+
+@pytest.fixture
+def villain(escape: Stronghold) -> Iterator[MadeDatabase]:
+    """A hostile database that is used up by one test: at its end it must go without a trace."""
+    made = escape.server.create()
+    arm(escape.server, made)
+    yield made
+    pids = processes_of(escape.server, made.id)
+    with around_the_neighbour(escape):
+        escape.server.call("DELETE", f"/v1/databases/{made.name}?force=true")
+    eventually(lambda: all(start_ticks(pid) is None for pid in pids))
+    assert not (escape.server.data_dir / "volumes" / made.id).exists()
+    assert not (escape.server.data_dir / "run" / made.id).exists()
+    assert not (escape.server.data_dir / "logs" / f"{made.id}.log").exists()
+
+
+@pytest.fixture
+def attacker(escape: Stronghold, villain: MadeDatabase) -> Iterator[Attacker]:
+    with Attacker(escape.server, villain) as attacker:
+        yield attacker
+
+
+def volume_of(server: Server, database: MadeDatabase) -> Path:
+    return server.data_dir / "volumes" / database.id / "data"
+
+
+def memory_kb(server: Server) -> int:
+    """The most that Torpor has had so far."""
+    text = Path(f"/proc/{server.pid}/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0])
+
+
+@contextlib.contextmanager
+def around_the_neighbour(escape: Stronghold) -> Iterator[None]:
+    """What happens inside slows down nobody else, and costs Torpor no memory to speak of."""
+    over, failures = threading.Event(), []
+
+    def watch() -> None:
+        try:
+            while not over.is_set():
+                escape.check_neighbour()
+                time.sleep(0.1)
+        except BaseException as error:
+            failures.append(error)
+
+    before = memory_kb(escape.server)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+    assert not failures, failures
+    assert memory_kb(escape.server) - before < _TORPOR_MAY_GROW_KB
+
+
+def new_code(server: Server, database: MadeDatabase, script: str) -> None:
+    """Lay a library out that runs `script` wherever it is loaded next, and lets nothing else be loaded."""
+    volume = volume_of(server, database)
+    for name, content in (("evil.so", library()), ("preload.script", script.encode())):
+        (volume / name).write_bytes(content)
+        os.chown(volume / name, volume.stat().st_uid, volume.stat().st_gid)
+
+
+def stop(server: Server, database: MadeDatabase) -> None:
+    """Stop it, with force, and see that nothing of it is left."""
+    pids = processes_of(server, database.id)
+    server.sleep(database.name, "stopped", force=True)
+    assert processes_of(server, database.id) == []
+    assert not [pid for pid in pids if start_ticks(pid) is not None]
+
+
+# -- Torpor's own session
+
+_NOTICE = frame(b"N", b"SNOTICE\0C00000\0M" + b"x" * 16_000 + b"\0\0")
+_ROW = frame(b"D", struct.pack("!hi", 1, 1) + b"x")
+
+
+@pytest.mark.parametrize(
+    "words", [(_NOTICE, 65_536), (_ROW, 20_000_000), (frame(b"N", b"\0"), 30_000_000), (b"\xff" * 1000, 1_000_000)],
+    ids=["a gigabyte of notices", "rows without end", "the smallest messages", "no protocol at all"],
+)  # fmt: skip
+def test_flooding_the_service_session_hurts_nobody_else(
+    escape: Stronghold, villain: MadeDatabase, attacker: Attacker, words: tuple[bytes, int]
+) -> None:
+    server = escape.server
+    new_code(server, villain, step("speak", words[0].hex(), words[1]))
+    attacker.sql("ALTER SYSTEM SET shared_preload_libraries = ''")
+    # In the very session that Torpor opens: a login trigger in the database that it logs in to.
+    with psycopg.connect(villain.url_as(villain.name, villain.password, f"{villain.name}.postgres"), autocommit=True) as inner:
+        inner.execute("CREATE FUNCTION load() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN LOAD '/data/evil.so'; END$$")
+        inner.execute("CREATE EVENT TRIGGER load ON login EXECUTE FUNCTION load()")
+        inner.execute("ALTER EVENT TRIGGER load ENABLE ALWAYS")
+    with around_the_neighbour(escape):
+        for _ in range(3):
+            with contextlib.suppress(HTTPError):
+                server.call("POST", f"/v1/databases/{villain.name}/sleep", {"tier": "frozen"})
+            server.view(villain.name)
+        stop(server, villain)
+
+
+def hostile_sql(attacker: Attacker, name: str) -> None:
+    """Break what Torpor asks its questions with."""
+    villain = attacker.database
+    address = villain.url_as(villain.name, villain.password, f"{villain.name}.postgres")
+    with psycopg.connect(address, autocommit=True) as inner:
+        inner.execute("SET allow_system_table_mods = on")
+        match name:
+            case "views":
+                inner.execute("ALTER VIEW pg_catalog.pg_stat_activity RENAME TO hidden")
+                inner.execute(
+                    "CREATE VIEW pg_catalog.pg_stat_activity AS SELECT 2147483647 AS pid, repeat(E'k\\n', 1000000) AS backend_type, "
+                    "E'\\x1b[31m' AS state, NULL::text AS wait_event_type, NULL::text AS wait_event, repeat('u', 1000) AS usename, "
+                    "NULL::inet AS client_addr, E'a\\nb' AS application_name, 'infinity'::timestamptz AS query_start, '' AS query "
+                    "FROM generate_series(1, 20)"
+                )
+            case "no views":
+                inner.execute("ALTER TABLE pg_catalog.pg_authid RENAME TO hidden")
+            case "functions":
+                inner.execute(
+                    "CREATE OR REPLACE FUNCTION pg_catalog.coalesce_x() RETURNS int LANGUAGE sql AS 'SELECT 1'; "
+                    "UPDATE pg_catalog.pg_proc SET prosrc = 'no_such_function' WHERE proname = 'pg_stat_get_activity'"
+                )
+            case "sleeping trigger":
+                inner.execute("CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(600); END'")
+                inner.execute("CREATE EVENT TRIGGER t ON login EXECUTE FUNCTION f(); ALTER EVENT TRIGGER t ENABLE ALWAYS")
+            case "raising trigger":
+                inner.execute("CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN RAISE E'no\\x1b[2J'; END$$")
+                inner.execute("CREATE EVENT TRIGGER t ON login EXECUTE FUNCTION f(); ALTER EVENT TRIGGER t ENABLE ALWAYS")
+            case "settings":
+                for setting in ("search_path = public", f'role = "{villain.name}"', "statement_timeout = 1",
+                                "session_replication_role = replica",
+                                "client_encoding = SQL_ASCII", "default_transaction_read_only = on", "log_statement = 'all'",
+                                "session_preload_libraries = '/data/nothing.so'"):  # fmt: skip
+                    inner.execute(f"ALTER ROLE torpor SET {setting}".encode())
+                    inner.execute(f"ALTER DATABASE postgres SET {setting}".encode())
+            case "renamed role":
+                inner.execute("ALTER ROLE torpor RENAME TO somebody")
+            case "role without rights":
+                inner.execute("ALTER ROLE torpor NOLOGIN CONNECTION LIMIT 0 VALID UNTIL '2000-01-01'")
+            case "no service database":
+                attacker.sql("ALTER DATABASE postgres ALLOW_CONNECTIONS false")
+            case "many roles":
+                inner.execute(
+                    "INSERT INTO pg_catalog.pg_authid SELECT 100000 + i, 'role' || i, false, true, false, false, true, false, false, -1, "
+                    "repeat('x', 300), NULL FROM generate_series(1, 100000) i"
+                )
+            case "odd roles":
+                inner.execute("SET client_encoding = SQL_ASCII")
+                inner.execute("CREATE ROLE app LOGIN PASSWORD 'app'")
+                for number, odd in enumerate(("x", "SCRAM-SHA-256$1:x", "md5", "SCRAM-SHA-256$2147483647:AAAA$AAAA:AAAA", "y" * 100_000)):
+                    inner.execute(
+                        "INSERT INTO pg_catalog.pg_authid SELECT 200000 + %s, E'odd\\n\\x1b[31m' || %s, false, true, false, false, true, "
+                        "false, false, -1, %s, '-infinity'", [number, number, odd],
+                    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["views", "no views", "functions", "sleeping trigger", "raising trigger", "settings", "renamed role", "role without rights",
+     "no service database", "many roles", "odd roles"],
+)  # fmt: skip
+def test_whatever_torpor_is_answered_only_that_database_suffers(
+    escape: Stronghold, villain: MadeDatabase, attacker: Attacker, name: str
+) -> None:
+    server = escape.server
+    hostile_sql(attacker, name)
+    attacker.connection.close()
+    if name == "sleeping trigger":
+        return  # every question takes 15 seconds to be given up; but it is removed at once
+    with around_the_neighbour(escape):
+        # Torpor's session from before may still be open: this ends it, and asks anew.
+        with contextlib.suppress(HTTPError):
+            server.call("POST", f"/v1/databases/{villain.name}/sleep", {"tier": "frozen"})
+        with contextlib.suppress(psycopg.Error):
+            psycopg.connect(villain.url, connect_timeout=20).close()
+        view = server.view(villain.name)
+        assert len(str(view)) < 20_000
+        stop(server, villain)
+        with contextlib.suppress(psycopg.Error):  # it may be broken now, but then it says so, and soon
+            psycopg.connect(villain.url, connect_timeout=60).close()
+    if name in ("settings", "many roles", "odd roles"):
+        with psycopg.connect(villain.url, connect_timeout=20) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+# -- Torpor's own role
+
+
+@pytest.mark.parametrize("trick", ["password", "renamed to it", "dropped", "as it is"])
+def test_nobody_logs_in_as_torpor(escape: Stronghold, villain: MadeDatabase, attacker: Attacker, trick: str) -> None:
+    match trick:
+        case "password":
+            attacker.sql("ALTER ROLE torpor PASSWORD 'known' VALID UNTIL 'infinity'")
+        case "renamed to it":
+            attacker.sql("ALTER ROLE torpor RENAME TO other; CREATE ROLE torpor LOGIN SUPERUSER PASSWORD 'known'")
+        case "dropped":
+            attacker.sql("ALTER ROLE torpor RENAME TO other; ALTER ROLE other NOLOGIN")
+    for inner in (villain.name, f"{villain.name}.postgres"):
+        for asleep in (False, True):
+            if asleep:
+                with contextlib.suppress(HTTPError):
+                    put_to_sleep(escape.server, villain)
+            sqlstate, _ = refusal_of(villain.url_as("torpor", "known", inner))
+            assert sqlstate == "28000"
+    if trick == "as it is":  # its own hands are not bound inside: a superuser is one
+        attacker.sql("SET SESSION AUTHORIZATION torpor")
+        assert attacker.sql("SELECT current_user::text") == [("torpor",)]
+
+
+# -- life lines
+
+
+def connections(escape: Stronghold, villain: MadeDatabase) -> int:
+    return int(escape.server.view(villain.name)["database"]["connections"])
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["handed over", "relayed"])
+@pytest.mark.parametrize(
+    "words", ["lifeline\tffffffff", "lifeline\t01000000", "lifeline\t" + "41" * 4096, "lifeline\tclose"],
+    ids=["no pid", "pid of another", "4096 bytes", "closed early"],
+)  # fmt: skip
+def test_who_lies_on_the_life_line_loses_the_session(
+    escape: Stronghold, villain: MadeDatabase, attacker: Attacker, words: str, direct: bool
+) -> None:
+    """Its bytes would not be counted any more, nor the session against the limit: the connection is cut."""
+    with psycopg.connect(villain.url, autocommit=True, sslmode="disable" if direct else "require") as liar:
+        eventually(lambda: connections(escape, villain) == 2)
+        with contextlib.suppress(psycopg.OperationalError):
+            liar.execute("SELECT attack(%s)", [words])
+        eventually(lambda: connections(escape, villain) == 1)
+        with pytest.raises(psycopg.OperationalError):
+            for _ in range(100):
+                liar.execute("SELECT 1")
+                time.sleep(0.02)
+    assert attacker.sql("SELECT 1") == [(1,)]
+    escape.check_neighbour()
+
+
+def test_flooding_the_life_line_keeps_nobody_busy(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
+    with around_the_neighbour(escape):
+        with contextlib.suppress(psycopg.OperationalError):
+            attacker.run(step("lifeline", "flood", 2))
+        before = cpu_s(escape.server.pid)
+        time.sleep(1)
+        assert cpu_s(escape.server.pid) - before < 0.8
+    eventually(lambda: connections(escape, villain) == 0)
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# -- processes that want to stay
+
+
+def test_what_outlives_its_session_does_not_outlive_the_stop(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
+    """Daemons deaf to every signal, holding the life line and the client's socket, called like PostgreSQL's own processes."""
+    for keep in (0, 1, 1):
+        attacker.run(step("daemon", 600, keep))
+    assert attacker.run(step("stuck", 600)) == ["started"]
+    daemons = [pid for pid in processes_of(escape.server, villain.id) if comm(pid) == "postgres: torpo"]
+    assert len(daemons) == 3
+    attacker.connection.close()
+    stop(escape.server, villain)
+    with Attacker(escape.server, villain) as again:
+        assert again.sql("SELECT 1") == [(1,)]
+
+
+def comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def test_a_busy_or_stuck_process_keeps_only_its_own_database_awake(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
+    """A parent that waits for its vfork()ed child sleeps so deep that no signal reaches it: the freezer takes it, or says no."""
+    attacker.run(step("stuck", 600), step("daemon", 600, 0), step("spin", 600, 2))
+    attacker.connection.close()
+    eventually(lambda: connections(escape, villain) == 0)
+    with around_the_neighbour(escape):
+        try:
+            escape.server.sleep(villain.name, "frozen")
+        except HTTPError:
+            assert escape.server.tier(villain.name) == "awake"
+        else:
+            before = [cpu_s(pid) for pid in processes_of(escape.server, villain.id)]
+            time.sleep(0.3)
+            assert [cpu_s(pid) for pid in processes_of(escape.server, villain.id)] == before, "asleep is asleep"
+
+
+def test_a_postmaster_that_stops_itself_is_ended(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
+    parent = attacker.call("getppid").result
+    assert outcome(attacker.run(step("signal", signal.SIGSTOP.value, parent))[0]).succeeded
+    with around_the_neighbour(escape):
+        escape.server.call("DELETE", f"/v1/databases/{villain.name}?force=true")
+    assert processes_of(escape.server, villain.id) == []
+    escape.server.create(villain.name)  # for the fixture to remove
+    object.__setattr__(villain, "id", escape.server.view(villain.name)["database"]["id"])
+
+
+# -- files in the volume that Torpor looks at
+
+
+TRAPS = [
+    ("postmaster.pid", "pipe"), ("postmaster.pid", "endless link"), ("postmaster.pid", "directory"), ("postmaster.pid", "huge"),
+    ("PG_VERSION", "pipe"), ("PG_VERSION", "endless link"), ("PG_VERSION", "huge"), ("postgresql.auto.conf", "pipe"),
+    ("postgresql.auto.conf", "endless link"), (".s.PGSQL.5432", "directory"), ("global/pg_control", "pipe"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "what"), TRAPS)
+def test_traps_among_the_files_are_stepped_over(escape: Stronghold, trapped: MadeDatabase, name: str, what: str) -> None:
+    """Torpor reads some files of the volume as root. None of them makes it wait, follow, or read without end."""
+    path = volume_of(escape.server, trapped) / name
+    aside = path.with_name(path.name + ".aside")
+    owner = path.parent.stat().st_uid
+    if path.exists():
+        path.rename(aside)
+    match what:
+        case "pipe":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to("/etc/shadow")
+        case "endless link":
+            path.symlink_to("/dev/zero")
+        case "directory":
+            path.mkdir()
+        case "huge":
+            path.touch()
+            os.truncate(path, 1 << 40)
+    os.chown(path, owner, owner, follow_symlinks=False)
+    began = time.monotonic()
+    over = threading.Event()
+
+    def log_in() -> None:
+        with contextlib.suppress(psycopg.Error):
+            psycopg.connect(trapped.url, connect_timeout=30).close()
+        over.set()
+
+    threading.Thread(target=log_in, daemon=True).start()
+    while not over.is_set() and time.monotonic() - began < 1:
+        escape.check_neighbour()
+        escape.server.view(trapped.name)
+        time.sleep(0.02)
+    escape.server.sleep(trapped.name, "stopped", force=True)
+    assert over.wait(40)
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+    if aside.exists():
+        aside.rename(path)
+
+
+@pytest.fixture
+def trapped(escape: Stronghold) -> Iterator[MadeDatabase]:
+    """One that is stopped, for files in its volume to be replaced."""
+    made = escape.server.create()
+    stop(escape.server, made)
+    yield made
+    escape.server.call("DELETE", f"/v1/databases/{made.name}?force=true")
+
+
+def test_a_lease_on_a_file_makes_nobody_wait(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
+    """Who opens a file with a lease on it waits for up to 45 seconds, unless it refuses to."""
+    f_setlease, f_wrlck = 1024, 1
+    attacker.run(call("open", "/data/postmaster.opts", 2))
+    answer = attacker.run(call("open", "/data/PG_VERSION", 2), "call\t72\tr:0\ti:1024\ti:1", "call\t72\tr:0\ti:1024\ti:0")
+    assert f_setlease and f_wrlck and answer
+    with around_the_neighbour(escape):
+        escape.server.view(villain.name)
+    began = time.monotonic()
+    stop(escape.server, villain)
+    assert time.monotonic() - began < 40
+
+
+def test_hostile_settings_in_the_volume(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
+    """ALTER SYSTEM, and a pg_hba.conf and postgresql.conf in the volume: what isolation rests on stays as Torpor wants it."""
+    for setting in (
+        "listen_addresses = '*'", "unix_socket_directories = '/tmp'", "logging_collector = on", "log_directory = '/data/log'",
+        "log_destination = 'csvlog'", "port = 5433", "hba_file = '/data/pg_hba.conf'", "ssl = on", "archive_mode = on",
+        "archive_command = 'touch /data/archived'", "external_pid_file = '/data/pid'", "max_connections = 10000",
+    ):  # fmt: skip
+        with contextlib.suppress(psycopg.Error):
+            attacker.sql(f"ALTER SYSTEM SET {setting}")
+    volume = volume_of(escape.server, villain)
+    for name, text in (("pg_hba.conf", "local all all reject\n"), ("postgresql.conf", "listen_addresses = '*'\n"), ("recovery.signal", "")):
+        (volume / name).write_text(text)
+        os.chown(volume / name, volume.stat().st_uid, -1)
+    (volume / "recovery.signal").unlink()
+    stop(escape.server, villain)
+    # Some of it (ssl without a certificate) may keep PostgreSQL from starting: then that is told, and others go on.
+    try:
+        with Attacker(escape.server, villain) as again:
+            settings = {str(name): value for name, value in again.sql("SELECT name, setting FROM pg_settings")}
+            assert settings["listen_addresses"] == ""
+            assert settings["unix_socket_directories"] == "."
+            assert settings["logging_collector"] == "off"
+            assert settings["hba_file"] == "/conf/pg_hba.conf"
+            assert settings["config_file"] == "/conf/postgresql.conf"
+    except psycopg.OperationalError as error:
+        assert "can't start" in str(error)
+    escape.check_neighbour()
+
+
+# -- the log
+
+
+def test_the_log_fills_neither_disk_nor_memory(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
+    """At full speed, and as a file of holes: what Torpor keeps is small, and nobody waits for it."""
+    log = escape.server.data_dir / "logs" / f"{villain.id}.log"
+    o_wronly, f_setfl, log_fd = 1, 4, 2
+    with around_the_neighbour(escape):
+        assert int(attacker.run(step("log", 300))[0].removeprefix("wrote=")) > 0
+        answers = attacker.run(
+            call("fcntl", log_fd, f_setfl, o_wronly), call("ftruncate", log_fd, 1 << 40), call("fallocate", log_fd, 0, 0, 100 << 30),
+            call("ftruncate", log_fd, 900 << 20), call("pwrite64", log_fd, b"x", 1, 1 << 41),
+        )  # fmt: skip
+        assert [outcome(answers[number]).error for number in (1, 2, 4)] == ["EFBIG"] * 3, "no file grows beyond what PostgreSQL's own have"
+        eventually(lambda: log.stat().st_size < 9 << 20, 30)
+    kept = sum(path.stat().st_size for path in log.parent.glob(f"{villain.id}*"))
+    assert kept <= 17 << 20
+
+
+# -- descriptors by the handful
+
+
+def test_descriptors_sent_towards_torpor_go_nowhere(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
+    """Over the client's socket, which the relay reads where it is a socket pair: whoever receives wants bytes only."""
+    before = len(os.listdir(f"/proc/{escape.server.pid}/fd"))
+    sockets = [text.split()[0] for text in attacker.run(step("descriptors"))[0].split(";") if " socket " in text]
+    with around_the_neighbour(escape), contextlib.suppress(psycopg.Error):
+        attacker.run(*(step("rights", sockets[0], 250) for _ in range(100)))
+    time.sleep(QUICK_S / 50)
+    assert len(os.listdir(f"/proc/{escape.server.pid}/fd")) < before + 50
