@@ -156,7 +156,7 @@ class Attacker:
 
     def sql(self, statement: str, *values: object) -> list[tuple[object, ...]]:
         """A statement's rows."""
-        cursor = self.connection.execute(statement.encode(), values)
+        cursor = self.connection.execute(statement.encode(), values or None)
         return cursor.fetchall() if cursor.description else []
 
     def refused(self, statement: str) -> str:
