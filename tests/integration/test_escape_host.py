@@ -144,7 +144,9 @@ def statuses(escape: Stronghold) -> list[dict[str, str]]:
 
 def test_other_processes_are_neither_seen_nor_reached(escape: Stronghold, attacker: Attacker) -> None:
     """Every process id that there can be: only its own compute's answer, as few as they are, numbered from 1."""
-    reached = [int(word) for word in attacker.run(step("processes", 4_194_304))[0].split()]
+    words = attacker.run(step("processes", 4_194_304))[0].split()
+    # Where root made the namespaces, its sandbox's first process is there, and not for it to signal.
+    reached = [int(word.removesuffix("(EPERM)")) for word in words if word != "1(EPERM)"]
     own = len(processes_of(escape.server, escape.villain.id))
     assert 3 <= len(reached) <= own + 1
     assert max(reached) < 10_000
