@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.leftovers import Leftovers
+from tests.support.server import remove_orphans
 
 TESTS = Path(__file__).parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Leftovers(config))
+    if not hasattr(config, "workerinput"):  # once, by whom the workers belong to
+        remove_orphans()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -26,6 +26,7 @@ from torpor.daemon.directory import instance_name
 
 _PATIENCE_S = 60.0
 _UIDS = 1000
+_PREFIX = "torpor-test-"
 _ROOT = Path(__file__).parents[2]
 
 
@@ -49,7 +50,7 @@ class Server:
 
     def __init__(self, data_dir: Path | None = None, **settings: object) -> None:
         # Computes run under users of their own: every directory above must let them through, as pytest's don't.
-        self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix="torpor-test-", dir="/var/tmp"))
+        self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/var/tmp"))
         self.data_dir.chmod(0o711)
         # Uids that no other Torpor on this host uses: what is left in shared memory can be told from others'.
         uid_base = 400_000 + random.randrange(1_000_000) * _UIDS
@@ -279,3 +280,15 @@ class Server:
                         if child.is_dir():
                             with contextlib.suppress(OSError):
                                 child.rmdir()
+
+
+def remove_orphans() -> None:
+    """What tests that were killed left: each Torpor with everything of it. Its directory names the process that it belonged to."""
+    for directory in Path("/var/tmp").glob(f"{_PREFIX}*-*"):
+        owner = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and start_ticks(int(owner)) is None and os.geteuid() in (0, directory.stat().st_uid):
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if f"--data-dir={directory}".encode() in (process / "cmdline").read_bytes().split(b"\0"):
+                        os.kill(int(process.name), signal.SIGKILL)
+            Server(directory).destroy()
