@@ -9,7 +9,6 @@ import atexit
 import ctypes
 import errno
 import functools
-import shutil
 import subprocess
 import sysconfig
 import tempfile
@@ -45,7 +44,6 @@ def program() -> Path:
     directory = tempfile.TemporaryDirectory(prefix="torpor-attacks-", dir="/var/tmp")
     atexit.register(directory.cleanup)
     made = Path(directory.name) / "attacks"
-    atexit.register(shutil.rmtree, made.parent, ignore_errors=True)
     made.parent.chmod(0o755)
     subprocess.run(["gcc", *_WARNINGS, "-DPROGRAM", "-o", made, SOURCE], check=True)
     return made
