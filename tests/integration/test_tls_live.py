@@ -81,8 +81,13 @@ def workers(server: Server) -> list[int]:
     if os.geteuid() != 0:
         return []
     uid = int(str(server.settings["uid_base"])) - 1
-    out = subprocess.run(["pgrep", "-U", str(uid), "torpor-relay"], capture_output=True, text=True).stdout
-    return [int(line) for line in out.split()]
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            status = (process / "status").read_text()
+            if status.startswith("Name:\ttorpor-relay\n") and f"\nUid:\t{uid}\t" in status:
+                found.append(int(process.name))
+    return found
 
 
 @pytest.mark.parametrize(
