@@ -143,11 +143,18 @@ class Catalog(Records):
 
     def roles(self, id: DatabaseId) -> dict[str, Role] | None:
         """The roles of a database by name, without tickets; None when they aren't known (never saved, or forgotten)."""
-        known = self._read("roles_known", {"id": id})
-        if not known or not known[0][0]:
+        if not self.knows_roles(id):
             return None
-        rows = self._read("roles", {"id": id})
-        return {name: Role(name, verifier, bool(can_login), valid_until) for name, verifier, can_login, valid_until in rows}
+        return {role.name: role for role in map(_role, self._read("roles", {"id": id}))}
+
+    def knows_roles(self, id: DatabaseId) -> bool:
+        """Whether all roles of a database are kept."""
+        known = self._read("roles_known", {"id": id})
+        return bool(known and known[0][0])
+
+    def role(self, id: DatabaseId, name: str) -> Role | None:
+        """One of the roles that are kept of a database, without tickets."""
+        return next(map(_role, self._read("role", {"id": id, "name": name})), None)
 
     def save_roles(self, id: DatabaseId, roles: Iterable[Role]) -> None:
         """Make `roles` the roles of a database; writes nothing when they are so already. Raises DatabaseNotFound.
@@ -309,6 +316,11 @@ def _size_columns(size: SizeOverrides) -> dict[str, float | None]:
 
 def _size(*own: Any) -> SizeOverrides:
     return NO_OVERRIDES if all(value is None for value in own) else SizeOverrides(*own)
+
+
+def _role(row: tuple[str, str | None, int, float | None]) -> Role:
+    name, verifier, can_login, valid_until = row
+    return Role(name, verifier, bool(can_login), valid_until)
 
 
 def _wake(id: DatabaseId, at: float, reason: str, tier: str, detail: str, elapsed_ms: float, steps: str) -> Wake:

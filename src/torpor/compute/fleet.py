@@ -158,8 +158,8 @@ class Fleet:
 
     async def _ask_role(self, compute: Compute, name: str) -> Role | None:
         await compute.settled()  # one that is falling asleep has its roles saved in a moment
-        if compute.tier is not Tier.AWAKE and (saved := self._around.catalog.roles(compute.database.id)) is not None:
-            return saved.get(name)
+        if compute.tier is not Tier.AWAKE and self._around.catalog.knows_roles(compute.database.id):
+            return self._around.catalog.role(compute.database.id, name)
         async with compute.awake(WakeReason.ROLES, name):
             return await compute.role(name)
 

@@ -144,8 +144,11 @@ def test_roles_are_unknown_until_saved_and_after_forgetting(catalog: Catalog, pa
     assert catalog.roles(SHOP) is None
     catalog.save_roles(SHOP, roles)
     assert reopened(catalog, path).roles(SHOP) == {role.name: role for role in roles}
+    assert catalog.knows_roles(SHOP) and not catalog.knows_roles(GONE)
+    assert [catalog.role(SHOP, role.name) for role in roles] == roles
     catalog.save_roles(SHOP, roles[:1])
     assert catalog.roles(SHOP) == {"shop": roles[0]}
+    assert (catalog.role(SHOP, roles[1].name), catalog.role(OTHER, "shop")) == (None, None)
     catalog.save_roles(SHOP, [])
     assert catalog.roles(SHOP) == {}
     catalog.forget_roles(SHOP)

@@ -4,6 +4,9 @@ SELECT roles_known FROM databases WHERE id = :id;
 -- name: roles
 SELECT name, verifier, can_login, valid_until FROM roles WHERE database_id = :id;
 
+-- name: role
+SELECT name, verifier, can_login, valid_until FROM roles WHERE database_id = :id AND name = :name;
+
 -- name: set_roles_known
 UPDATE databases SET roles_known = :known WHERE id = :id;
 
