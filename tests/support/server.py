@@ -29,6 +29,19 @@ _UIDS = 1000
 _PREFIX = "torpor-test-"
 _ROOT = Path(__file__).parents[2]
 
+_DISK, _MEMORY = Path("/var/tmp"), Path("/dev/shm")
+_ROOM_BYTES = 4 << 30
+
+
+def _new_directory(on_disk: bool) -> Path:
+    """In memory where there is room: a database has a thousand files, and to remove them takes some disks a second or two."""
+    in_memory = not on_disk and os.access(_MEMORY, os.W_OK) and min(shutil.disk_usage(_MEMORY).free, _available_bytes() // 2) > _ROOM_BYTES
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_MEMORY if in_memory else _DISK))
+
+
+def _available_bytes() -> int:
+    return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) << 10
+
 
 @dataclass(frozen=True, slots=True)
 class MadeDatabase:
@@ -46,11 +59,11 @@ class MadeDatabase:
 
 
 class Server:
-    """One Torpor. Use as a context manager; settings are those of `torpor serve`."""
+    """One Torpor. Use as a context manager; settings are those of `torpor serve`. What measures memory or disk wants it `on_disk`."""
 
-    def __init__(self, data_dir: Path | None = None, **settings: object) -> None:
+    def __init__(self, data_dir: Path | None = None, on_disk: bool = False, **settings: object) -> None:
         # Computes run under users of their own: every directory above must let them through, as pytest's don't.
-        self.data_dir = data_dir or Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/var/tmp"))
+        self.data_dir = data_dir or _new_directory(on_disk)
         self.data_dir.chmod(0o711)
         # Uids that no other Torpor on this host uses: what is left in shared memory can be told from others'.
         uid_base = 400_000 + random.randrange(1_000_000) * _UIDS
@@ -284,7 +297,7 @@ class Server:
 
 def remove_orphans() -> None:
     """What tests that were killed left: each Torpor with everything of it. Its directory names the process that it belonged to."""
-    for directory in Path("/var/tmp").glob(f"{_PREFIX}*-*"):
+    for directory in [path for place in (_DISK, _MEMORY) for path in place.glob(f"{_PREFIX}*-*")]:
         owner = directory.name.removeprefix(_PREFIX).partition("-")[0]
         if owner.isdecimal() and start_ticks(int(owner)) is None and os.geteuid() in (0, directory.stat().st_uid):
             for process in Path("/proc").glob("[0-9]*"):

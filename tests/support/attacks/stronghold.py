@@ -51,7 +51,7 @@ def stronghold(**settings: Any) -> Iterator[Stronghold]:
     """A Torpor of its own. Whatever the tenants did, it must not have stumbled."""
     usual: dict[str, Any] = {"sandbox": "full", "freeze_after_s": 300, "page_after_s": "never", "stop_after_s": "never"}
     usual["tls"] = "allow"
-    with Server(None, **(usual | settings)) as server:
+    with Server(on_disk=True, **(usual | settings)) as server:
         neighbour = server.create("neighbour")
         with psycopg.connect(neighbour.url, autocommit=True) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 'secret of the neighbour' AS text")

@@ -34,6 +34,11 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
+def gate(place: Path) -> str:
+    """What a script waits with until the test has hold of it, and says so: one that is gone at once can't be started in order."""
+    return f"until [ -e {place}/gate ]; do sleep 0.01; done"
+
+
 def plan(place: Path, script: str = "exit 0") -> LaunchPlan:
     """A plan whose postgres is a shell script: it has the listener as descriptor 3, the promise as 4."""
     (place / "bin").mkdir()
@@ -180,8 +185,9 @@ async def test_what_it_has_forked_meanwhile_is_put_into_the_tree_too(place: Path
 async def test_one_that_ended_before_it_was_in_its_tree_is_not_let_go(place: Path) -> None:
     """Nothing that it has left behind begins, either."""
     tree = SignalTrees().open("d")
-    script = "(echo ended $(head -c 1 <&5 | wc -c) >&2) & exit 0"
+    script = f"(echo ended $(head -c 1 <&5 | wc -c) >&2) & {gate(place)}; exit 0"
     launch = spawn(plan(place, script), tree, place / "run/s")
+    (place / "gate").touch()
     await until(lambda: start_ticks(launch.process.pid) is None)
     await launch.enter([])
     await until(lambda: "ended" in (place / "log").read_text())
@@ -192,7 +198,8 @@ async def test_one_that_ended_before_it_was_in_its_tree_is_not_let_go(place: Pat
 
 async def test_one_that_ended_before_it_could_enter(place: Path) -> None:
     tree = SignalTrees().open("d")
-    launch = spawn(plan(place, "exit 1"), tree, place / "run/door.sock")
+    launch = spawn(plan(place, f"{gate(place)}; exit 1"), tree, place / "run/door.sock")
+    (place / "gate").touch()
     await end(launch, tree)
     await launch.enter([])
     with pytest.raises(ComputeStartFailed):
