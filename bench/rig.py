@@ -148,7 +148,7 @@ def running(pool_gib: int = 20, **settings: object) -> Iterator[BenchServer]:
     """A Torpor on an XFS pool (a sparse loop file). Exits with one sentence where that can't be had."""
     need_root()
     data_dir = Path(tempfile.mkdtemp(prefix="torpor-bench-", dir="/var/tmp"))
-    server = BenchServer(data_dir, **{"uid_base": _UIDS.start, **settings})
+    server = BenchServer(data_dir, on_disk=True, **{"uid_base": _UIDS.start, **settings})
     try:
         try:
             make_pool(data_dir, pool_gib * GIB, Machine())
