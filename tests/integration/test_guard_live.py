@@ -114,8 +114,8 @@ def test_the_true_address_is_seen_by_everybody(server: Server, database: MadeDat
     refusal_of(one.url(database.url).replace(database.password, "wrong"))
     refused = eventually(lambda: events(server, "login refused"))
     assert refused[-1]["client"] == ONE
-    (offender, *_) = server.call("GET", "/v1/host")["refused"]
-    assert (offender["address"], offender["reason"], offender["target"]) == (ONE, "wrong_password", database.name)
+    offenders = {(one["address"], one["reason"], one["target"]) for one in server.call("GET", "/v1/host")["refused"]}
+    assert (ONE, "wrong_password", database.name) in offenders
 
 
 def test_a_cancel_request_works_through_a_balancer(database: MadeDatabase, one: Balancer, other: Balancer) -> None:

@@ -39,6 +39,15 @@ def _new_directory(on_disk: bool) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_MEMORY if in_memory else _DISK))
 
 
+def _is_mapped(path: Path) -> bool:
+    """Whether a process that we may look into has the file in its memory."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if str(path) in maps.read_text():
+                return True
+    return False
+
+
 def _available_bytes() -> int:
     return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) << 10
 
@@ -271,9 +280,13 @@ class Server:
     def _remove_shared_memory(self) -> None:
         """What computes that were killed, and never started again, had in /dev/shm."""
         base = int(str(self.settings["uid_base"]))
+        user = (
+            self.data_dir.stat().st_uid if self.data_dir.exists() else 0
+        )  # an ordinary user's computes all have that one's uid: others may be in use
         for path in Path("/dev/shm").glob("PostgreSQL.*"):
             with contextlib.suppress(FileNotFoundError):
-                if base <= path.stat().st_uid < base + _UIDS:
+                owner = path.stat().st_uid
+                if base <= owner < base + _UIDS or (owner == user != 0 and not _is_mapped(path)):
                     path.unlink()
 
     def _unmount_images(self) -> None:
