@@ -201,9 +201,11 @@ def named_peer_sockets_of(pid: int) -> list[socket.socket]:
 
 
 def _sockets_of(pid: int, is_wanted: Callable[[socket.socket], bool]) -> list[socket.socket]:
-    found = []
+    found: list[socket.socket] = []
     pidfd = os.pidfd_open(pid)
     try:
+        if start_ticks(pid) is None:
+            return found  # a zombie has none, but its directory is root's, so that looking would be refused to an ordinary user
         for name in os.listdir(f"/proc/{pid}/fd"):
             try:
                 target = os.readlink(f"/proc/{pid}/fd/{name}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -253,6 +254,18 @@ def test_a_client_that_has_left_is_still_found() -> None:
             found = tcp_sockets_of(process.pid, port)
             assert len(found) == 1
             found[0].close()
+
+
+def test_a_zombie_has_no_sockets_for_an_ordinary_user_either() -> None:
+    process = start("true")
+    wait_dead(process.pid)
+    user = os.geteuid()
+    os.seteuid(user or pwd.getpwnam("nobody").pw_uid)
+    try:
+        assert tcp_sockets_of(process.pid, None) == []
+    finally:
+        os.seteuid(user)
+        process.wait()
 
 
 def test_the_sockets_of_nobody() -> None:
