@@ -28,6 +28,7 @@ from tests.support.faults import (
     run_program,
     stop_database,
 )
+from tests.support.processes import starting_postmaster
 from tests.support.server import MadeDatabase, Server
 
 pytestmark = [pytest.mark.fault]
@@ -205,17 +206,17 @@ def test_killed_while_a_compute_starts(server: Server, database: MadeDatabase, s
 def test_half_started_compute_serves_its_clients(server: Server, database: MadeDatabase) -> None:
     """It was launched, and still reads its files when the next Torpor finds it."""
     stop_database(server, database)
-    pid_file = server.data_dir / "volumes" / database.id / "data" / "postmaster.pid"
+    data = server.data_dir / "volumes" / database.id / "data"
     waker, _ = in_thread(lambda: connect(database).close())
-    while not (words := pid_file.read_text().split() if pid_file.exists() else []):
-        pass
-    os.kill(int(words[0]), signal.SIGSTOP)
-    assert "ready" not in pid_file.read_text()
+    assert server.process is not None
+    postmaster = starting_postmaster(server.process.pid, data)
+    os.kill(postmaster, signal.SIGSTOP)
+    assert "ready" not in (data / "postmaster.pid").read_text()
     server.kill()
     waker.join(40)
     server.start()
     with contextlib.suppress(ProcessLookupError):
-        os.kill(int(words[0]), signal.SIGCONT)
+        os.kill(postmaster, signal.SIGCONT)
     with connect(database) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 

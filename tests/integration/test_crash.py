@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.faults import Inserter, eventually, host_pid, in_thread, processes_of, put_to_sleep, refusal_of, stop_database
 from tests.support.pace import in_time
+from tests.support.processes import starting_postmaster
 from tests.support.server import MadeDatabase, Server
 
 pytestmark = [pytest.mark.fault]
@@ -149,14 +150,12 @@ def test_killed_while_it_starts(server: Server, database: MadeDatabase) -> None:
     with connect(database) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS x")
     stop_database(server, database)
-    pid_file = server.data_dir / "volumes" / database.id / "data" / "postmaster.pid"
     said: list[tuple[str, str]] = []
     waiter, _ = in_thread(lambda: said.append(refusal_of(database.url)))
-    while not (words := pid_file.read_text().split() if pid_file.exists() else []):
-        pass
-    os.kill(int(words[0]), signal.SIGKILL)
+    assert server.process is not None
+    os.kill(starting_postmaster(server.process.pid, server.data_dir / "volumes" / database.id / "data"), signal.SIGKILL)
     waiter.join(40)
-    if said:  # else it was ready before the signal came
+    if said:  # else it was ready just before the signal came
         assert said[0][0] == "58000"
         assert f"database {database.name} can't start" in said[0][1]
 

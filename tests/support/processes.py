@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from torpor.base.processes import inner_pid, start_ticks
+from torpor.base.processes import descendants, inner_pid, start_ticks
 
 
 def by_volume(data_dir: Path) -> dict[str, list[int]]:
@@ -32,6 +32,21 @@ def postmaster_of(data: Path) -> int | None:
             if inner_pid(pid) == inner and start_ticks(pid) is not None and os.path.samefile(f"/proc/{pid}/cwd", data):
                 return pid
     return None
+
+
+def starting_postmaster(torpor: int, data: Path) -> int:
+    """The postmaster that a Torpor launches now, as soon as it has written its pid file, and long before it is ready."""
+    pid_file = data / "postmaster.pid"
+    while not (words := pid_file.read_text().split() if pid_file.exists() else []):
+        pass
+    # Until it is ready it is below Torpor; to look through all processes would take longer than its start.
+    while "ready" not in words:
+        for pid in descendants(torpor):
+            with contextlib.suppress(OSError):
+                if inner_pid(pid) == int(words[0]) and Path(f"/proc/{pid}/comm").read_text() == "postgres\n":
+                    return pid
+        words = pid_file.read_text().split()
+    raise AssertionError("PostgreSQL was ready before it was found")
 
 
 def _volume_of(process: Path, directory: Path, volumes: dict[tuple[int, int], str]) -> str | None:
