@@ -1,5 +1,6 @@
 """Draining: what runs may finish, what rests is ended with a word, newcomers wait, and at the deadline all is over."""
 
+import contextlib
 import json
 import os
 import select
@@ -7,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeAlias
 
 import psycopg
 import pytest
@@ -18,6 +21,7 @@ import pytest
 from tests.support.faults import eventually, in_thread, put_to_sleep
 from tests.support.server import MadeDatabase, Server
 
+Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
 GATE = "pg_advisory_xact_lock(7)"
 """Whoever has it in a transaction decides how long the statements of others run."""
 
@@ -37,8 +41,21 @@ def server(running: Server) -> Server:
     return running
 
 
-def connect(database: MadeDatabase, sslmode: str = "prefer") -> "psycopg.Connection[tuple[object, ...]]":
+def connect(database: MadeDatabase, sslmode: str = "prefer") -> Connection:
     return psycopg.connect(database.url, autocommit=True, connect_timeout=40, sslmode=sslmode)
+
+
+@contextlib.contextmanager
+def statement_at_the_gate(
+    server: Server, database: MadeDatabase
+) -> Iterator[tuple[Connection, Connection, threading.Thread, list[BaseException]]]:
+    """A session whose statement waits in a thread, the one with the gate that it waits for, the thread, and how the statement failed."""
+    with connect(database) as worker, connect(database) as gate:
+        gate.execute("BEGIN")
+        gate.execute(f"SELECT {GATE}")
+        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
+        eventually(lambda: _asked(server, database))
+        yield worker, gate, working, failures
 
 
 def ask(database: MadeDatabase) -> object:
@@ -65,7 +82,7 @@ def told(server: Server) -> str:
     return (server.data_dir / "told.log").read_text()
 
 
-def last_words(connection: "psycopg.Connection[tuple[object, ...]]") -> tuple[str | None, str]:
+def last_words(connection: Connection) -> tuple[str | None, str]:
     with pytest.raises(psycopg.OperationalError) as caught:
         connection.execute("SELECT 1")
     return caught.value.sqlstate, str(caught.value)
@@ -134,7 +151,7 @@ def _asked(server: Server, database: MadeDatabase) -> bool:
     return any("_lock" in cause["detail"] for cause in server.view(database.name)["database"]["awake_because"])
 
 
-def _has_word(connection: "psycopg.Connection[tuple[object, ...]]") -> bool:
+def _has_word(connection: Connection) -> bool:
     """Whether something came on an idle connection."""
     return bool(select.select([connection.pgconn.socket], [], [], 0)[0])
 
@@ -142,11 +159,7 @@ def _has_word(connection: "psycopg.Connection[tuple[object, ...]]") -> bool:
 def test_newcomers_wait_and_the_next_torpor_serves_them(server: Server) -> None:
     """Drained with a successor: no connection is refused, and the statement that ran is still running there."""
     database, other = server.create(), server.create()
-    with connect(database) as worker, connect(database) as gate:
-        gate.execute("BEGIN")
-        gate.execute(f"SELECT {GATE}")
-        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
-        eventually(lambda: _asked(server, database))
+    with statement_at_the_gate(server, database) as (worker, gate, working, failures):
         server.call("POST", "/v1/drain", {"timeout_s": 60})
         with ThreadPoolExecutor(4) as pool:
             newcomers = [pool.submit(ask, other) for _ in range(4)]
@@ -167,11 +180,7 @@ def test_newcomers_wait_and_the_next_torpor_serves_them(server: Server) -> None:
 
 def test_the_deadline_ends_what_is_left_and_those_who_wait_are_told(server: Server) -> None:
     database = server.create()
-    with connect(database) as worker, connect(database) as transaction:
-        transaction.execute("BEGIN")
-        transaction.execute(f"SELECT {GATE}")
-        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
-        eventually(lambda: _asked(server, database))
+    with statement_at_the_gate(server, database) as (_worker, transaction, working, failures):
         drainer = command(server, "drain", "--timeout=600s", "--json", "--no-wait")
         assert json.loads(drainer.communicate(timeout=60)[0])["state"] == "draining"
         waiting, refused = in_thread(lambda: ask(database))
@@ -191,11 +200,7 @@ def test_the_deadline_ends_what_is_left_and_those_who_wait_are_told(server: Serv
 
 def test_a_second_signal_ends_it_at_once(server: Server) -> None:
     database = server.create()
-    with connect(database) as worker, connect(database) as gate:
-        gate.execute("BEGIN")
-        gate.execute(f"SELECT {GATE}")
-        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
-        eventually(lambda: _asked(server, database))
+    with statement_at_the_gate(server, database) as (worker, gate, working, failures):
         os.kill(server.pid, signal.SIGTERM)
         eventually(lambda: server.call("GET", "/v1/drain")["state"] == "draining")
         os.kill(server.pid, signal.SIGTERM)
@@ -209,11 +214,7 @@ def test_a_second_signal_ends_it_at_once(server: Server) -> None:
 
 def test_ctrl_c_ends_statements(server: Server) -> None:
     database = server.create()
-    with connect(database) as worker, connect(database) as gate:
-        gate.execute("BEGIN")
-        gate.execute(f"SELECT {GATE}")
-        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
-        eventually(lambda: _asked(server, database))
+    with statement_at_the_gate(server, database) as (_worker, gate, working, failures):
         os.kill(server.pid, signal.SIGINT)
         assert ended(server) == 0
         working.join(40)

@@ -18,6 +18,8 @@ from tests.support.faults import eventually, host_pid, put_to_sleep, stop_databa
 from tests.support.server import MadeDatabase, Server
 from torpor.base.processes import inner_pid, namespace_init
 
+pytestmark = pytest.mark.root  # levels are tried as root and as nobody
+
 _NAMESPACES = ("pid", "mnt", "ipc", "uts", "net")
 
 
@@ -31,8 +33,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A Torpor on a host that gives that level."""
     settings: dict[str, Any] = {"freeze_after_s": 1, "page_after_s": "never", "stop_after_s": "never"}
     made = Server(**settings) if request.param in ("full", "no_user_namespace", "own_user") else UserServer(**settings)
-    if os.geteuid() != 0:
-        pytest.skip("levels are tried as root and as nobody")
     made.allow_only(request.param)
     with made:
         yield made
@@ -56,7 +56,6 @@ def status(pid: int, key: str) -> str:
     return next(line.split(":")[1].strip() for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(f"{key}:"))
 
 
-@pytest.mark.root
 def test_what_the_kernel_says_of_a_compute(server: Server, database: MadeDatabase, level: str) -> None:
     assert server.view(database.name)["sandbox"].startswith(f"{level}, ")
     with connect(database) as connection:
@@ -77,7 +76,6 @@ def test_what_the_kernel_says_of_a_compute(server: Server, database: MadeDatabas
             assert int(limits["Max open files"]) <= 4096
 
 
-@pytest.mark.root
 def test_it_sleeps_wakes_cancels_and_is_adopted(server: Server, database: MadeDatabase, level: str) -> None:
     with connect(database) as connection:
         connection.execute("CREATE TEMP TABLE kept AS SELECT 7 AS x")
@@ -109,7 +107,6 @@ def _cancel_soon(connection: "psycopg.Connection[tuple[object, ...]]") -> None:
         timer.join()
 
 
-@pytest.mark.root
 def test_parallel_queries_have_shared_memory(server: Server, database: MadeDatabase) -> None:
     with connect(database) as connection:
         connection.execute("CREATE TABLE numbers AS SELECT g FROM generate_series(1, 200000) g")
@@ -121,7 +118,6 @@ def test_parallel_queries_have_shared_memory(server: Server, database: MadeDatab
         assert "Workers Launched" in plan
 
 
-@pytest.mark.root
 def test_only_the_sandbox_is_left_after_the_start(server: Server, database: MadeDatabase, level: str) -> None:
     """What made it has ended; its first process remains, and with that everything ends."""
     if level in ("own_user", "none"):
@@ -139,7 +135,6 @@ def test_only_the_sandbox_is_left_after_the_start(server: Server, database: Made
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-@pytest.mark.root
 def test_what_outlived_its_postmaster_is_ended_before_the_next_start(server: Server, database: MadeDatabase, level: str) -> None:
     """Also when Torpor was killed first, and has no cgroup to find it by: the sandbox holds a lock on the volume."""
     if level in ("own_user", "none"):
@@ -159,7 +154,6 @@ def test_what_outlived_its_postmaster_is_ended_before_the_next_start(server: Ser
     assert not Path(f"/proc/{first}").exists() or status(first or 0, "State").startswith("Z")
 
 
-@pytest.mark.root
 def test_a_host_that_gives_less_than_asked_for_is_refused() -> None:
     server = Server(sandbox="full")
     server.allow_only("own_user")
@@ -179,7 +173,6 @@ def generous() -> Iterator[Server]:
         assert "Traceback" not in made.log, made.log[-6000:]
 
 
-@pytest.mark.root
 def test_an_owner_may_be_a_superuser(generous: Server) -> None:
     database = generous.create(superuser=True)
     assert generous.view(database.name)["database"]["superuser"]
@@ -205,7 +198,6 @@ def test_an_owner_may_be_a_superuser(generous: Server) -> None:
         connection.execute("SELECT 1")
 
 
-@pytest.mark.root
 def test_superusers_take_the_setting() -> None:
     with Server() as server:
         status_code, error = server.refusal("POST", "/v1/databases", {"superuser": True})
@@ -213,7 +205,6 @@ def test_superusers_take_the_setting() -> None:
     assert "tenant_superuser" in error["hint"]
 
 
-@pytest.mark.root
 def test_what_an_owner_may_do(server: Server, database: MadeDatabase) -> None:
     with connect(database) as connection:
         connection.execute("CREATE ROLE clerk LOGIN PASSWORD 'secret'")
@@ -228,7 +219,6 @@ def test_what_an_owner_may_do(server: Server, database: MadeDatabase) -> None:
                 connection.execute(statement)
 
 
-@pytest.mark.root
 def test_login_triggers_do_not_run_in_torpors_own_sessions() -> None:
     with Server(tenant_superuser=True, freeze_after_s="never") as server:
         database = server.create(superuser=True)

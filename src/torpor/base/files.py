@@ -1,4 +1,4 @@
-"""Reading files that belong to somebody who may mean harm: a tenant's volume is the tenant's.
+"""Files: reading those of somebody who may mean harm (a tenant's volume is the tenant's), and making the names of our own durable.
 
 Concurrency: short blocking reads, which never wait for anybody: not for the writer of a pipe, not for who holds a lease.
 """
@@ -28,5 +28,14 @@ def read_untrusted(path: Path, limit: int = _SMALL_BYTES) -> str:
     fd = open_untrusted(path)
     try:
         return os.read(fd, limit).decode(errors="replace")
+    finally:
+        os.close(fd)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was made, renamed or removed in it durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
     finally:
         os.close(fd)

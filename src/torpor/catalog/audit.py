@@ -3,12 +3,12 @@
 The table itself refuses changes, and removals of what wasn't moved to a file (triggers in 0003_workspaces.sql).
 """
 
-from collections.abc import Callable
-from dataclasses import astuple
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, fields
+from typing import Any
 
 from torpor.catalog.records import Records
 from torpor.model.audit import Anchor, AuditFilter, AuditRecord, AuditResult
-from torpor.model.workspace import WorkspaceId
 
 
 class AuditRecords(Records):
@@ -39,7 +39,7 @@ class AuditRecords(Records):
 
     def unfinished(self) -> list[AuditRecord]:
         """Those that say that something was begun, of which no other says what became of it."""
-        return [_record(*row) for row in self._read("audit_unfinished")]
+        return [_record(row) for row in self._read("audit_unfinished")]
 
     def move_anchor(self, anchor: Anchor) -> None:
         """Let go of all records up to `anchor`, which must be one of them."""
@@ -60,26 +60,15 @@ class AuditRecords(Records):
             "until": wanted.until,
             "outcomes": wanted.outcomes,
         }
-        return [_record(*row) for row in self._read(statement, values)]
+        return [_record(row) for row in self._read(statement, values)]
 
 
-def _record(
-    number: int,
-    at: float,
-    actor: str,
-    actor_name: str,
-    address: str,
-    action: str,
-    target: str,
-    workspace: WorkspaceId | None,
-    result: str,
-    detail: str,
-    begun: int | None,
-    previous: str,
-    hash: str,
-) -> AuditRecord:
-    known = AuditResult(result) if result in _RESULTS else result  # a changed record must still be read, to be found
-    return AuditRecord(number, at, actor, actor_name, address, action, target, workspace, known, detail, begun, previous, hash)  # type: ignore[arg-type]  # as above
+def _record(row: Sequence[Any]) -> AuditRecord:
+    values = list(row)
+    if values[_RESULT] in _RESULTS:  # a changed record must still be read, to be found
+        values[_RESULT] = AuditResult(values[_RESULT])
+    return AuditRecord(*values)
 
 
+_RESULT = [field.name for field in fields(AuditRecord)].index("result")
 _RESULTS = frozenset(AuditResult)

@@ -16,6 +16,7 @@ from typing import Any
 
 import apsw
 
+from torpor.base.files import sync_directory
 from torpor.catalog.records import Records, faults
 from torpor.catalog.schema import migrate
 from torpor.model.database import ComputeRecord, Database, DatabaseState, Role, Step, Wake
@@ -270,11 +271,7 @@ def _make(path: Path) -> None:
     finally:
         connection.close()  # the last connection folds the log into the file
     new.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
 
 
 def _prepare(connection: apsw.Connection) -> None:

@@ -28,7 +28,11 @@ access = LazyGroup(
 
 _workspace = click.option("--workspace", help="The lists of this workspace.")
 _database = click.option("--database", help="The lists of this database.")
-_networks = click.argument("networks", nargs=-1, required=True)
+
+
+def _changing(command: Callable[..., None]) -> click.Command:
+    """A command that changes lists: of what scope, and with which networks."""
+    return click.command()(click.argument("networks", nargs=-1, required=True)(_workspace(_database(with_invocation(command)))))
 
 
 @click.command()
@@ -42,11 +46,7 @@ def show(invocation: Invocation, workspace: str | None, database: str | None) ->
     invocation.emit(answer, lambda: _words(client.decode(AccessView, answer), _scope(workspace, database)))
 
 
-@click.command()
-@_networks
-@_workspace
-@_database
-@with_invocation
+@_changing
 def allow(invocation: Invocation, networks: tuple[str, ...], workspace: str | None, database: str | None) -> None:
     """Admit these addresses (203.0.113.7) or networks (203.0.113.0/24). As soon as the list has an entry, all others are kept out."""
     wanted = [check_network(network) for network in networks]
@@ -57,11 +57,7 @@ def allow(invocation: Invocation, networks: tuple[str, ...], workspace: str | No
     _change(invocation, workspace, database, change)
 
 
-@click.command()
-@_networks
-@_workspace
-@_database
-@with_invocation
+@_changing
 def deny(invocation: Invocation, networks: tuple[str, ...], workspace: str | None, database: str | None) -> None:
     """Keep these addresses or networks out, whatever is allowed. Their sessions end within a second."""
     wanted = [check_network(network) for network in networks]
@@ -72,11 +68,7 @@ def deny(invocation: Invocation, networks: tuple[str, ...], workspace: str | Non
     _change(invocation, workspace, database, change)
 
 
-@click.command()
-@_networks
-@_workspace
-@_database
-@with_invocation
+@_changing
 def remove(invocation: Invocation, networks: tuple[str, ...], workspace: str | None, database: str | None) -> None:
     """Take these entries off both lists, as they are written there. An allow list that is empty then admits everybody."""
     unwanted = {check_network(network) for network in networks}

@@ -17,6 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from torpor.base.clock import Clock
+from torpor.base.files import sync_directory
 from torpor.base.logs import get_logger
 from torpor.catalog.audit import AuditRecords
 from torpor.model.audit import MAX_DETAIL, MAX_TARGET, Anchor, AuditFilter, AuditRecord, AuditResult, clean, seal
@@ -183,8 +184,4 @@ def _write(path: Path, records: Iterable[AuditRecord]) -> None:
         file.flush()
         os.fsync(descriptor)
     new.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
