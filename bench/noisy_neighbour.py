@@ -171,7 +171,7 @@ def _unlimited(torpor: BenchServer, *databases: MadeDatabase) -> Iterator[None]:
     def lift() -> None:
         while not over.wait(0.1):
             for database in databases:
-                files = layout.below(f"{instance}/{database.id}")
+                files = layout.below(f"{instance}.{database.id}")
                 cpu, memory = files.cpu_v1 or files.unified, files.memory_v1 or files.unified
                 for directory, name, value in (
                     (cpu, "cpu.idle", "0"), (cpu, "cpu.cfs_quota_us", "-1"), (cpu, "cpu.max", "max"),

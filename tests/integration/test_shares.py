@@ -32,7 +32,7 @@ def torpor() -> Iterator[Server]:
 def files(server: Server, database: MadeDatabase) -> Files:
     """Where the limits of a compute are."""
     trees: Any = detect(instance_name(server.data_dir))
-    found: Files = trees._base.below(f"{instance_name(server.data_dir)}/{database.id}")
+    found: Files = trees._base.below(f"{instance_name(server.data_dir)}.{database.id}")
     return found
 
 

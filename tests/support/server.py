@@ -300,12 +300,9 @@ class Server:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             head, _, tail = line.partition(" - ")
             if tail.startswith("cgroup"):
-                parent = Path(head.split(" ")[4]) / instance_name(self.data_dir)
-                if parent.exists():
-                    for child in [*parent.iterdir(), parent]:
-                        if child.is_dir():
-                            with contextlib.suppress(OSError):
-                                child.rmdir()
+                for directory in Path(head.split(" ")[4]).glob(f"{instance_name(self.data_dir)}.*"):
+                    with contextlib.suppress(OSError):
+                        directory.rmdir()
 
 
 def remove_orphans() -> None:

@@ -110,10 +110,6 @@ class Trees(Protocol):
         """Trees that exist on the host."""
         ...
 
-    async def close(self) -> None:
-        """Remove the parent of all trees if none is left."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -165,7 +161,7 @@ def layout_from_mounts(mountinfo: str) -> Layout:
 
 
 def detect(instance: str, mountinfo: Path = Path("/proc/self/mountinfo"), own: Path = Path("/proc/self/cgroup")) -> Trees:
-    """The best trees this host lets us have, under a parent called `instance`. Never fails: signals are the last resort."""
+    """The best trees this host lets us have, their names beginning with `instance`. Never fails: signals are the last resort."""
     layout = layout_from_mounts(mountinfo.read_text())
     for base in _candidate_bases(layout, own):
         with contextlib.suppress(OSError):
@@ -186,40 +182,41 @@ def _candidate_bases(layout: Layout, own: Path) -> Iterable[Layout]:
 
 
 class CgroupTrees:
-    """Trees as cgroups below `<hierarchy>/<instance>`."""
+    """Trees as cgroups `<hierarchy>/<instance>.<name>`.
+
+    Side by side with everything else on the host, not below a parent of their own: a compute that yields must yield to the kernel's
+    threads (a commit waits for them), to clients and to Torpor as well, and a parent would give it a share in the name of all computes.
+    """
 
     def __init__(self, base: Layout, instance: str) -> None:
-        """Raises OSError when the parent directories can't be made."""
+        """Raises OSError when directories can't be made."""
         self._base = base
-        self._instance = instance
-        self.can_reclaim = True
-        for root in base.roots:
-            (root / instance).mkdir(exist_ok=True)
+        self._prefix = f"{instance}."
         if base.unified is not None:
-            for directory in (base.unified, base.unified / instance):
-                _enable_controllers(directory)
-            if base.memory_v1 is None:
-                self.can_reclaim = "memory" in _read(base.unified / instance / "cgroup.subtree_control").split()
-        if base.memory_v1 is not None:
-            with contextlib.suppress(OSError):  # the default on some kernels, an error on others
-                (base.memory_v1 / instance / "memory.use_hierarchy").write_text("1")
+            _enable_controllers(base.unified)
+        probe = f"{instance}-probe-{os.getpid()}"
+        made: list[Path] = []
+        try:
+            for root in base.roots:
+                (root / probe).mkdir()
+                made.append(root / probe)
+            self.held = held(base.below(probe))
+        finally:
+            for directory in made:
+                directory.rmdir()
+        controllers = _read(base.unified / "cgroup.subtree_control").split() if base.unified else []
+        self.can_reclaim = base.unified is None or base.memory_v1 is not None or "memory" in controllers
         kind = "v2" if base.memory_v1 is None and base.unified else "hybrid" if base.unified else "v1"
         self.description = f"cgroups {kind}"
-        self.held = held(base.below(instance))
 
     def open(self, name: str) -> "CgroupTree":
-        directories = [root / self._instance / name for root in self._base.roots]
-        for directory in directories:
-            directory.mkdir(exist_ok=True)
-        return CgroupTree(self._base, f"{self._instance}/{name}")
+        for root in self._base.roots:
+            (root / (self._prefix + name)).mkdir(exist_ok=True)
+        return CgroupTree(self._base, self._prefix + name)
 
     def names(self) -> list[str]:
-        return sorted({entry.name for root in self._base.roots for entry in os.scandir(root / self._instance) if entry.is_dir()})
-
-    async def close(self) -> None:
-        for root in self._base.roots:
-            with contextlib.suppress(OSError):
-                (root / self._instance).rmdir()
+        found = {entry.name for root in self._base.roots for entry in os.scandir(root) if entry.name.startswith(self._prefix)}
+        return sorted(name.removeprefix(self._prefix) for name in found)
 
 
 class CgroupTree:
@@ -347,9 +344,6 @@ class SignalTrees:
 
     def names(self) -> list[str]:
         return []
-
-    async def close(self) -> None:
-        """Nothing was made."""
 
 
 class SignalTree:

@@ -260,7 +260,6 @@ class House:
         """End what runs beside the computes, and close the files."""
         await self._tasks.stop()
         self._flush()
-        await self._trees.close()
         self._catalog.close()
 
     def reload_certificates(self) -> None:

@@ -80,8 +80,10 @@ def test_a_user_gets_the_nearest_cgroup_that_was_delegated(tmp_path: Path, monke
         "torpor-1", mounts(tmp_path, ("cgroup2", "nsdelegate", str(root))), own(tmp_path, "/user.slice/user-1000.slice/gone/app")
     )
     assert isinstance(trees, CgroupTrees)
-    assert (root / "user.slice/user-1000.slice/torpor-1").is_dir()
-    assert not (root / "torpor-1").exists()
+    trees.open("d1")
+    assert os.listdir(root) == ["user.slice"]
+    assert "torpor-1.d1" in os.listdir(root / "user.slice/user-1000.slice")
+    assert not any("probe" in name for name in os.listdir(root / "user.slice/user-1000.slice"))
     assert trees.description == "cgroups v2"
 
 
@@ -108,7 +110,6 @@ def test_root_gets_the_whole_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trees = detect("t", hybrid, own(tmp_path, "/"))
     assert trees.description == "cgroups hybrid"
     assert trees.can_reclaim
-    assert (tmp_path / "memory/t/memory.use_hierarchy").read_text() == "1"
 
 
 def test_no_cgroups_at_all(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_reclaim_needs_the_memory_controller(tmp_path: Path, monkeypatch: pytest
 @pytest.fixture
 def v2(tmp_path: Path) -> tuple[CgroupTree, Path]:
     trees = CgroupTrees(Layout(tmp_path, None, None, None), "t")
-    return trees.open("d1"), tmp_path / "t/d1"
+    return trees.open("d1"), tmp_path / "t.d1"
 
 
 @pytest.fixture
@@ -146,12 +147,12 @@ def v1(tmp_path: Path) -> tuple[CgroupTree, Path]:
 
 def test_trees_are_directories_in_every_hierarchy(v1: tuple[CgroupTree, Path]) -> None:
     tree, root = v1
-    assert tree.entrances() == [root / name / "t/d1/cgroup.procs" for name in ("memory", "freezer", "cpu")]
+    assert tree.entrances() == [root / name / "t.d1/cgroup.procs" for name in ("memory", "freezer", "cpu")]
     assert all(entrance.parent.is_dir() for entrance in tree.entrances())
-    assert "t/d1" in repr(tree)
+    assert "t.d1" in repr(tree)
 
 
-async def test_trees_are_found_again_and_the_parent_goes_when_empty(tmp_path: Path) -> None:
+async def test_trees_are_found_again_beside_those_of_others(tmp_path: Path) -> None:
     for name in ("memory", "freezer"):
         (tmp_path / name).mkdir()
     trees = CgroupTrees(Layout(None, tmp_path / "memory", tmp_path / "freezer", None), "t")
@@ -159,16 +160,15 @@ async def test_trees_are_found_again_and_the_parent_goes_when_empty(tmp_path: Pa
     assert trees.names() == []
     tree = trees.open("d2")
     trees.open("d1")
-    (tmp_path / "freezer/t/d3").mkdir()  # left in one hierarchy only
+    (tmp_path / "freezer/t.d3").mkdir()  # left in one hierarchy only
+    (tmp_path / "memory/t2.d4").mkdir()
+    (tmp_path / "memory/tasks").touch()
     assert trees.names() == ["d1", "d2", "d3"]
     assert trees.open("d2").entrances() == tree.entrances()
-    (tmp_path / "memory/t/memory.use_hierarchy").unlink()  # a real one would go with its directory
-    await trees.close()
-    assert (tmp_path / "memory/t/d1").is_dir()
     for name in ("d1", "d2", "d3"):
         await trees.open(name).remove()
-    await trees.close()
-    assert not (tmp_path / "memory/t").exists()
+    assert sorted(os.listdir(tmp_path / "memory")) == ["t2.d4", "tasks"]
+    assert os.listdir(tmp_path / "freezer") == []
 
 
 async def test_v2_freeze_waits_for_the_kernel(v2: tuple[CgroupTree, Path]) -> None:
@@ -192,12 +192,12 @@ async def test_v1_freeze_waits_for_the_kernel(v1: tuple[CgroupTree, Path], monke
     monkeypatch.setattr(cgroups, "_read", lambda path: answers.pop(0))  # a file can't answer with something else than was written
     await tree.freeze()
     assert answers == []
-    assert (root / "freezer/t/d1/freezer.state").read_text() == "FROZEN"
+    assert (root / "freezer/t.d1/freezer.state").read_text() == "FROZEN"
     monkeypatch.undo()
     assert tree.is_frozen()
     tree.thaw()
     assert not tree.is_frozen()
-    assert (root / "freezer/t/d1/freezer.state").read_text() == "THAWED"
+    assert (root / "freezer/t.d1/freezer.state").read_text() == "THAWED"
 
 
 async def test_a_process_that_does_not_freeze_is_let_go(v2: tuple[CgroupTree, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ async def test_a_v1_process_that_does_not_freeze_is_let_go(v1: tuple[CgroupTree,
     tree, root = v1
     with pytest.raises(TimeoutError):
         await tree.freeze()
-    assert (root / "freezer/t/d1/freezer.state").read_text() == "THAWED"
+    assert (root / "freezer/t.d1/freezer.state").read_text() == "THAWED"
 
 
 def test_v2_usage(v2: tuple[CgroupTree, Path]) -> None:
@@ -230,9 +230,9 @@ def test_v2_usage(v2: tuple[CgroupTree, Path]) -> None:
 def test_v1_usage(v1: tuple[CgroupTree, Path]) -> None:
     tree, root = v1
     assert tree.usage() == Usage(0, 0, 0)
-    (root / "cpu/t/d1/cpuacct.usage").write_text("5678\n")
-    (root / "memory/t/d1/memory.usage_in_bytes").write_text("4096\n")
-    (root / "memory/t/d1/memory.stat").write_text("cache 1\nswap 8192\ntotal_swap 9999\n")
+    (root / "cpu/t.d1/cpuacct.usage").write_text("5678\n")
+    (root / "memory/t.d1/memory.usage_in_bytes").write_text("4096\n")
+    (root / "memory/t.d1/memory.stat").write_text("cache 1\nswap 8192\ntotal_swap 9999\n")
     assert tree.usage() == Usage(5678, 4096, 8192)
 
 
@@ -243,7 +243,7 @@ def test_reclaim_asks_for_all_there_is(v2: tuple[CgroupTree, Path], v1: tuple[Cg
     assert (directory / "memory.reclaim").read_text().strip() == "123456"
     tree, root = v1
     tree.reclaim()
-    assert (root / "memory/t/d1/memory.force_empty").read_text() == "0"
+    assert (root / "memory/t.d1/memory.force_empty").read_text() == "0"
 
 
 def test_reclaim_that_fails_is_no_failure(v2: tuple[CgroupTree, Path]) -> None:
@@ -276,20 +276,20 @@ def test_a_kernel_without_cgroup_kill(v2: tuple[CgroupTree, Path]) -> None:
 def test_v1_kill_thaws_so_that_the_signal_arrives(v1: tuple[CgroupTree, Path]) -> None:
     tree, root = v1
     with subprocess.Popen(["sleep", "60"]) as process:
-        (root / "memory/t/d1/cgroup.procs").write_text(f"{process.pid}\n")
+        (root / "memory/t.d1/cgroup.procs").write_text(f"{process.pid}\n")
         assert tree.pids() == [process.pid]
         tree.kill()
         assert process.wait(5) == -signal.SIGKILL
-    assert (root / "freezer/t/d1/freezer.state").read_text() == "THAWED"
+    assert (root / "freezer/t.d1/freezer.state").read_text() == "THAWED"
 
 
 async def test_remove_waits_until_the_kernel_lets_go(v1: tuple[CgroupTree, Path]) -> None:
     tree, root = v1
-    busy = root / "freezer/t/d1/busy"
+    busy = root / "freezer/t.d1/busy"
     busy.touch()
     asyncio.get_running_loop().call_later(0.01, busy.unlink)
     await tree.remove()
-    assert not any((root / name / "t/d1").exists() for name in ("memory", "freezer", "cpu"))
+    assert not any((root / name / "t.d1").exists() for name in ("memory", "freezer", "cpu"))
     await tree.remove()
 
 

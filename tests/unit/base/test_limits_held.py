@@ -33,7 +33,6 @@ def tree() -> Iterator[CgroupTree]:
         made.thaw()
         made.kill()
         asyncio.run(made.remove())
-        asyncio.run(trees.close())
 
 
 def start(tree: CgroupTree, program: str, *arguments: str) -> "subprocess.Popen[bytes]":

@@ -73,7 +73,6 @@ async def _leave_nothing(trees: Trees, tree: Tree) -> AsyncIterator[None]:
     yield
     await tree.remove()
     assert trees.names() == []
-    await trees.close()
 
 
 async def test_a_frozen_tree_uses_no_processor_time(tree: Tree, burner: "subprocess.Popen[bytes]") -> None:
