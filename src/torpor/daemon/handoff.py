@@ -34,6 +34,7 @@ from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle
 from torpor.base.tasks import TaskOwner
 from torpor.daemon.directory import already_running
+from torpor.door.guard.throttle import Remembered
 from torpor.model.errors import AlreadyRunning, BadSettings, HostError, TakeOverFailed
 from torpor.model.settings import Settings
 
@@ -59,13 +60,15 @@ Packet = dict[str, Any]
 
 @dataclass(slots=True)
 class Estate:
-    """What passes from one Torpor to the next. `silent` are connections at the door of which nothing was read."""
+    """What passes from one Torpor to the next. `silent` are connections at the door of which nothing was read, `failures` who failed to
+    log in."""
 
     lock: int
     door: list[socket.socket]
     api: socket.socket
     silent: list[socket.socket] = field(default_factory=list)
     tickets: list[list[Any]] = field(default_factory=list)
+    failures: Remembered | None = None
 
     def packets(self) -> Iterator[tuple[Packet, list[int]]]:
         """As it is sent."""
@@ -75,6 +78,8 @@ class Estate:
             yield {"silent": True}, [one.fileno() for one in self.silent[start : start + _FDS_A_PACKET]]
         for start in range(0, len(self.tickets), _TICKETS_A_PACKET):
             yield {"tickets": self.tickets[start : start + _TICKETS_A_PACKET]}, []
+        if (known := self.failures) is not None:
+            yield {"failures": {"epoch": known.epoch, "layout": known.layout}}, [known.fd]
         yield {"whole": True}, []
 
 
@@ -318,8 +323,13 @@ def _read_estate(sock: socket.socket) -> Estate:
             estate.silent += [socket.socket(fileno=fd) for fd in fds]
         elif "tickets" in packet:
             estate.tickets += packet["tickets"]
+        elif isinstance(known := packet.get("failures"), dict) and len(fds) == 1 and estate.failures is None:
+            estate.failures = Remembered(fds[0], float(known["epoch"]), str(known["layout"]))
         elif "whole" in packet:
             return estate
+        else:  # what a newer Torpor gives, and this one doesn't know
+            for fd in fds:
+                os.close(fd)
 
 
 def _answer(sock: socket.socket) -> tuple[Packet, list[int]]:

@@ -138,7 +138,8 @@ class House:
                 self._catalog, self._volumes, self._trees, fleet, provisioner, self._warm_pool, directory.path / "run"
             )
             secret = hashlib.sha256(b"mock authentication " + token.encode()).digest()
-            self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers)
+            remembered = estate.failures if estate else None
+            self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers, remembered=remembered)
             undo.callback(self._guard.close)
             self.door = Door(
                 fleet,
@@ -260,6 +261,7 @@ class House:
         """End what runs beside the computes, and close the files."""
         await self._tasks.stop()
         self._flush()
+        self._guard.close()
         self._catalog.close()
 
     def reload_certificates(self) -> None:
@@ -323,9 +325,10 @@ class House:
         await self._fleet.leave_all()
         await self._relays.stop(leave=True)
         tickets = self._fleet.tickets.release()
+        failures = self._guard.release()
         await self._close()
         assert api is not None
-        return Estate(self._directory.give_lock(), listeners, api, silent, tickets)
+        return Estate(self._directory.give_lock(), listeners, api, silent, tickets, failures)
 
     def _facts(self) -> HostFacts:
         host, port = self.door.address

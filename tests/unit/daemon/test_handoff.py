@@ -14,6 +14,7 @@ import pytest
 
 from torpor.base.processes import ProcessHandle
 from torpor.daemon.handoff import Estate, Heir, Heirs, Predecessor, ask
+from torpor.door.guard.throttle import Remembered
 from torpor.model.errors import AlreadyRunning, BadSettings, TakeOverFailed
 from torpor.model.settings import Settings
 
@@ -31,8 +32,10 @@ def estate(tmp_path: Path) -> Iterator[Estate]:
     fcntl.flock(lock, fcntl.LOCK_EX)
     pairs = [socket.socketpair() for _ in range(450)]
     door, api = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
-    yield Estate(lock, [door], api, [one for one, _ in pairs], [[f"d{n}", "shop", "verifier", 59.5] for n in range(450)])
+    failures = Remembered(os.memfd_create("failures"), 12.5, "eight")
+    yield Estate(lock, [door], api, [one for one, _ in pairs], [[f"d{n}", "shop", "verifier", 59.5] for n in range(450)], failures)
     os.close(lock)
+    os.close(failures.fd)
     for sock in (door, api, *(sock for pair in pairs for sock in pair)):
         sock.close()
 
@@ -67,6 +70,11 @@ async def test_the_whole_estate_arrives(tmp_path: Path, settings: Settings, esta
     assert [os.fstat(one.fileno()).st_ino for one in taken.silent] == [os.fstat(one.fileno()).st_ino for one in estate.silent]
     assert not any(os.get_inheritable(one.fileno()) for one in (*taken.silent, *taken.door, taken.api))
     assert taken.tickets == estate.tickets
+    assert taken.failures is not None
+    assert estate.failures is not None
+    assert (taken.failures.epoch, taken.failures.layout) == (12.5, "eight")
+    assert os.path.samestat(os.fstat(taken.failures.fd), os.fstat(estate.failures.fd))
+    os.close(taken.failures.fd)
     # Nobody else gets the lock, though the one who had it has closed it.
     os.close(os.dup(estate.lock))
     third = os.open(tmp_path / "lock", os.O_RDWR)

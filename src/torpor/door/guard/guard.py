@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from torpor.door.guard.offenders import LogBudget, Offender, Offenders
 from torpor.door.guard.rates import RateLimit
-from torpor.door.guard.throttle import FailedLogins
+from torpor.door.guard.throttle import FailedLogins, Remembered
 from torpor.door.text import printable
 from torpor.model.access import AccessBook, ListScope, NetworkSet, address_key, parse_address
 from torpor.model.database import Database
@@ -165,12 +165,13 @@ class Guard:
         sessions: Sessions | None = None,
         load_balancers: Sequence[str] = (),
         book: AccessBook | None = None,
+        remembered: Remembered | None = None,
     ) -> None:
-        """`now` is monotonic; `secret` must not be known to clients."""
+        """`now` is monotonic; `secret` must not be known to clients; `remembered` is what the last guard on this host released."""
         self.now = now
         self.limits = limits or DoorLimits()
         self.book = book or AccessBook()
-        self.failures = FailedLogins(secret, now(), self.limits.failed_login_penalty_s)
+        self.failures = FailedLogins(secret, now(), self.limits.failed_login_penalty_s, remembered=remembered)
         self.offenders = Offenders()
         self.log_budget = LogBudget()
         self.courtesy = LogBudget()
@@ -280,8 +281,12 @@ class Guard:
         """Who was refused most of late."""
         return self.offenders.heaviest(limit, self.now())
 
+    def release(self) -> Remembered:
+        """Who failed to log in, for the next guard. Nothing else may be asked of this one any more."""
+        return self.failures.release()
+
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back. Idempotent."""
         self.failures.close()
 
 

@@ -4,10 +4,15 @@ Memory is bounded and mostly untouched: a table of 2^20 places of 16 bytes (16 M
 written to. The place of a pair is chosen by a hash with a secret key, in a set of eight. Where a set is full the weakest entry leaves:
 the fewest failures, then the oldest. So an entry of n failures stays until seven others of its set have as many: who wants to be rid of
 his own must fail about a million times n from other addresses, without knowing which of them count.
+
+The table is a file without a name, so that the next Torpor can inherit it: nobody waits for an upgrade to be forgiven.
 """
 
+import contextlib
 import mmap
+import os
 import struct
+from dataclasses import dataclass
 from hashlib import blake2b
 
 LONGEST_PENALTY_S = 3600.0
@@ -24,15 +29,36 @@ _TENTHS = 10
 _HASH = struct.Struct("<QQ")
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A table that passes from one Torpor to the next on the same host: its file, when its time begins, how it is laid out."""
+
+    fd: int
+    epoch: float
+    layout: str
+
+
 class FailedLogins:
     """The table. `capacity` is rounded up to whole sets; `secret` keeps strangers from choosing places. No first penalty: no penalties."""
 
-    def __init__(self, secret: bytes, now: float, first_penalty_s: float = 1.0, capacity: int = 1 << 20) -> None:
+    def __init__(
+        self, secret: bytes, now: float, first_penalty_s: float = 1.0, capacity: int = 1 << 20, remembered: Remembered | None = None
+    ) -> None:
+        """Goes on with what is `remembered`, and owns it, unless that is laid out differently: then it begins anew."""
         self._secret = secret[:64]
         self._first_penalty_s = first_penalty_s
-        self._epoch = now - 1
         self._sets = max(1, -(-capacity // _WAYS))
-        self._table = mmap.mmap(-1, self._sets * _SET_BYTES)
+        if remembered is not None and (remembered.layout, os.fstat(remembered.fd).st_size) != (self._layout, self.size_bytes):
+            os.close(remembered.fd)
+            remembered = None
+        self._epoch = now - 1 if remembered is None else remembered.epoch
+        self._fd = os.memfd_create("torpor failed logins") if remembered is None else remembered.fd
+        try:
+            os.ftruncate(self._fd, self.size_bytes)
+            self._table = mmap.mmap(self._fd, self.size_bytes)
+        except BaseException:
+            os.close(self._fd)
+            raise
         self.evicted = 0
         """Entries that had to leave before their time."""
 
@@ -91,9 +117,22 @@ class FailedLogins:
         rows = _ENTRY.iter_unpack(self._table[:])
         return sum(1 for tag, until, failures, _ in rows if tag and _remembered(failures, elapsed - until / _TENTHS))
 
-    def close(self) -> None:
-        """Give the memory back."""
+    def release(self) -> Remembered:
+        """The table, the caller's from now on; nothing else may be asked of this any more."""
         self._table.close()
+        fd, self._fd = self._fd, -1
+        return Remembered(fd, self._epoch, self._layout)
+
+    def close(self) -> None:
+        """Give the memory back, unless it was released. Idempotent."""
+        self._table.close()
+        fd, self._fd = self._fd, -1
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+    @property
+    def _layout(self) -> str:
+        return f"{_SET.format} x {self._sets}"
 
     def _place(self, address: str, target: str) -> tuple[int, int]:
         text = f"{len(address)}:{address}{target}".encode("utf-8", "surrogateescape")

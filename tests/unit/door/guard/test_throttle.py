@@ -34,6 +34,20 @@ def test_a_pair_is_an_address_and_a_database() -> None:
         assert not failures.blocked_for(*other, 10.5)
 
 
+def test_the_next_torpor_goes_on_with_it() -> None:
+    first = FailedLogins(SECRET, 100.0, capacity=64)
+    for _ in range(5):
+        first.failed("a", "d", 100.0)
+    second = FailedLogins(SECRET, 105.0, capacity=64, remembered=first.release())
+    first.close()
+    assert 10.8 < second.blocked_for("a", "d", 105.0) < 11.2
+    assert second.failed("a", "d", 117.0) == 32.0
+    other = FailedLogins(SECRET, 117.0, capacity=128, remembered=second.release())
+    assert not other.blocked_for("a", "d", 117.0), "another layout begins anew"
+    other.close()
+    other.close()
+
+
 def test_a_right_password_clears_all() -> None:
     failures = FailedLogins(SECRET, 0.0, capacity=64)
     for now in (0.0, 10.0, 20.0):
