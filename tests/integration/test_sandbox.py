@@ -162,6 +162,25 @@ def test_a_host_that_gives_less_than_asked_for_is_refused() -> None:
     server.destroy()
 
 
+def test_one_that_an_earlier_torpor_started_is_shown_as_it_is() -> None:
+    with Server(freeze_after_s=60) as server:
+        server.allow_only("own_user")
+        server.stop()
+        server.start()
+        database = server.create()
+        with connect(database) as kept:
+            server.kill()
+            server.prelude = ""
+            server.start()
+            view = server.view(database.name)
+            assert view["sandbox"].startswith("own_user, ")
+            assert f"torpor sleep {database.name} --tier stopped" in view["sandbox_lacks"]
+            assert kept.execute("SELECT 1").fetchone() == (1,)
+        stop_database(server, database)
+        connect(database).close()
+        assert server.view(database.name)["sandbox"].startswith("full, ")
+
+
 # -- owners and superusers
 
 

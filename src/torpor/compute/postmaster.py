@@ -32,11 +32,13 @@ from torpor.compute.idleness import Activity, awake_causes, is_resting
 from torpor.compute.launch import Launch, LaunchPlan, spawn
 from torpor.compute.peers import Peers
 from torpor.compute.sandbox.command import LOCKED_FILE
+from torpor.compute.sandbox.kernel import level_of
 from torpor.compute.service import ServiceSession
 from torpor.compute.sessions import Session, Sessions
 from torpor.metering.traffic import Carrier
 from torpor.model.database import Role
 from torpor.model.errors import ComputeLost, ComputeStartFailed
+from torpor.model.sandbox import SandboxLevel
 from torpor.model.sleep import AwakeReason
 from torpor.model.views import AwakeCause
 
@@ -160,6 +162,11 @@ class Postmaster:
         process.watch(on_exit)
         self._sandbox_init = namespace_init(process.pid)
         self.tree.adopt(self._sandbox_init or process.pid)
+
+    @property
+    def level(self) -> SandboxLevel | None:
+        """Its sandbox level, by the kernel's word; None when it has ended, or doesn't run yet."""
+        return level_of(self.process.pid) if self.process is not None else None
 
     @property
     def is_sandboxed(self) -> bool:

@@ -118,7 +118,7 @@ class Viewer:
             workspace=self._workspace_name(database.workspace),
             superuser=database.superuser,
             pace=live.pace if (live := self._scaling.live(compute)) is not None else None,
-            cpu_ceiling=live.cpu.ceiling if live is not None else None,
+            cpu_ceiling=live.ceiling if live is not None else None,
         )
 
     async def detail(self, compute: Compute) -> DatabaseDetail:
@@ -129,6 +129,7 @@ class Viewer:
         step = compute.next_step()
         blocked = compute.tier is Tier.AWAKE and any(cause.reason != "recent" for cause in causes)
         now, mono = self._clock.time(), self._clock.monotonic()
+        sandbox, lacks = self._sandbox(compute)
         return DatabaseDetail(
             database=view if compute.tier is not Tier.AWAKE else _with_causes(view, causes),
             policy=compute.policy,
@@ -136,13 +137,22 @@ class Viewer:
             next_step=NextStep(step[0], None if blocked else now + max(0.0, step[1])) if step is not None else None,
             disk_bytes=disk_bytes,
             volume=str(self._volumes.path(compute.database.id)),
-            sandbox=self._facts.sandbox,
-            sandbox_lacks=self._facts.sandbox_lacks,
+            sandbox=sandbox,
+            sandbox_lacks=lacks,
             last_activity_at=now - (mono - compute.last_activity) if compute.last_activity is not None else None,
             broken=compute.broken,
             recent_wakes=self.wakes(compute, _RECENT_WAKES),
             size=self._size(compute, disk_bytes),
         )
+
+    def _sandbox(self, compute: Compute) -> tuple[str, str]:
+        """The level that it has, or will be started with, and what that lacks."""
+        given, _, held_by = self._facts.sandbox.partition(", ")
+        level = compute.live().level if compute.tier is not Tier.STOPPED and not compute.is_moving else None
+        if level is None or level == given:
+            return self._facts.sandbox, self._facts.sandbox_lacks
+        again = f"stop it once: `torpor sleep {compute.database.label} --tier stopped`"
+        return f"{level}, {held_by}", f"an earlier Torpor started it; from its next start it has {given}; {again}"
 
     async def size(self, compute: Compute) -> SizeView:
         """What a database may use, and why. Never wakes it."""
@@ -154,7 +164,7 @@ class Viewer:
             size=compute.size,
             overrides=compute.database.size,
             pace=live.pace if live is not None else None,
-            cpu_ceiling=live.cpu.ceiling if live is not None else None,
+            cpu_ceiling=live.ceiling if live is not None else None,
             cpu_use=live.cpu.use if live is not None else 0.0,
             cpu_average=live.cpu.average if live is not None else 0.0,
             cpu_peak=live.cpu.peak if live is not None else 0.0,
