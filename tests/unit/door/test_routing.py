@@ -54,17 +54,18 @@ def test_options_and_database_name_that_agree(database: str, inner: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "database"),
+    ("options", "database", "names"),
     [
-        ("endpoint=shop", "blog.other"),
-        ("endpoint=shop --cluster=blog", "shop"),
-        ("endpoint=shop endpoint=blog", ""),
-        ("endpoint= endpoint=a", ""),
+        ("endpoint=shop", "blog.other", ("shop", "blog.other")),
+        ("endpoint=shop --cluster=blog", "shop", ("shop", "blog")),
+        ("endpoint=shop endpoint=blog", "", ("shop", "blog")),
+        ("endpoint= endpoint=a", "", ("", "a")),
     ],
 )
-def test_forms_that_name_different_databases_are_refused(options: str, database: str) -> None:
-    with pytest.raises(RoutingConflict):
+def test_forms_that_name_different_databases_are_refused_with_both_named(options: str, database: str, names: tuple[str, str]) -> None:
+    with pytest.raises(RoutingConflict, match=".*".join(f'"{name}"' for name in names)) as caught:
         way(options=options, database=database)
+    assert caught.value.hint
 
 
 def test_other_options_stay_as_they_are() -> None:
