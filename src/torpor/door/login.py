@@ -340,7 +340,7 @@ class Login:
         stats, waiting = self._doorway.stats, self._doorway.waiting
         self._visit.enter(database)
         if self._doorway.computes.sleeps(database):
-            self._doorway.guard.check_wake(database)
+            self._visit.check_wake(database)
         if waiting[database.id] >= self._doorway.max_waiting:
             raise TooManyConnections(
                 f'too many clients wait for database "{printable(way.target)}" to wake',

@@ -42,3 +42,4 @@ class DoorLimits:
     wakes_overall: Rates = Rates()
     failed_login_penalty_s: float = 0.0
     """The first penalty, which doubles with each failure; 0 for none."""
+    wakes_per_address: Rates = Rates()

@@ -63,6 +63,9 @@ class Settings:
     max_connections_per_address: int = _setting(5000, "connections that one address (IPv6: one /64) may have, those logging in included")
     max_connections_overall: int = _setting(50_000, "connections to all databases at once, those logging in not included")
     wake_rate_per_database: str = _setting("300/200/100", "wakes per second of one database, over 1 s, 1 min and 10 min; or never")
+    wake_rate_per_address: str = _setting(
+        "1500/1000/500", "wakes per second by logins of one address, over 1 s, 1 min and 10 min; or never"
+    )
     wake_rate_overall: str = _setting("3000/2000/1000", "wakes per second of all databases, over 1 s, 1 min and 10 min; or never")
     proxy_protocol_from: str = _setting("", "load balancers that send the PROXY protocol: addresses or networks, with commas between")
     drain_timeout_s: float = _setting(600.0, "seconds that running statements and transactions have after SIGTERM, before they are ended")
@@ -155,6 +158,7 @@ class Settings:
             parse_rates("wake_rate_per_database", self.wake_rate_per_database),
             parse_rates("wake_rate_overall", self.wake_rate_overall),
             self.failed_login_penalty_s,
+            parse_rates("wake_rate_per_address", self.wake_rate_per_address),
         )
 
     @property

@@ -446,6 +446,32 @@ async def test_wakes_have_a_rate() -> None:
         assert outcomes(door)[LoginOutcome.WAKES] == 2
 
 
+async def test_an_address_wakes_so_often_and_others_are_not_concerned() -> None:
+    twin, clock = Twin(), Clock()
+    async with open_door(twin, guard=guard_of(clock, wakes_per_address=Rates(((2.0, 1.0), (0.1, 60.0))))) as door:
+        twin.asleep = True
+
+        async def wake(host: str, database: str) -> Notice | None:
+            async with client_from(door, host) as client:
+                client.say(startup(database=database))
+                await scram(client)
+                assert (await client.hear_authentication()).code == 12
+                message = await client.hear()
+                return message if isinstance(message, Notice) else None
+
+        assert [await wake("127.0.0.1", database) for database in ("shop", "blog")] == [None, None]
+        refusal = await wake("127.0.0.1", "shop")
+        assert refusal is not None
+        assert (refusal.sqlstate, refusal.message) == ("53400", "logins from 127.0.0.1 wake databases too often")
+        assert refusal.hint == "try again in 1 s; keep connections open"
+        assert await wake("127.0.0.2", "shop") is None
+        twin.asleep = False
+        assert await wake("127.0.0.1", "shop") is None, "who wakes nothing isn't concerned"
+        twin.asleep = True
+        clock.now += 0.6
+        assert await wake("127.0.0.1", "shop") is None
+
+
 async def test_a_flood_of_one_address_leaves_the_others_their_latency() -> None:
     guard = guard_of(logins_per_address=50, failed_login_penalty_s=1.0)
     async with open_door(Twin(), max_logins=1000, guard=guard) as door:

@@ -139,6 +139,10 @@ class Visit:
         guard.entering[self.key] += 1
         guard.entering_database[database.id] += 1
 
+    def check_wake(self, database: Database) -> None:
+        """Before it wakes the database's compute. Raises TooManyWakes."""
+        self._guard.check_wake(self.key, database)
+
     def release(self) -> None:
         """Its session counts from now on, or it has left. In the same step of the loop in which the session begins to count."""
         self._leave_pending()
@@ -182,6 +186,7 @@ class Guard:
         self._sessions: Sessions = NoSessions() if sessions is None else sessions  # one without databases is false
         self._load_balancers = NetworkSet(load_balancers)
         self._wakes: RateLimit[DatabaseId] = RateLimit(self.limits.wakes_per_database)
+        self._address_wakes: RateLimit[str] = RateLimit(self.limits.wakes_per_address)
         self._all_wakes: RateLimit[str] = RateLimit(self.limits.wakes_overall)
 
     def __repr__(self) -> str:
@@ -255,15 +260,18 @@ class Guard:
                 f"there are too many connections to all databases ({limits.connections_overall})", "connect again in a moment"
             )
 
-    def check_wake(self, database: Database) -> None:
-        """Before a login wakes a compute. Raises TooManyWakes."""
+    def check_wake(self, key: str, database: Database) -> None:
+        """Before a login wakes a compute; it counts for its address. Raises TooManyWakes."""
         now = self.now()
         if wait_s := self._wakes.wait_s(database.id, now):
             raise TooManyWakes(
                 f'database "{printable(database.label)}" was woken too often', f"try again in {_seconds(wait_s)}; keep connections open"
             )
+        if wait_s := self._address_wakes.wait_s(key, now):
+            raise TooManyWakes(f"logins from {key} wake databases too often", f"try again in {_seconds(wait_s)}; keep connections open")
         if wait_s := self._all_wakes.wait_s(_ALL, now):
             raise TooManyWakes("too many databases of this host are being woken", f"try again in {_seconds(wait_s)}")
+        self._address_wakes.note(key, now)
 
     def woken(self, id: DatabaseId) -> None:
         """A compute was woken, whatever by."""
