@@ -25,6 +25,7 @@ from torpor.compute.sessions import Session
 from torpor.compute.shares import Shares, connection_limit
 from torpor.compute.starting import Steps, failure_of, plan_launch, start
 from torpor.compute.surroundings import Surroundings
+from torpor.compute.turnstile import Turnstile
 from torpor.metering.traffic import Carrier, Traffic
 from torpor.model.database import Database, Role, Step, Wake
 from torpor.model.errors import Conflict, DatabaseInUse, ShuttingDown, StartTimeout, TorporError
@@ -62,6 +63,7 @@ class Compute:
         self._around = around
         self._listener = listener
         self.shares = Shares()
+        self.turnstile = Turnstile(around.clock)
         self._postmaster: Postmaster | None = None
         self._moving: asyncio.Task[None] | None = None
         self._dozing: asyncio.Task[None] | None = None

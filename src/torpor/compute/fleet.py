@@ -174,6 +174,10 @@ class Fleet:
         compute = self._by_id[database.id]
         return compute.tier is not Tier.AWAKE and not compute.is_being_woken
 
+    async def turn(self, database: Database) -> None:
+        """Wait for the turn of a login. At once, as long as its database takes no more than its fair share."""
+        await self._by_id[database.id].turnstile.turn()
+
     def total(self) -> int:
         """How many sessions there are."""
         return self._around.census.total()

@@ -37,6 +37,8 @@ _IDLE = 0.1  # of all processors: then whoever wants more can have it
 _LEAST_S, _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 2.0, 30.0, 600.0
 _RELEASE_REMEMBERED_S = 15.0
 
+_LOGINS_PER_S = 20.0
+
 _WRITES_MUCH, _WRITES_LITTLE = 24.0 * MIB, 6.0 * MIB  # a second: no small transactions come near the first
 _DISK_HOLD_S = 20.0
 
@@ -248,7 +250,7 @@ class Fairness(Generic[K]):
 
     def decide(self, at: float, uses: Mapping[K, tuple[float, float]], idle: float) -> set[K]:
         """Who yields from now on. `uses`: what each of the awake uses, and its minimum; `idle`: how many processors had nothing to do."""
-        active = {key: (use, minimum) for key, (use, minimum) in uses.items() if use > _ACTIVE}
+        active = {key: (use, minimum) for key, (use, minimum) in uses.items() if is_at_work(use)}
         total = sum(minimum for _, minimum in active.values()) * (2 if len(active) == 1 else 1)
         before, self._now = self._now, {}
         self._released = {key: value for key, value in self._released.items() if key in uses and at - value.since < _RELEASE_REMEMBERED_S}
@@ -292,6 +294,16 @@ class DiskFairness:
             self.yields = False
             return True
         return False
+
+
+def is_at_work(use: float) -> bool:
+    """Whether who uses that much of a processor would notice a neighbour."""
+    return use > _ACTIVE
+
+
+def login_interval_s(yielding: int) -> float:
+    """How far apart the logins of each of those who yield begin, while somebody who doesn't is at work: all of theirs together are few."""
+    return yielding / _LOGINS_PER_S
 
 
 def pace(boosted: bool, yields: bool) -> Pace:

@@ -15,7 +15,18 @@ from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.compute.compute import Compute
 from torpor.compute.shares import HOST_CPUS
-from torpor.control.autoscale import Change, CpuSample, CpuScaler, DiskFairness, Fairness, MemorySample, MemoryScaler, pace
+from torpor.control.autoscale import (
+    Change,
+    CpuSample,
+    CpuScaler,
+    DiskFairness,
+    Fairness,
+    MemorySample,
+    MemoryScaler,
+    is_at_work,
+    login_interval_s,
+    pace,
+)
 from torpor.model.names import DatabaseId
 from torpor.model.size import Pace, ScaleReason
 from torpor.model.sleep import Tier
@@ -47,18 +58,29 @@ class Live:
     logins_per_s: float = 0.0
     ran_out_at: float = float("-inf")
     yields: bool = False
+    pinned: float | None = None
+    """Processors that it gets for now whatever it needs."""
     memory_at: float = 0.0
     refaults: int | None = None
     killed: int | None = None
 
     @property
-    def charged(self) -> float:
+    def ran_out(self) -> bool:
+        """Whether it ran out of memory lately."""
+        return self.looked_at - self.ran_out_at < _OUT_OF_MEMORY_S
+
+    def charged(self, logins_wait: bool) -> float:
         """Processors that it uses, what the kernel and the door do for it included.
 
-        Who writes much or has just run out of memory keeps the kernel busy for itself: that counts as one more.
+        Who writes much or has just run out of memory keeps the kernel busy for itself: that counts as one more. So do logins that wait.
         """
-        kernel = 1.0 if self.disk.yields or self.looked_at - self.ran_out_at < _OUT_OF_MEMORY_S else 0.0
+        kernel = 1.0 if self.disk.yields or self.ran_out or logins_wait else 0.0
         return self.cpu.use + self.logins_per_s * _LOGIN_CPU_S + kernel
+
+    @property
+    def ceiling(self) -> float | None:
+        """Processors that it may use now; None for all."""
+        return self.cpu.ceiling if self.pinned is None else self.pinned
 
     @property
     def pace(self) -> Pace:
@@ -87,6 +109,7 @@ class Scaling:
         self._live: dict[Compute, Live] = {}
         self.decided: Counter[tuple[str, str]] = Counter()
         self.killed = 0
+        self._taking_turns: set[Compute] = set()
         self._decisions: OrderedDict[DatabaseId, deque[Decision]] = OrderedDict()
 
     def __repr__(self) -> str:
@@ -123,19 +146,32 @@ class Scaling:
             self._sample(compute)
         kept = {compute: live for compute in awake if (live := self._live.get(compute)) is not None and compute.tier is Tier.AWAKE}
         self._live = kept
-        uses = {compute: (live.charged, compute.size.min_cpu) for compute, live in kept.items()}
+        uses = {compute: (live.charged(compute.turnstile.waiting > 0), compute.size.min_cpu) for compute, live in kept.items()}
         over = self._fairness.decide(self._clock.monotonic(), uses, self._idle())
+        has_neighbours = any(is_at_work(live.cpu.use) for compute, live in kept.items() if compute not in over)
         for compute, live in kept.items():
-            if (compute in over) != live.yields:
-                live.yields = compute in over
-                self._hold(compute, live)
-                reason = ScaleReason.UNFAIR if live.yields else ScaleReason.FAIR
-                change = Change(
-                    live.cpu.ceiling,
-                    reason,
-                    {"use": round(live.cpu.use, 3), "logins_per_s": round(live.logins_per_s, 1), "awake": float(len(kept))},
-                )
-                self._note(compute, live, "pace", live.cpu.ceiling, change)
+            self._give_pace(compute, live, compute in over, has_neighbours)
+        self._give_turns(over if has_neighbours else set())
+
+    def _give_pace(self, compute: Compute, live: Live, yields: bool, has_neighbours: bool) -> None:
+        # Who is out of memory keeps the kernel busy, which gives way to nobody: the less it runs, the better for all others.
+        pinned = compute.size.min_cpu if yields and has_neighbours and live.ran_out else None
+        if (yields, pinned) == (live.yields, live.pinned):
+            return
+        before = live.ceiling
+        live.yields, live.pinned = yields, pinned
+        self._hold(compute, live)
+        reason = ScaleReason.OUT_OF_MEMORY if pinned is not None else ScaleReason.UNFAIR if yields else ScaleReason.FAIR
+        inputs = {"use": round(live.cpu.use, 3), "logins_per_s": round(live.logins_per_s, 1), "awake": float(len(self._live))}
+        self._note(compute, live, "pace", before, Change(live.ceiling, reason, inputs))
+
+    def _give_turns(self, taking: set[Compute]) -> None:
+        """Have logins wait for their turn in these computes, and in no others."""
+        for compute in self._taking_turns - taking:
+            compute.turnstile.interval_s = 0.0
+        for compute in taking:
+            compute.turnstile.interval_s = login_interval_s(len(taking))
+        self._taking_turns = taking
 
     def _sample(self, compute: Compute) -> None:
         load, now = compute.shares.cpu_load(), self._clock.monotonic()
@@ -193,7 +229,7 @@ class Scaling:
     def _hold(self, compute: Compute, live: Live) -> None:
         if compute.tier is Tier.AWAKE:  # falling asleep has lifted the ceilings, for a fast wake
             memory = live.memory.ceiling
-            compute.shares.hold(live.cpu.ceiling, live.yields, None if memory is None else int(memory), live.disk.yields)
+            compute.shares.hold(live.ceiling, live.yields, None if memory is None else int(memory), live.disk.yields)
 
     def _note(self, compute: Compute, live: Live, kind: str, before: float | None, change: Change) -> None:
         id = compute.database.id

@@ -3,7 +3,6 @@
 Concurrency: reads memory and a few kernel files; only `detail` waits, for PostgreSQL's own word and a walk of the volume (in a thread).
 """
 
-import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -124,7 +123,7 @@ class Viewer:
     async def detail(self, compute: Compute) -> DatabaseDetail:
         """Everything about one database."""
         causes = await compute.causes()
-        disk_bytes = await asyncio.to_thread(self._volumes.disk_bytes, compute.database.id)
+        disk_bytes = await self._volumes.measure(compute.database.id)
         view = self.view(compute)
         step = compute.next_step()
         blocked = compute.tier is Tier.AWAKE and any(cause.reason != "recent" for cause in causes)
@@ -156,7 +155,7 @@ class Viewer:
 
     async def size(self, compute: Compute) -> SizeView:
         """What a database may use, and why. Never wakes it."""
-        return self._size(compute, await asyncio.to_thread(self._volumes.disk_bytes, compute.database.id))
+        return self._size(compute, await self._volumes.measure(compute.database.id))
 
     def _size(self, compute: Compute, disk_bytes: int) -> SizeView:
         live, limits = self._scaling.live(compute), compute.shares.limits

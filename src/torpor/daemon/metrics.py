@@ -106,7 +106,7 @@ def register_shares(telemetry: Telemetry, scaling: Scaling, fleet: Fleet) -> Non
     for family in (
         Readings(
             "torpor_database_cpu_ceiling", "Processors that awake databases may use now; those without a ceiling are left out.",
-            live(lambda known: known.cpu.ceiling), ("database",),
+            live(lambda known: known.ceiling), ("database",),
         ),
         Readings(
             "torpor_database_memory_ceiling_bytes", "Memory that awake databases keep when the host is short of it.",

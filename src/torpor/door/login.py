@@ -351,6 +351,7 @@ class Login:
         waiting[database.id] += 1
         stats.waiting += 1
         try:
+            await self._doorway.computes.turn(database)
             async with self._doorway.computes.awake(database, WakeReason.CONNECTION, detail) as compute:
                 self._doorway.guard.check_access(self._address[0], database)  # the lists may have changed since
                 session = await self._hand_over(compute, way.startup.encode())

@@ -62,6 +62,10 @@ class Computes(Protocol):
         """Whether `awake` would wake its compute now: it sleeps, and nobody is waking it already."""
         ...
 
+    async def turn(self, database: Database) -> None:
+        """Wait for the turn of one login of this database."""
+        ...
+
     def awake(self, database: Database, reason: WakeReason, detail: str) -> AbstractAsyncContextManager[AwakeCompute]:
         """Wake the database's compute, and hold it awake inside the context. Raises Unavailable."""
         ...

@@ -244,3 +244,53 @@ def test_who_ran_out_of_memory_yields_for_a_while(tmp_path: Path) -> None:
         assert not tree.limits[-1].cpu_yields
 
     play(tmp_path, scene)
+
+
+def test_logins_of_the_greedy_take_turns_while_a_neighbour_is_at_work(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        stormy, tree = bench.wake(1)
+        _, other = bench.wake(2)
+        tree.wants, other.wants = 0.5, 0.7
+        for _ in range(8):
+            stormy.handed_over += 40
+            await bench.pass_by(0.5)
+        assert stormy.turnstile.interval_s == 1 / 20
+        # Those that wait show that it still wants as much, although it does little now.
+        tree.wants, stormy.turnstile.waiting = 0.1, 7
+        await bench.pass_by(10)
+        assert tree.limits[-1].cpu_yields
+        assert stormy.turnstile.interval_s == 1 / 20
+        other.wants = 0.0
+        await bench.pass_by(2)
+        assert stormy.turnstile.interval_s == 0
+        other.wants = 0.7
+        await bench.pass_by(2)
+        assert stormy.turnstile.interval_s == 1 / 20
+        bench.house.show(stormy, ComputeState.FROZEN)
+        await bench.pass_by(1)
+        assert stormy.turnstile.interval_s == 0
+
+    play(tmp_path, scene)
+
+
+def test_who_ran_out_of_memory_is_kept_at_its_minimum_beside_others(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        hog, tree = bench.wake(1)
+        _, other = bench.wake(2)
+        tree.wants, other.wants = 0.8, 0.7
+        await bench.pass_by(6)
+        before = tree.limits[-1].cpu
+        tree.memory = MemoryLoad(20 * MIB, 20 * MIB, 0, 1)
+        await bench.pass_by(3)
+        assert tree.limits[-1].cpu == hog.size.min_cpu != before
+        live = bench.scaling.live(hog)
+        assert live is not None
+        assert live.ceiling == hog.size.min_cpu
+        assert ScaleReason.OUT_OF_MEMORY in [each.reason for each in bench.scaling.decisions(hog.database.id) if each.kind == "pace"]
+        other.wants = 0.0
+        await bench.pass_by(2)
+        assert tree.limits[-1].cpu != hog.size.min_cpu
+        await bench.pass_by(40)
+        assert live.pinned is None
+
+    play(tmp_path, scene)

@@ -87,6 +87,23 @@ async def test_bytes_sent_ahead_are_postgresqls_to_read() -> None:
         assert CommandComplete("ECHO") in seen
 
 
+async def test_a_login_takes_its_turn_before_anything_is_woken_for_it() -> None:
+    twin = Twin()
+    twin.may_turn.clear()
+    async with open_door(twin) as door, client_of(door) as client, client_of(door) as stranger:
+        stranger.say(startup())
+        await scram(stranger, "wrong")
+        assert (await stranger.hear_refusal()).sqlstate == "28P01"
+        assert twin.turns == []  # who doesn't know the password takes nobody's turn
+        client.say(startup())
+        await scram(client)
+        await until(lambda: twin.turns == ["shop"])
+        assert (door.stats.waiting, twin.wakes) == (1, [])
+        twin.may_turn.set()
+        assert [(await client.hear_authentication()).code for _ in range(2)] == [12, 0]
+        assert len(twin.wakes) == 1
+
+
 async def test_a_message_that_comes_byte_by_byte_is_read() -> None:
     async with open_door(Twin()) as door, client_of(door) as client:
         for byte in startup():

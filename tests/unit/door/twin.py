@@ -134,6 +134,9 @@ class Twin:
         self.may_wake.set()
         self.may_tell_role = asyncio.Event()
         self.may_tell_role.set()
+        self.turns: list[str | None] = []
+        self.may_turn = asyncio.Event()
+        self.may_turn.set()
         self.wake_failure: Unavailable | Exception | None = None
         self.asleep = False
         self.cancels: list[tuple[str, int]] = []
@@ -149,6 +152,10 @@ class Twin:
     async def role(self, database: Database, name: str) -> Role | None:
         await self.may_tell_role.wait()
         return self.roles.get(name)
+
+    async def turn(self, database: Database) -> None:
+        self.turns.append(database.name)
+        await self.may_turn.wait()
 
     def sleeps(self, database: Database) -> bool:
         return self.asleep
