@@ -192,7 +192,7 @@ class Worker:
             await self._send(configure(), [memory])
             await asyncio.wait_for(self._configured, _CONFIGURE_S)
         except TimeoutError:
-            raise Unavailable("a relay worker does not answer") from None
+            raise Unavailable("a relay worker does not answer", "connect again in a moment") from None
         finally:
             os.close(memory)
             self._configured = None

@@ -64,7 +64,7 @@ def route(startup: StartupMessage, by_host: str | None = None) -> Route:
     parameters = dict(startup.parameters)
     user = parameters.get("user", "")
     if not user:
-        raise LoginForbidden("no PostgreSQL user name specified in startup packet")
+        raise LoginForbidden("no PostgreSQL user name specified in startup packet", "give one: user=NAME")
     given = parameters.get("database", "")
     by_options, options = _take_target(parameters.pop("options", ""))
     if options:

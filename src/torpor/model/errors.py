@@ -55,11 +55,13 @@ class TorporError(Exception):
     kind: ClassVar[str] = "error"
     sqlstate: ClassVar[str] = "XX000"
     http_status: ClassVar[int] = 500
+    usual_hint: ClassVar[str] = ""
+    """What to do where nothing better is said."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
     def __str__(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
@@ -121,6 +123,7 @@ class Unauthorized(Refused):
 
 class ProtocolViolation(Refused):
     kind, sqlstate, http_status = "protocol_violation", "08P01", 400
+    usual_hint = "use a PostgreSQL client or driver, in a version that is maintained"
 
 
 class RoutingConflict(Refused):
@@ -129,6 +132,7 @@ class RoutingConflict(Refused):
 
 class WrongPassword(Refused):
     kind, sqlstate, http_status = "wrong_password", "28P01", 401
+    usual_hint = "check user, password and database: each database has roles of its own"
 
 
 class LoginForbidden(Refused):
@@ -184,6 +188,7 @@ class ComputeStartFailed(Unavailable):
 
 class ComputeLost(Unavailable):
     kind, sqlstate, http_status = "compute_lost", "57P02", 503
+    usual_hint = "try again: it is started anew"
 
 
 class StartTimeout(Unavailable):
