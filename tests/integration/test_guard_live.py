@@ -200,6 +200,8 @@ def test_lists_of_a_database_and_a_workspace(server: Server, database: MadeDatab
     connect(other.url(database.url)).close()
     assert refusal_of(one.url(database.url))[0] == "28000"
     name = database.name
+    # The session may come to its end more slowly on a busy machine than anybody would wait for.
+    eventually(lambda: not server.view(name)["database"]["connections"])
     server.call("DELETE", f"/v1/databases/{name}")
     again = server.create(name)
     connect(one.url(again.url)).close()
@@ -238,8 +240,8 @@ def test_limits_count_true_addresses_exactly_also_after_a_kill(
             eventually(lambda c=connection: _is_closed(c))  # type: ignore[misc]
         torpor(server, "access", "remove", ONE)
     eventually(lambda: metrics(server)["torpor_door_connections"] == 0)
-    assert metrics(server)["torpor_door_addresses"] == 0
-    assert metrics(server)["torpor_door_entering"] == 0
+    eventually(lambda: metrics(server)["torpor_door_addresses"] == 0)
+    eventually(lambda: metrics(server)["torpor_door_entering"] == 0)
 
 
 def test_names_poison_nothing(server: Server, database: MadeDatabase) -> None:

@@ -111,6 +111,7 @@ class Sleeper(Compute):
         self.house = house
         self.open_connections = 0
         self.before_step: Callable[[], None] = lambda: None
+        self.while_ending: Callable[[], None] = lambda: None
         house.fleet._by_id[database.id] = self
         house.fleet._by_tier[self.tier][self] = None
         house.fleet.update(database)
@@ -118,6 +119,12 @@ class Sleeper(Compute):
     @property
     def connections(self) -> int:
         """As the test says."""
+        return self.open_connections
+
+    async def lasting_connections(self) -> int:
+        """As the real one, but what happens meanwhile is for the test to say."""
+        await asyncio.sleep(0)
+        self.while_ending()
         return self.open_connections
 
     def freeze(self) -> None:

@@ -66,7 +66,7 @@ class Databases(Protocol):
         ...
 
     async def delete(self, name: str, force: bool) -> None:
-        """Remove a database and its data. Raises DatabaseInUse with open connections, unless forced."""
+        """Remove a database and its data. Raises DatabaseInUse with open connections that aren't just ending, unless forced."""
         ...
 
     async def sleep(self, name: str, tier: Tier, force: bool) -> DatabaseView:

@@ -38,6 +38,7 @@ log = get_logger(__name__)
 _FAILURE_REMEMBERED_S = 3.0
 _FREEZE_AGAIN_AFTER_S = (0.02, 0.05, 0.1, 0.2, 0.0)
 _HAND_OVER_AGAIN_AFTER_S = (0.005, 0.05)
+_LOOK_AGAIN_S = 0.01
 _START_GRACE_S = 5.0
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
 
@@ -125,6 +126,12 @@ class Compute:
     def connections(self) -> int:
         """Open sessions of clients."""
         return len(self._postmaster.sessions) if self._postmaster else 0
+
+    async def lasting_connections(self) -> int:
+        """Open sessions of clients, without those that are just ending: they are given a few seconds for it. Safe to cancel."""
+        if self._postmaster is not None:
+            await self._postmaster.sessions.wait_ending()
+        return self.connections
 
     @property
     def is_moving(self) -> bool:
@@ -265,8 +272,8 @@ class Compute:
     async def sleep(self, tier: Tier, reason: SleepReason, force: bool = False) -> None:
         """Go down to `tier` now, whatever the idle times say; nothing happens when it is there or deeper.
 
-        Raises Conflict while something runs (with `force` and STOPPED it is ended), DatabaseInUse for STOPPED with open connections
-        (unless `force`).
+        Raises Conflict while something runs (with `force` and STOPPED it is ended), DatabaseInUse for STOPPED with open connections that
+        aren't just ending (unless `force`).
         """
         if tier is Tier.PAGED and not self._around.trees.can_reclaim:
             raise Conflict("this host can't page computes out", "use frozen or stopped; `torpor doctor` says what is missing")
@@ -276,15 +283,17 @@ class Compute:
         await self._wait_moving()
         while order.index(self.tier) < order.index(tier):
             if tier is Tier.STOPPED:
-                if self.connections and not force:
+                if not force and (connections := await self.lasting_connections()):
                     raise DatabaseInUse(
-                        f"{self.connections} open connections would be lost if {self.database.label} were stopped",
+                        f"{connections} open connections would be lost if {self.database.label} were stopped",
                         "let it freeze instead (connections survive), or use force",
                     )
                 if self.state is ComputeState.AWAKE and not force and (causes := await self.causes()) and not only_recent(causes):
                     raise Conflict(f"{self.database.label} is busy: {spell(causes)}", "wait for it, or use force")
                 if (self.connections or self._holds) and not force:
-                    continue  # somebody came while PostgreSQL was asked
+                    await self._around.clock.sleep(_LOOK_AGAIN_S)  # somebody came while PostgreSQL was asked
+                    await self._wait_moving()
+                    continue
                 await self.stop(reason)
             elif self.state is ComputeState.AWAKE:
                 # PostgreSQL shows that a session waits for its client a moment after the client has its answer.

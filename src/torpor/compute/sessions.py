@@ -18,6 +18,8 @@ from torpor.metering.traffic import Carrier, Traffic, tcp_traffic
 from torpor.pgwire.answers import terminate
 
 _GOODBYE = terminate()
+_ENDING_S = 1.0  # a goodbye may be on its way: through a balancer, the relay, a busy host
+_LEFT_S = 4.0  # a client is known to have left: its backend only has to get a processor
 _GHOST_S = 30.0  # much longer than a login or a goodbye takes
 _DROPPED_BYTES = 16_384  # closing a socket with unread bytes resets the connection, and the client might never read its farewell
 
@@ -122,6 +124,8 @@ class Sessions:
         """
         self._census = census or Census()
         self._live: set[Session] = set()
+        self._none_live = asyncio.Event()
+        self._none_live.set()
         self._watching = False
         self._on_traffic = on_traffic
         self._on_end = on_end
@@ -136,6 +140,7 @@ class Sessions:
     def add(self, session: Session) -> None:
         """Keep `session` until it ends."""
         self._live.add(session)
+        self._none_live.clear()
         self._census.add(session, session.client_host)
         if self._watching:
             self._watch_one(session)
@@ -162,6 +167,15 @@ class Sessions:
     def received_bytes(self) -> tuple[int, int]:
         """What clients have sent to live sessions in all, and how much of it is unread."""
         return sum(s.traffic().received for s in self._live), sum(s.unread_bytes() for s in self._live)
+
+    async def wait_ending(self) -> None:
+        """Until none is left, or those that are left don't look as if they were just ending. Takes seconds at most; safe to cancel.
+
+        Who closes a connection knows of it before its backend does, and Torpor learns of it from the backend's end.
+        """
+        await self._wait_none(_ENDING_S)
+        if all(session.has_left() for session in self._live):
+            await self._wait_none(_LEFT_S)
 
     def watch(self) -> None:
         """Begin to call `on_traffic`. Bytes that are there already count."""
@@ -204,6 +218,12 @@ class Sessions:
             self._census.remove(session, session.client_host)
             session.close()
         self._live.clear()
+        self._none_live.set()
+
+    async def _wait_none(self, patience_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._none_live.wait()
 
     def _watch_one(self, session: Session) -> None:
         asyncio.get_running_loop().add_reader(session.fileno(), self._on_traffic, session)
@@ -217,4 +237,6 @@ class Sessions:
         self._live.discard(session)
         self._census.remove(session, session.client_host)
         session.close()
+        if not self._live:
+            self._none_live.set()
         self._on_end()

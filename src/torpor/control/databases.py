@@ -156,10 +156,12 @@ class Databases:
         return await self._viewer.size(self._compute(name))
 
     async def delete(self, name: str, force: bool) -> None:
-        """Remove a database with all its bytes. Raises DatabaseInUse with open connections, unless `force`."""
+        """Remove a database with all its bytes. Raises DatabaseInUse with open connections that aren't just ending, unless `force`."""
         compute = self._compute(name)
-        if compute.connections and not force:
-            raise DatabaseInUse(f"database {name} has {compute.connections} open connections", "close them, or use force")
+        if not force and (connections := await compute.lasting_connections()):
+            raise DatabaseInUse(f"database {name} has {connections} open connections", "close them, or use force")
+        if self._compute(name) is not compute:  # meanwhile somebody removed it, and made another
+            raise no_database(name)
         await self._provisioner.remove(compute)
         self._forget(compute.database.id)
 

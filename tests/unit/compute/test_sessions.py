@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.support.virtual import run as run_virtually
 from torpor.compute.handover import BackendEnd
 from torpor.compute.sessions import Session, Sessions
 from torpor.metering.traffic import Traffic
@@ -222,6 +223,54 @@ async def test_end_all_tells_whoever_waits(house: House, connect: Connect) -> No
         await asyncio.gather(*waiters)
     assert len(house.sessions) == 0
     assert house.ends == 3
+
+
+def goodbye(client: socket.socket) -> None:
+    client.sendall(GOODBYE)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("act", "ends_after_s", "waits_s", "left"),
+    [
+        pytest.param(goodbye, [], 5.0, 2, id="gone, but their backends hang"),
+        pytest.param(goodbye, [0.5, 3.5], 3.5, 0, id="gone, and one backend is slow"),
+        pytest.param(lambda client: None, [0.2, 0.9], 0.9, 0, id="goodbyes on their way"),
+        pytest.param(lambda client: None, [0.2], 1.0, 1, id="one stays"),
+        pytest.param(lambda client: client.sendall(b"Q\0\0\0\6;\0"), [], 1.0, 2, id="both are in use"),
+    ],
+)
+def test_sessions_that_are_just_ending_are_waited_for(
+    act: Callable[[socket.socket], object], ends_after_s: list[float], waits_s: float, left: int
+) -> None:
+    async def main() -> tuple[float, int]:
+        house = House()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await house.sessions.wait_ending()
+        assert loop.time() == pytest.approx(began, abs=1e-6), "there are none"
+        pairs = [socket.socketpair() for _ in range(2)]
+        ends = []
+        for client, server in pairs:
+            made, end = session(server)
+            house.sessions.add(made)
+            ends.append(end)
+            act(client)
+        for end, after_s in zip(ends, ends_after_s, strict=False):
+            loop.call_later(after_s, end.end)
+        began = loop.time()
+        await house.sessions.wait_ending()
+        took_s, count = loop.time() - began, len(house.sessions)
+        house.sessions.release()
+        await house.sessions.wait_ending()  # they are the next Torpor's
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+        return took_s, count
+
+    took_s, count = run_virtually(main())
+    assert took_s == pytest.approx(waits_s, abs=0.001)
+    assert count == left
 
 
 async def test_release_lets_go_and_ends_nothing(house: House, connect: Connect) -> None:

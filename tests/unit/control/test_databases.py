@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -217,6 +218,32 @@ async def test_delete(desk: Desk) -> None:
     assert desk.forgotten == [sleeper.database.id]
     with pytest.raises(DatabaseNotFound):
         await desk.databases.delete("db1", force=True)
+
+
+async def test_sessions_that_are_just_ending_are_in_nobodys_way(desk: Desk) -> None:
+    for n in (1, 2):
+        sleeper = desk.add(n)
+        sleeper.freeze()
+        sleeper.open_connections = 2
+        sleeper.while_ending = partial(setattr, sleeper, "open_connections", 0)
+    await desk.databases.delete("db1", force=False)
+    assert desk.house.fleet.find("db1") is None
+    assert (await desk.databases.sleep("db2", Tier.STOPPED, False)).tier is Tier.STOPPED
+
+
+async def test_a_delete_that_waited_takes_no_other_database(desk: Desk) -> None:
+    """While sessions ended, somebody else deleted it, and gave the name to another."""
+    old = desk.add(1)
+
+    def replace_it() -> None:
+        desk.house.catalog.remove_database(old.database.id)
+        desk.house.fleet.remove(old.database.id)
+        Sleeper(replace(make_database(2), name="db1"), desk.house)
+
+    old.while_ending = replace_it
+    with pytest.raises(DatabaseNotFound):
+        await desk.databases.delete("db1", force=False)
+    assert desk.databases.get("db1").tier is Tier.STOPPED
 
 
 async def test_going_to_sleep(desk: Desk) -> None:
