@@ -1,5 +1,7 @@
 """Limits over their line, before real PostgreSQL: what is refused, what it says, and that others and open connections feel nothing."""
 
+import select
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -7,6 +9,7 @@ import pytest
 
 from tests.support.faults import eventually, put_to_sleep
 from tests.support.faults import refusal_of as refusal
+from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 
 WAKES_A_MINUTE = 3
@@ -67,3 +70,21 @@ def test_an_upgrade_forgives_no_wrong_password(server: Server) -> None:
     assert (sqlstate, "too many failed logins" in text) == ("28T01", True), text
     assert 1 < int(text.rpartition("try again in ")[2].split(" ")[0]) <= 600
     connect(other).close()
+
+
+def test_a_list_is_in_force_within_a_second_also_for_who_is_busy(server: Server) -> None:
+    database = server.create()
+    with connect(database) as resting, connect(database) as busy:
+        busy.pgconn.send_query(b"SELECT pg_sleep(60)")
+        eventually(lambda: any("pg_sleep" in cause["detail"] for cause in server.view(database.name)["database"]["awake_because"]))
+        path = f"/v1/databases/{database.name}/access"
+        assert server.call("PUT", path, {"deny": ["127.0.0.0/8"]})["closed"] == 2
+        began = time.monotonic()
+        for connection in (resting, busy):
+            readable, _, _ = select.select([connection.pgconn.socket], [], [], 30)
+            assert readable
+            assert in_time(time.monotonic() - began, 1)
+            connection.close()
+        assert refusal_of(database.url)[0] == "28000"
+        server.call("PUT", path, {})
+        connect(database).close()

@@ -4,14 +4,15 @@ A change is recorded twice: before it is made (`begun`), and when it is known wh
 can't be recorded, since the disk is full, isn't done. After a crash in between, the next start adds that it was `interrupted`.
 
 Concurrency: `record` is a plain call on the loop, durable when it returns. `keep_bounded` is one endless task: above KEPT records it
-moves the oldest to a compressed file, whole and synced before they leave the table. A file belongs to the host's admin, who keeps it
-or not; the chain of hashes goes on from the anchor.
+moves the oldest to a compressed file, whole and synced before they leave the table; the chain of hashes goes on from the anchor. A file
+belongs to the host's admin, who keeps it or not; one older than `keep_files_s` is removed, if that is set.
 """
 
 import asyncio
 import gzip
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ WINDOW = 10_000
 
 _SLICE = 500
 _LOOK_EVERY_S = 60.0
+_FILE = re.compile(r"audit-\d{12}-\d{12}\.jsonl\.gz")
 TORPOR = "torpor"
 """The actor of what Torpor does by itself."""
 
@@ -46,10 +48,11 @@ TORPOR = "torpor"
 class Audit:
     """The audit log of one host. Files go to `directory`."""
 
-    def __init__(self, records: AuditRecords, clock: Clock, directory: Path) -> None:
+    def __init__(self, records: AuditRecords, clock: Clock, directory: Path, keep_files_s: float | None = None) -> None:
         self._records = records
         self._clock = clock
         self._directory = directory
+        self._keep_files_s = keep_files_s
 
     def __repr__(self) -> str:
         return f"<Audit {self._directory}>"
@@ -142,12 +145,15 @@ class Audit:
         return AuditPage(tuple(found), following, anchor, head)
 
     async def keep_bounded(self) -> None:
-        """Endless: move the oldest records to files while there are more than KEPT."""
+        """Endless: move the oldest records to files while there are more than KEPT, and remove files that are too old."""
         while True:
             await self._clock.sleep(_LOOK_EVERY_S)
             try:
                 while self._records.head().number - self._records.anchor().number >= KEPT + CHUNK:
                     await self.archive(CHUNK)
+                if self._keep_files_s is not None:
+                    for name in await asyncio.to_thread(_remove_older, self._directory, self._clock.time() - self._keep_files_s):
+                        self.record(TORPOR, "audit.file_removed", name, detail="it is older than audit_keep_days")
             except (TorporError, OSError) as error:
                 log.warning("old records of the audit log can't be moved to a file", cause=str(error))
 
@@ -170,6 +176,15 @@ class Audit:
         self._records.move_anchor(Anchor(last.number, last.hash))
         log.info("old records of the audit log were moved to a file", file=str(path), records=len(records))
         return path
+
+
+def _remove_older(directory: Path, than: float) -> list[str]:
+    """Remove the files that were written before; their names."""
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    removed = [path for path in paths if _FILE.fullmatch(path.name) and path.stat().st_mtime < than]
+    for path in removed:
+        path.unlink()
+    return [path.name for path in removed]
 
 
 def _write(path: Path, records: Iterable[AuditRecord]) -> None:

@@ -162,7 +162,8 @@ class House:
                 self._keys.count,
                 self._keys.forget_workspace,
             )
-            self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit")
+            keep_s = None if settings.audit_keep_days is None else settings.audit_keep_days * 86_400
+            self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit", keep_s)
             scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
             self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
             viewer = Viewer(

@@ -81,6 +81,7 @@ class Settings:
     tls_key: str = _setting("", "PEM files of their keys, in the same order; default the keys are in the files of tls_cert")
     relay: bool = _setting(False, "carry the bytes of every session through relay workers instead of handing sockets over")
     relay_workers: int = _setting(0, "processes that carry encrypted and relayed sessions; 0 is one for two cores, 1 to 8")
+    audit_keep_days: float | None = _setting(None, "days that files of older audit records are kept; never removed by default")
     log_format: str = _setting("console", "log lines for people (console) or for machines (json)")
 
     def __post_init__(self) -> None:
@@ -118,6 +119,8 @@ class Settings:
         ):
             if not low <= getattr(self, name) <= high:
                 raise BadSettings(f"{name} must be between {low} and {high}")
+        if self.audit_keep_days is not None and not 1 <= self.audit_keep_days <= 36_500:
+            raise BadSettings("audit_keep_days must be between 1 and 36500, or never")
         try:
             _ = self.size
         except InvalidRequest as error:

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -371,3 +371,30 @@ def test_the_catalog_stays_bounded(ledger: Ledger, monkeypatch: pytest.MonkeyPat
     asyncio.run(main())
     assert len(ledger.all()) == 107
     assert len(list((ledger.directory / "audit").iterdir())) == 3
+
+
+def test_files_are_kept_until_they_are_too_old_and_nothing_else_is_touched(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0)
+    ledger.fill(30)
+    old, young = (asyncio.run(ledger.audit.archive(10)) for _ in range(2))
+    assert old is not None and young is not None
+    notes = old.with_name("notes.txt")
+    notes.touch()
+    for path in (old, notes):
+        os.utime(path, (1, 1))
+
+    async def look(audit: Audit, until: Callable[[], bool]) -> None:
+        task = asyncio.create_task(audit.keep_bounded())
+        async with asyncio.timeout(30):
+            while not until():  # noqa: ASYNC110  # nobody else tells
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    rounds = iter(range(10))
+    asyncio.run(look(ledger.audit, lambda: next(rounds) == 9))
+    assert old.exists(), "by default nothing is removed"
+    keeping = Audit(ledger.records, SystemClock(), old.parent, keep_files_s=86_400)
+    asyncio.run(look(keeping, lambda: len(ledger.all()) == 11))
+    assert [path.exists() for path in (old, young, notes)] == [False, True, True]
+    assert (ledger.all()[-1].action, ledger.all()[-1].target) == ("audit.file_removed", old.name)
+    assert verify(ledger.all(), ledger.records.anchor()).number == 31, "the chain doesn't need them"
