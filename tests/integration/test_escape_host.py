@@ -212,6 +212,34 @@ def test_sockets_of_the_host_cannot_be_connected_to(escape: Stronghold, attacker
         assert outcome(tried[1]).error == "ENOENT"
 
 
+def test_the_socket_that_the_next_torpor_asks_at_cannot_be_reached(escape: Stronghold, attacker: Attacker) -> None:
+    """By its path, by abstract names that it might have, and by every abstract name that the host has now."""
+    path = escape.server.data_dir / "handoff.sock"
+    uid = (escape.server.data_dir / "volumes" / escape.villain.id).stat().st_uid
+    by_path = unix_address(str(path).encode() + b"\0")
+    assert outcome(on_host(*connect(SOCK_SEQPACKET, by_path))[1]).succeeded
+    assert outcome(on_host(*connect(SOCK_SEQPACKET, by_path), uid=uid)[1]).error == "EACCES"
+    for name in (str(path), "/handoff.sock", "/run/handoff.sock", "/data/handoff.sock", "handoff.sock"):
+        address = unix_address(name.encode() + b"\0")
+        for kind in (SOCK_STREAM, SOCK_SEQPACKET):
+            assert outcome(attacker.run(*connect(kind, address))[1]).error == "ENOENT"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as decoy:
+        decoy.bind(b"\0torpor-escape-handoff")
+        decoy.listen()
+        abstract = unix_address(b"\0torpor-escape-handoff")
+        assert outcome(on_host(*connect(SOCK_SEQPACKET, abstract))[1]).succeeded
+        there = {line.split()[-1][1:] for line in Path("/proc/net/unix").read_text().splitlines() if line.split()[-1].startswith("@")}
+        assert "torpor-escape-handoff" in there
+        for name in [*there, str(path), "handoff.sock", "torpor"]:
+            address = unix_address(b"\0" + name.encode()[:100])
+            for kind in (SOCK_STREAM, SOCK_SEQPACKET):
+                assert outcome(attacker.run(*connect(kind, address))[1]).error == "ECONNREFUSED", name
+
+
+def connect(kind: int, address: bytes) -> list[str]:
+    return [call("socket", socket.AF_UNIX, kind, 0), call("connect", Earlier(0), address, len(address)), call("close", Earlier(0))]
+
+
 def test_its_own_socket_file_is_a_dead_end(attacker: Attacker) -> None:
     """PostgreSQL makes one in its volume, on which nobody listens: the library put Torpor's listener in its place."""
     address = unix_address(b"/data/.s.PGSQL.5432\0")
@@ -267,7 +295,34 @@ def test_postmaster_has_nothing_but_its_own(escape: Stronghold) -> None:
             attacker.sql("ALTER SYSTEM RESET shared_preload_libraries")
             (volume / "preload.script").unlink()
     assert counts.get("socket", 0) <= 2, "the listener, and the promise that it gets ready"
+    check_postmaster(escape)
     escape.server.sleep("villain", "stopped", force=True)
+
+
+def check_postmaster(escape: Stronghold) -> None:
+    """What it holds while it serves, as the host sees it, whoever's code is loaded: nothing that Torpor or the neighbour holds, too."""
+    held = {
+        name: held_by(pid)
+        for name, pid in (
+            ("own", escape.server.postmaster(escape.villain)),
+            ("the neighbour's", escape.server.postmaster(escape.neighbour)),
+            ("Torpor's", escape.server.pid),
+        )
+    }
+    kinds = {target.partition(":")[0] for target in held["own"]}
+    assert {"socket", "pipe"} <= kinds
+    for name in ("the neighbour's", "Torpor's"):
+        shared = {target for target in held["own"] & held[name] if not target.startswith("anon_inode")}
+        assert shared <= {"/dev/null"}, (name, shared)
+    sockets = [target for target in held["own"] if target.startswith("socket:")]
+    assert len(sockets) == 1, "the listener: the promise that it gets ready was kept, and closed"
+    files = {target for target in held["own"] if target.startswith("/")}
+    log = str(escape.server.data_dir / "logs" / f"{escape.villain.id}.log")
+    assert all(path == log or path.startswith(("/data/", "/dev/")) or path == "/dev/null" for path in files), files
+
+
+def held_by(pid: int) -> set[str]:
+    return {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
 
 
 def test_a_session_does_not_get_at_the_sockets_of_others(escape: Stronghold) -> None:

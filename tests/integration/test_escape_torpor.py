@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,88 +17,22 @@ from urllib.error import HTTPError
 import psycopg
 import pytest
 
-from tests.support.attacks.kit import Attacker, arm, call, library, outcome, step
+from tests.support.attacks.kit import Attacker, call, lease, outcome, step
 from tests.support.attacks.stronghold import QUICK_S, Stronghold
+from tests.support.attacks.watch import MARK, around_the_neighbour, descriptors_of, in_torpors_session, marked, stop, volume_of
 from tests.support.faults import eventually, processes_of, put_to_sleep, refusal_of
-from tests.support.server import MadeDatabase, Server
-from torpor.base.processes import start_ticks
+from tests.support.pace import in_time
+from tests.support.server import MadeDatabase
+from torpor.base.files import read_untrusted
 from torpor.pgwire.frames import frame
 
 pytestmark = [pytest.mark.root]
-
-_TORPOR_MAY_GROW_KB = 200_000
-
-
-@pytest.fixture
-def villain(escape: Stronghold) -> Iterator[MadeDatabase]:
-    """A hostile database that is used up by one test: at its end it must go without a trace."""
-    made = escape.server.create()
-    arm(escape.server, made)
-    yield made
-    pids = processes_of(escape.server, made.id)
-    with around_the_neighbour(escape):
-        escape.server.call("DELETE", f"/v1/databases/{made.name}?force=true")
-    eventually(lambda: all(start_ticks(pid) is None for pid in pids))
-    assert not (escape.server.data_dir / "volumes" / made.id).exists()
-    assert not (escape.server.data_dir / "run" / made.id).exists()
-    assert not (escape.server.data_dir / "logs" / f"{made.id}.log").exists()
 
 
 @pytest.fixture
 def attacker(escape: Stronghold, villain: MadeDatabase) -> Iterator[Attacker]:
     with Attacker(escape.server, villain) as attacker:
         yield attacker
-
-
-def volume_of(server: Server, database: MadeDatabase) -> Path:
-    return server.data_dir / "volumes" / database.id / "data"
-
-
-def memory_kb(server: Server) -> int:
-    """The most that Torpor has had so far."""
-    text = Path(f"/proc/{server.pid}/status").read_text()
-    return int(text.split("VmHWM:")[1].split()[0])
-
-
-@contextlib.contextmanager
-def around_the_neighbour(escape: Stronghold) -> Iterator[None]:
-    """What happens inside slows down nobody else, and costs Torpor no memory to speak of."""
-    over, failures = threading.Event(), []
-
-    def watch() -> None:
-        try:
-            while not over.is_set():
-                escape.check_neighbour()
-                time.sleep(0.1)
-        except BaseException as error:
-            failures.append(error)
-
-    before = memory_kb(escape.server)
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
-    assert not failures, failures
-    assert memory_kb(escape.server) - before < _TORPOR_MAY_GROW_KB
-
-
-def new_code(server: Server, database: MadeDatabase, script: str) -> None:
-    """Lay a library out that runs `script` wherever it is loaded next, and lets nothing else be loaded."""
-    volume = volume_of(server, database)
-    for name, content in (("evil.so", library()), ("preload.script", script.encode())):
-        (volume / name).write_bytes(content)
-        os.chown(volume / name, volume.stat().st_uid, volume.stat().st_gid)
-
-
-def stop(server: Server, database: MadeDatabase) -> None:
-    """Stop it, with force, and see that nothing of it is left."""
-    pids = processes_of(server, database.id)
-    server.sleep(database.name, "stopped", force=True)
-    assert processes_of(server, database.id) == []
-    assert not [pid for pid in pids if start_ticks(pid) is not None]
 
 
 # -- Torpor's own session
@@ -110,23 +45,39 @@ _ROW = frame(b"D", struct.pack("!hi", 1, 1) + b"x")
     "words", [(_NOTICE, 65_536), (_ROW, 20_000_000), (frame(b"N", b"\0"), 30_000_000), (b"\xff" * 1000, 1_000_000)],
     ids=["a gigabyte of notices", "rows without end", "the smallest messages", "no protocol at all"],
 )  # fmt: skip
-def test_flooding_the_service_session_hurts_nobody_else(
-    escape: Stronghold, villain: MadeDatabase, attacker: Attacker, words: tuple[bytes, int]
-) -> None:
+def test_flooding_the_service_session_hurts_nobody_else(escape: Stronghold, villain: MadeDatabase, words: tuple[bytes, int]) -> None:
     server = escape.server
-    new_code(server, villain, step("speak", words[0].hex(), words[1]))
-    attacker.sql("ALTER SYSTEM SET shared_preload_libraries = ''")
-    # In the very session that Torpor opens: a login trigger in the database that it logs in to.
-    with psycopg.connect(villain.url_as(villain.name, villain.password, f"{villain.name}.postgres"), autocommit=True) as inner:
-        inner.execute("CREATE FUNCTION load() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN LOAD '/data/evil.so'; END$$")
-        inner.execute("CREATE EVENT TRIGGER load ON login EXECUTE FUNCTION load()")
-        inner.execute("ALTER EVENT TRIGGER load ENABLE ALWAYS")
+    in_torpors_session(villain, "\n".join([MARK, step("speak", words[0].hex(), words[1])]))
     with around_the_neighbour(escape):
         for _ in range(3):
             with contextlib.suppress(HTTPError):
                 server.call("POST", f"/v1/databases/{villain.name}/sleep", {"tier": "frozen"})
             server.view(villain.name)
+        assert marked(server, villain), "it was asked"
         stop(server, villain)
+
+
+def test_descriptors_sent_over_torpors_own_session_go_nowhere(escape: Stronghold, villain: MadeDatabase) -> None:
+    """As many as the kernel lets one user have under way: whoever receives takes bytes only, and the kernel closes the rest."""
+    server, before = escape.server, descriptors_of(escape.server)
+    in_torpors_session(villain, "\n".join([MARK, *(step("rights", "client", count, 5000) for count in (253, 16, 1))]))
+    with around_the_neighbour(escape):
+        for _ in range(3):
+            with contextlib.suppress(HTTPError):
+                server.call("POST", f"/v1/databases/{villain.name}/sleep", {"tier": "frozen"})
+        server.view(villain.name)
+    assert marked(server, villain), "it was asked"
+    assert descriptors_of(server) < before + 30
+    stop(server, villain)
+
+
+def test_no_descriptor_fits_through_a_life_line(escape: Stronghold) -> None:
+    """It is a pipe: the kernel passes descriptors through sockets only."""
+    with escape.attacker() as attacker:
+        pipes = [text.split()[0] for text in attacker.run(step("descriptors"))[0].split(";") if " pipe " in text]
+        assert pipes
+        answers = attacker.run(*(step("rights", pipe, 1) for pipe in pipes))
+    assert {outcome(line).error for line in answers} == {"ENOTSOCK"}
 
 
 def hostile_sql(attacker: Attacker, name: str) -> None:
@@ -147,10 +98,22 @@ def hostile_sql(attacker: Attacker, name: str) -> None:
             case "no views":
                 inner.execute("ALTER TABLE pg_catalog.pg_authid RENAME TO hidden")
             case "functions":
-                inner.execute(
-                    "CREATE OR REPLACE FUNCTION pg_catalog.coalesce_x() RETURNS int LANGUAGE sql AS 'SELECT 1'; "
-                    "UPDATE pg_catalog.pg_proc SET prosrc = 'no_such_function' WHERE proname = 'pg_stat_get_activity'"
-                )
+                # All that Torpor calls by name. Those of PostgreSQL are found by number however their text is changed: they step aside.
+                for signature, result, body in (
+                    ("host(inet)", "text", "COPY (SELECT 1) TO '/data/called'; RETURN repeat(E'\\x1b[2J', 1000000)"),
+                    ("clock_timestamp()", "timestamptz", "RETURN 'infinity'"),
+                    ("pg_terminate_backend(int, bigint)", "bool", "PERFORM pg_sleep(600); RETURN true"),
+                    ("pg_terminate_backend(int)", "bool", "PERFORM pg_sleep(600); RETURN true"),
+                    ("pg_reload_conf()", "bool", "RAISE E'no\\x1b[2J'"),
+                    ("round(numeric, int)", "numeric", "RETURN 'NaN'"),
+                ):
+                    name = signature.partition("(")[0]
+                    inner.execute(
+                        f"UPDATE pg_catalog.pg_proc SET proname = 'real_{name}' WHERE proname = '{name}' AND oid < 16384".encode()
+                    )
+                    inner.execute(
+                        f"CREATE FUNCTION pg_catalog.{signature} RETURNS {result} LANGUAGE plpgsql AS $$BEGIN {body}; END$$".encode()
+                    )
             case "sleeping trigger":
                 inner.execute("CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(600); END'")
                 inner.execute("CREATE EVENT TRIGGER t ON login EXECUTE FUNCTION f(); ALTER EVENT TRIGGER t ENABLE ALWAYS")
@@ -195,9 +158,8 @@ def test_whatever_torpor_is_answered_only_that_database_suffers(
 ) -> None:
     server = escape.server
     hostile_sql(attacker, name)
-    attacker.connection.close()
-    if name == "sleeping trigger":
-        return  # every question takes 15 seconds to be given up; but it is removed at once
+    if name != "functions":  # for them there must be somebody to ask about
+        attacker.connection.close()
     with around_the_neighbour(escape):
         # Torpor's session from before may still be open: this ends it, and asks anew.
         with contextlib.suppress(HTTPError):
@@ -206,6 +168,7 @@ def test_whatever_torpor_is_answered_only_that_database_suffers(
             psycopg.connect(villain.url, connect_timeout=20).close()
         view = server.view(villain.name)
         assert len(str(view)) < 20_000
+        assert name != "functions" or marked(server, villain)
         stop(server, villain)
         with contextlib.suppress(psycopg.Error):  # it may be broken now, but then it says so, and soon
             psycopg.connect(villain.url, connect_timeout=60).close()
@@ -397,15 +360,28 @@ def trapped(escape: Stronghold) -> Iterator[MadeDatabase]:
 
 def test_a_lease_on_a_file_makes_nobody_wait(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
     """Who opens a file with a lease on it waits for up to 45 seconds, unless it refuses to."""
-    f_setlease, f_wrlck = 1024, 1
-    attacker.run(call("open", "/data/postmaster.opts", 2))
-    answer = attacker.run(call("open", "/data/PG_VERSION", 2), "call\t72\tr:0\ti:1024\ti:1", "call\t72\tr:0\ti:1024\ti:0")
-    assert f_setlease and f_wrlck and answer
+    server, volume = escape.server, volume_of(escape.server, villain)
+    for name in LEASED:
+        answers = attacker.run(*lease(f"/data/{name}"))
+        assert all(outcome(line).succeeded for line in answers), (name, answers)
+    for name in LEASED:
+        waiting = subprocess.Popen(["cat", volume / name], stdout=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.5)
+        waiting.kill()
+        waiting.wait()
+        with pytest.raises(BlockingIOError):
+            read_untrusted(volume / name)
     with around_the_neighbour(escape):
-        escape.server.view(villain.name)
-    began = time.monotonic()
-    stop(escape.server, villain)
-    assert time.monotonic() - began < 40
+        server.view(villain.name)
+        began = time.monotonic()
+        stop(server, villain)
+        with Attacker(server, villain) as again:
+            assert again.sql("SELECT 1") == [(1,)]
+    assert in_time(time.monotonic() - began, 10), "the kernel takes a lease away after 45 seconds only"
+
+
+LEASED = ("postmaster.pid", "postgresql.auto.conf")  # what Torpor reads
 
 
 def test_hostile_settings_in_the_volume(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
@@ -461,9 +437,9 @@ def test_the_log_fills_neither_disk_nor_memory(escape: Stronghold, villain: Made
 
 def test_descriptors_sent_towards_torpor_go_nowhere(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
     """Over the client's socket, which the relay reads where it is a socket pair: whoever receives wants bytes only."""
-    before = len(os.listdir(f"/proc/{escape.server.pid}/fd"))
+    before = descriptors_of(escape.server)
     sockets = [text.split()[0] for text in attacker.run(step("descriptors"))[0].split(";") if " socket " in text]
     with around_the_neighbour(escape), contextlib.suppress(psycopg.Error):
         attacker.run(*(step("rights", sockets[0], 250) for _ in range(100)))
     time.sleep(QUICK_S / 50)
-    assert len(os.listdir(f"/proc/{escape.server.pid}/fd")) < before + 50
+    assert descriptors_of(escape.server) < before + 50

@@ -40,6 +40,7 @@ _FREEZE_AGAIN_AFTER_S = (0.02, 0.05, 0.1, 0.2, 0.0)
 _HAND_OVER_AGAIN_AFTER_S = (0.005, 0.05)
 _LOOK_AGAIN_S = 0.01
 _START_GRACE_S = 5.0
+_FAREWELL_S = 3.0  # for PostgreSQL to end its sessions and to say its roles: a tenant may have seen to it that it never does
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
 
 
@@ -335,17 +336,20 @@ class Compute:
     async def discard(self) -> None:
         """End it for good, in no particular order: its database is being removed. Idempotent."""
         self._removed = True
+        await self.kill(SleepReason.API)
+        logfile.remove(self.log_file)
+
+    async def kill(self, reason: SleepReason) -> None:
+        """End it within seconds, whatever it does: PostgreSQL recovers at its next start, so nothing committed is lost. Idempotent."""
         await self._give_up_start(0.0)
+        if self._moving is not None and self.state is not ComputeState.STOPPED:
+            self._moving.cancel()  # a stop waits much longer than a tenant may make anybody wait for this
         await self._wait_moving()
         await self._end_dozing()
-        postmaster, self._postmaster = self._postmaster, None
-        if self.state is not ComputeState.STOPPED:
-            # Before the processes end: what is seen of their end is no crash.
-            self._go(ComputeState.STOPPED, SleepReason.API)
-        if postmaster is not None:
+        if (postmaster := self._postmaster) is not None:
+            self._around.catalog.forget_roles(self.database.id)
+            self._gone(reason)  # before the processes end: what is seen of their end is no crash
             await postmaster.end_at_once()
-            postmaster.sessions.end_all()
-        logfile.remove(self.log_file)
 
     async def leave(self) -> None:
         """Let go of a running compute without touching it, for the next Torpor to adopt."""
@@ -560,12 +564,13 @@ class Compute:
         self._go(ComputeState.STOPPING, reason)
         if not quiet:  # roles may have changed since they were last saved
             try:
-                service = await postmaster.service()
-                await service.end_clients()
-                self._save_roles(await service.roles())
-                await postmaster.close_service()
-            except TorporError as error:
-                log.warning("roles unknown at stop", database=self.database.label, cause=error.message)
+                async with asyncio.timeout(_FAREWELL_S):
+                    service = await postmaster.service()
+                    await service.end_clients()
+                    self._save_roles(await service.roles())
+                    await postmaster.close_service()
+            except (TorporError, TimeoutError) as error:
+                log.warning("roles unknown at stop", database=self.database.label, cause=str(error) or "PostgreSQL doesn't answer")
                 self._around.catalog.forget_roles(self.database.id)
         self._past_cpu_ns += postmaster.tree.usage().cpu_ns
         if not await postmaster.shut_down():

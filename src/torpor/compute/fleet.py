@@ -24,6 +24,9 @@ from torpor.model.workspace import WorkspaceId
 log = get_logger(__name__)
 
 _STOPS_AT_ONCE = 8
+_STOP_TURN_S = 2.0  # then others are stopped beside it
+_STOPPED_WITHIN_S = 60.0
+_KILLS_AT_ONCE = 32
 _ROLE_ATTEMPTS = 3
 _SETTLED_LOOK_S = 0.005
 
@@ -231,17 +234,43 @@ class Fleet:
         return True
 
     async def stop_all(self) -> None:
-        """End every compute in order, several at once."""
-        slots = asyncio.Semaphore(_STOPS_AT_ONCE)
+        """End every compute in order, several at once, in about a minute at most, however many don't want to end.
+
+        One that takes its time holds up no other. What still runs after a minute is killed: it recovers at its next start.
+        """
+        computes, slots, stops = self.running(), asyncio.Semaphore(_STOPS_AT_ONCE), list[asyncio.Task[None]]()
 
         async def stop(compute: Compute) -> None:
-            async with slots:
-                try:
-                    await compute.stop(SleepReason.SHUTDOWN)
-                except TorporError as error:
-                    log.warning("stop failed", database=compute.database.label, cause=error.message)
+            try:
+                await compute.stop(SleepReason.SHUTDOWN)
+            except TorporError as error:
+                log.warning("stop failed", database=compute.database.label, cause=error.message)
 
-        await asyncio.gather(*(stop(compute) for compute in self.running()))
+        async def take_turn(compute: Compute) -> None:
+            async with slots:
+                stopping = self._around.tasks.spawn(stop(compute), f"shut down {compute.database.label}")
+                stops.append(stopping)
+                await asyncio.wait([stopping], timeout=_STOP_TURN_S)
+            await asyncio.wait([stopping])
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOPPED_WITHIN_S):
+                await asyncio.gather(*map(take_turn, computes))
+                return
+        for stopping in stops:
+            stopping.cancel()
+        await asyncio.gather(*stops, return_exceptions=True)
+        await self._kill([compute for compute in computes if compute.tier is not Tier.STOPPED or compute.is_moving])
+
+    async def _kill(self, computes: Collection[Compute]) -> None:
+        log.warning("killing what doesn't end", computes=len(computes))
+        slots = asyncio.Semaphore(_KILLS_AT_ONCE)
+
+        async def kill(compute: Compute) -> None:
+            async with slots:
+                await compute.kill(SleepReason.SHUTDOWN)
+
+        await asyncio.gather(*map(kill, computes))
 
     async def settle(self, patience_s: float) -> None:
         """Until nothing starts, stops or changes tier, and every session has shown its backend; but not longer than `patience_s`."""

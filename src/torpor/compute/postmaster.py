@@ -148,9 +148,14 @@ class Postmaster:
         pid, spawned = self._launch.postmaster_pid, self._launch.process
         assert pid is not None
         try:
-            self._take(ProcessHandle(pid), on_exit)
+            process = ProcessHandle(pid)
         except ProcessLookupError as error:
             raise ComputeStartFailed("PostgreSQL ended while it started") from error
+        if pid not in self.tree.pids():
+            # A tenant's code said it, and ended: the kernel may give its number to a stranger, who is not to be taken for PostgreSQL.
+            process.close()
+            raise ComputeStartFailed("what said that PostgreSQL is ready is none of its processes")
+        self._take(process, on_exit)
         if pid == spawned.pid:
             spawned.close()
         else:

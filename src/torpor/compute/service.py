@@ -159,11 +159,13 @@ class ServiceSession:
 
     async def close(self) -> None:
         """Log out and wait until the backend has ended (at most a second), so that a freeze doesn't catch it dying."""
-        async with self._lock:  # whoever is asking gets the answer first
-            if not self.broken:
-                with contextlib.suppress(OSError, TimeoutError):
-                    await asyncio.get_running_loop().sock_sendall(self._sock, terminate())
-                    await asyncio.wait_for(self._line.wait_ended(), 1.0)
+        try:
+            async with self._lock:  # whoever is asking gets the answer first
+                if not self.broken:
+                    with contextlib.suppress(OSError, TimeoutError):
+                        await asyncio.get_running_loop().sock_sendall(self._sock, terminate())
+                        await asyncio.wait_for(self._line.wait_ended(), 1.0)
+        finally:
             self.abandon()
 
     def abandon(self) -> None:

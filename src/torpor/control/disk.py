@@ -5,8 +5,11 @@ go on, and whoever says `SET transaction_read_only = off` can delete and vacuum.
 second again while it stays there. A quarter over it, which takes someone who doesn't want to be held, the database is stopped, and stays
 so until its size is raised. Below the line again, everything is lifted by itself.
 
-Concurrency: one task; walks one volume at a time, in a thread, and only while the pool as a whole grows. How soon a volume is looked at
-again depends on how far it could have got meanwhile. A sleeper costs nothing.
+Files count as well as bytes: an inode for 4 kB at least, so that masses of tiny files come to a limit before the host has no inode left.
+
+Concurrency: one task for the rounds, and one for each volume that is being looked at: a walk over millions of files, or a PostgreSQL that
+doesn't answer, holds up no other volume. Volumes are walked only while the pool as a whole grows. How soon one is looked at again depends
+on how far it could have got meanwhile. A sleeper costs nothing.
 """
 
 import asyncio
@@ -25,7 +28,7 @@ from torpor.model.errors import DiskFull, TorporError
 from torpor.model.names import DatabaseId
 from torpor.model.size import GIB, MIB
 from torpor.model.sleep import SleepReason, Tier
-from torpor.storage.volumes import Volumes
+from torpor.storage.volumes import INODE_BYTES, Volumes
 
 log = get_logger(__name__)
 
@@ -51,6 +54,7 @@ class _Watched:
     woke_at: float
     look_at: float
     looked: bool = False
+    is_being_looked_at: bool = False
     fullness: Fullness = Fullness.ROOM
     read_only: bool | None = None  # whether PostgreSQL was told; None until its own file was asked
 
@@ -101,7 +105,7 @@ class DiskWatch:
             await self.look()
 
     async def look(self) -> None:
-        """One round."""
+        """One round: begins to look at those whose time has come, and waits for them for a second at most."""
         now = self._clock.monotonic()
         watched = {}
         for compute in self._awake():
@@ -110,22 +114,34 @@ class DiskWatch:
                 known if known is not None and known.woke_at == compute.tier_since else _Watched(compute.tier_since, now + _FIRST_S)
             )
         self._watched = watched
-        grown = self._pool_has_grown()
+        grown, begun = self._pool_has_grown(), []
         for compute, known in watched.items():
+            if known.is_being_looked_at or now < known.look_at:
+                continue
             # Somebody else's deletes can hide growth from the pool's figure: the longest pause is kept whatever it says.
-            if now >= known.look_at and (grown or known.fullness or not known.looked or now >= known.look_at + _RARELY_S):
-                await self._measure(compute, known)
+            if grown or known.fullness or not known.looked or now >= known.look_at + _RARELY_S:
+                known.is_being_looked_at = True
+                begun.append(self._tasks.spawn(self._measure(compute, known), f"look at the disk of {compute.database.label}"))
+        if begun:
+            await asyncio.wait(begun, timeout=_EVERY_S)
 
     def _pool_has_grown(self) -> bool:
         stat = os.statvfs(self._volumes.root)
-        used, before = (stat.f_blocks - stat.f_bfree) * stat.f_frsize, self._pool_used
+        used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize + (stat.f_files - stat.f_ffree) * INODE_BYTES
+        before = self._pool_used
         grown = before < 0 or used > before + _POOL_GROWTH_BYTES
         if grown or used < before:
             self._pool_used = used
         return grown
 
     async def _measure(self, compute: Compute, known: _Watched) -> None:
-        used = await asyncio.to_thread(self._volumes.disk_bytes, compute.database.id)
+        try:
+            await self._look_at(compute, known)
+        finally:
+            known.is_being_looked_at = False
+
+    async def _look_at(self, compute: Compute, known: _Watched) -> None:
+        used = await self._volumes.measure(compute.database.id)
         size = compute.size.disk_bytes
         known.looked = True
         before, known.fullness = known.fullness, fullness(used, size, known.fullness)

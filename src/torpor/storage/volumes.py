@@ -3,7 +3,8 @@
 A volume appears under its final name only when it is whole: it is made beside it and renamed. Its bytes live in `<root>/<id>/data`.
 
 Concurrency: the copy runs in a process of its own (`cp`), so neither the event loop nor the interpreter lock waits for it; calls for
-different volumes may overlap.
+different volumes may overlap. How large a volume is, however many ask, is found out by one walk at a time, and those that take long, of
+which a tenant can make as many as it has files, wait for each other only.
 """
 
 import asyncio
@@ -13,17 +14,32 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.base.host.facts import can_reflink
 from torpor.base.processes import dying_with_us
+from torpor.base.tasks import TaskOwner
 from torpor.model.errors import DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId, is_database_id
 
 _MAKING = ".making-"
 _REMOVING = ".removing-"
+INODE_BYTES = 4096
+"""What a file, directory or link counts at least: the host's file system has only so many, about one for every 16 kB."""
+_SLOW_S = 1.0  # a walk that takes longer is a tenant's doing: 500,000 files
+_REST = 10.0  # times as long as it took a volume isn't walked again: a tenth of a processor is spent on each at most
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(slots=True)
+class _Measured:
+    used_bytes: int = 0
+    took_s: float = 0.0
+    again_at: float = 0.0
+    walk: asyncio.Task[None] | None = None
 
 
 class Volumes:
@@ -41,6 +57,9 @@ class Volumes:
         if reflinks is None:
             raise DataDirectoryUnusable(f"the volumes directory {root} can't be written", "look at its owner, mode and free space")
         self.reflinks = reflinks
+        self._measured: dict[DatabaseId, _Measured] = {}
+        self._tasks = TaskOwner("volumes")
+        self._quick_walks, self._slow_walks = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
     def __repr__(self) -> str:
         return f"<Volumes {self.root} {self.description}>"
@@ -105,6 +124,7 @@ class Volumes:
         removing = self.root / f"{_REMOVING}{id}"
         with contextlib.suppress(FileNotFoundError):
             self.path(id).rename(removing)
+        self._measured.pop(id, None)
         await asyncio.to_thread(_remove, removing)
 
     def ids(self) -> set[DatabaseId]:
@@ -118,13 +138,36 @@ class Volumes:
             await asyncio.to_thread(_remove, self.root / name)
         return len(leftovers)
 
+    async def measure(self, id: DatabaseId) -> int:
+        """`disk_bytes` for whoever asks: they share a walk, and its result for ten times as long as it took. Safe to cancel."""
+        measured = self._measured.setdefault(id, _Measured())
+        if measured.walk is None and time.monotonic() >= measured.again_at:
+            measured.walk = self._tasks.spawn(self._measure(id, measured), f"measure {id}")
+        if measured.walk is not None:
+            await asyncio.shield(measured.walk)
+        return measured.used_bytes
+
+    async def _measure(self, id: DatabaseId, measured: _Measured) -> None:
+        try:
+            async with self._slow_walks if measured.took_s > _SLOW_S else self._quick_walks:
+                began = time.monotonic()
+                measured.used_bytes = await asyncio.to_thread(self.disk_bytes, id)
+                measured.took_s = time.monotonic() - began
+        finally:
+            measured.again_at = time.monotonic() + measured.took_s * _REST
+            measured.walk = None
+
     def disk_bytes(self, id: DatabaseId) -> int:
-        """Bytes of the volume's files as allocated, those shared with other volumes included. Blocking; walks the volume.
+        """Bytes of the volume's files as allocated, those shared with other volumes included, and 4 kB an inode at least. Blocking; walks
+        the volume.
 
         A tenant's directories can be deeper than any path is long, and have millions of files: `du` minds neither.
         """
+        return max(self._walk(id, "--block-size=1"), self._walk(id, "--inodes") * INODE_BYTES)
+
+    def _walk(self, id: DatabaseId, unit: str) -> int:
         run = subprocess.run(
-            ["du", "--summarize", "--block-size=1", "--one-file-system", "--", str(self.path(id))],
+            ["du", "--summarize", unit, "--one-file-system", "--", str(self.path(id))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # PostgreSQL removes files while it looks

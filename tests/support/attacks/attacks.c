@@ -475,10 +475,51 @@ static long old_call(char **words)
     return 0;
 }
 
-/* rights SOCKET COUNT: send that many descriptors to whoever is at the other end of a socket. */
+/* The socket of the client that this backend serves; when it serves Torpor itself, one end of Torpor's own pair. */
+static int client_socket(void)
+{
+    int fd, found = -1;
+
+    for (fd = 3; fd < 64; fd++) {
+        struct sockaddr_storage peer;
+        socklen_t size = sizeof peer;
+
+        if (getpeername(fd, (struct sockaddr *)&peer, &size) == 0)
+            found = fd;
+    }
+    return found;
+}
+
+/* claim SOCKET PID: say "R" in the name of another process. */
+static long claim(char **words)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(struct ucred))];
+        struct cmsghdr align;
+    } control;
+    struct iovec part = {"R", 1};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof control.bytes};
+    struct ucred who = {(pid_t)number(words, 2, 1), getuid(), getgid()};
+    struct cmsghdr *header;
+    ssize_t sent;
+
+    memset(&control, 0, sizeof control);
+    header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_CREDENTIALS;
+    header->cmsg_len = CMSG_LEN(sizeof who);
+    memcpy(CMSG_DATA(header), &who, sizeof who);
+    errno = 0;
+    sent = sendmsg((int)number(words, 1, -1), &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    say("%ld %d", (long)sent, errno);
+    return sent;
+}
+
+/* rights SOCKET COUNT TIMES: send that many descriptors, so many times, to whoever is at the other end of a socket ("client": its own). */
 static long send_rights(char **words)
 {
-    int fd = (int)number(words, 1, -1), i, count = (int)number(words, 2, 1);
+    int fd = strcmp(words[1], "client") == 0 ? client_socket() : (int)number(words, 1, -1), i, count = (int)number(words, 2, 1);
+    long times = number(words, 3, 1);
     union {
         char bytes[CMSG_SPACE(253 * sizeof(int))];
         struct cmsghdr align;
@@ -487,7 +528,7 @@ static long send_rights(char **words)
     struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.bytes,
                              .msg_controllen = CMSG_SPACE((size_t)count * sizeof(int))};
     struct cmsghdr *header;
-    ssize_t sent;
+    ssize_t sent = 0;
 
     memset(&control, 0, sizeof control);
     header = CMSG_FIRSTHDR(&message);
@@ -497,7 +538,8 @@ static long send_rights(char **words)
     for (i = 0; i < count; i++)
         ((int *)CMSG_DATA(header))[i] = 2;
     errno = 0;
-    sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    for (; times > 0 && sent >= 0; times--)
+        sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     say("%ld %d", (long)sent, errno);
     return sent;
 }
@@ -546,15 +588,8 @@ static long speak(char **words)
     static unsigned char bytes[1 << 16], many[1 << 18];
     size_t length = unhex(words[1], bytes), filled = 0;
     long i, times = number(words, 2, 1), sum = 0;
-    int fd, found = -1;
+    int found = client_socket();
 
-    for (fd = 3; fd < 64; fd++) {
-        struct sockaddr_storage peer;
-        socklen_t size = sizeof peer;
-
-        if (getpeername(fd, (struct sockaddr *)&peer, &size) == 0)
-            found = fd;
-    }
     if (found < 0) {
         say("none");
         return -1;
@@ -613,7 +648,7 @@ static const struct {
 } steps[] = {
     {"call", call}, {"descriptors", descriptors}, {"processes", processes}, {"daemon", start_daemon}, {"lifeline", touch_life_line},
     {"bomb", fork_bomb}, {"memory", fill_memory}, {"fill", fill_file}, {"files", make_files}, {"deep", dig}, {"open", open_many},
-    {"log", flood_log}, {"trace", trace}, {"old", old_call}, {"rights", send_rights}, {"stuck", stuck}, {"spin", spin},
+    {"log", flood_log}, {"trace", trace}, {"old", old_call}, {"claim", claim}, {"rights", send_rights}, {"stuck", stuck}, {"spin", spin},
     {"speak", speak}, {"directory", list_directory}, {"signal", send_signal},
 };
 

@@ -91,6 +91,13 @@ def call(name: str | int, *arguments: Argument) -> str:
     return "\t".join(words)
 
 
+def lease(path: str) -> list[str]:
+    """The steps that take a lease on a file for as long as the backend lives: whoever opens it waits. The kernel's signal is one that
+    PostgreSQL survives."""
+    f_setlease, f_setsig, f_wrlck, sigurg = 1024, 10, 1, 23
+    return [call("open", path, 2), call("fcntl", Earlier(0), f_setsig, sigurg), call("fcntl", Earlier(0), f_setlease, f_wrlck)]
+
+
 def forked(*steps: str) -> str:
     """The step that runs others in a child."""
     return "\n".join(["fork", *steps, "end"])

@@ -266,7 +266,7 @@ async def test_a_volume_deeper_than_any_path_is_measured_and_removed(volumes: Vo
         os.close(here)
         here = below
     with os.fdopen(os.open("hoard", os.O_CREAT | os.O_WRONLY, dir_fd=here), "wb") as hoard:
-        hoard.write(b"x" * (20 << 20))
+        hoard.write(b"x" * (21 << 20))
         hoard.flush()
         os.fsync(hoard.fileno())
     os.symlink("/etc", "link", dir_fd=here)
