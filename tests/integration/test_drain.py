@@ -98,6 +98,9 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
         connect(frozen) as sleeper,
         connect(busy) as transaction,
     ):
+        # Farewells that come right behind an answer, and are read with it, are notices to libpq.
+        noticed: list[str | None] = []
+        transaction.add_notice_handler(lambda notice: noticed.append(notice.sqlstate))
         transaction.execute("CREATE TABLE kept (x int)")
         transaction.execute("BEGIN")
         transaction.execute(f"SELECT {GATE}")
@@ -135,7 +138,7 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
         assert row is not None
         assert row[1] == 42, "a statement that runs gets its answer"
         assert ended(server) == 0
-        assert last_words(transaction)[0] == "57P01"
+        assert "57P01" in (last_words(transaction)[0], *noticed)
         if drainer is not None:
             said, _ = drainer.communicate(timeout=60)
             assert (drainer.returncode, said) == (0, "drained: Torpor has ended\n"), told(server)
