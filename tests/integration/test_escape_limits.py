@@ -5,15 +5,22 @@ And its names: what a tenant calls its roles and applications reaches logs, metr
 
 import contextlib
 import re
+import unicodedata
 from collections.abc import Iterator
+from http.client import InvalidURL
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import psycopg
 import pytest
+from psycopg import sql
 
+from tests.integration.test_guard_live import torpor
 from tests.support.attacks.kit import Attacker, call, hostile, on_host, outcome, step
 from tests.support.attacks.stronghold import Stronghold
-from tests.support.faults import eventually, refusal_of
+from tests.support.faults import eventually, in_thread, refusal_of
 from tests.support.server import Server
 
 pytestmark = [pytest.mark.root]
@@ -108,6 +115,56 @@ def test_poisoned_names_are_text_everywhere(escape: Stronghold, attacker: Attack
         assert "\x1b" not in text and "\u202e" not in text
         assert not re.search(r"^2026-01-01 \[error\] forged", text, re.MULTILINE)
     assert len(said) < 20_000
+
+
+POISONS = {
+    "escapes and lines": "x\x1b[2J\x1b]0;t\x07\x9b31m\x08\r\nforged\n2026-01-01 [error] forged\x0b\x0c\x85\u2028",
+    "marks and markup": "forged\u202e\u2066\u200b\ufeff[red]x[/red] <b> {} %s" + "y" * 150,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("poison", POISONS.values(), ids=POISONS)
+def test_poisoned_names_reach_no_terminal(escape: Stronghold, attacker: Attacker, poison: str) -> None:
+    """What the operator sees in `ls`, `show`, `top`, `audit` and /metrics, after failed logins, refused calls, and while a poisoned session
+    runs a poisoned statement: lines of text, and no more of them than there are."""
+    server = escape.server
+    host: dict[str, Any] = {"host": "127.0.0.1", "port": server.door_port, "connect_timeout": 10}
+    name = poison.encode()[:60].decode(errors="ignore")
+    attacker.connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'p'").format(sql.Identifier(name)))
+    attacker.connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    for user, wanted in ((name, "villain"), (poison, "villain"), ("villain", poison), ("villain", f"villain.{poison}")):
+        with pytest.raises(psycopg.Error):
+            psycopg.connect(**host, user=user, dbname=wanted, password="wrong").close()
+    for method, path, body in (
+        ("POST", "/v1/databases", {"name": poison}), ("DELETE", f"/v1/databases/{quote(poison, safe='')}", None),
+        ("POST", f"/v1/databases/{quote(poison, safe='')}/wake", None), ("POST", "/v1/workspaces", {"name": poison}),
+    ):  # fmt: skip
+        with contextlib.suppress(HTTPError, InvalidURL):
+            server.call(method, path, body)
+    with psycopg.connect(**host, user=name, dbname=f"villain.{name}", password="p", application_name=poison, autocommit=True) as poisoned:
+        asking, failures = in_thread(lambda: poisoned.execute(sql.SQL("SELECT {}, pg_sleep(60)").format(sql.Literal(poison))))
+        try:
+            eventually(lambda: "statement" in str(server.view("villain")["database"]["awake_because"]), 10)
+            said = [torpor(server, *words) for words in COMMANDS]
+            metrics = text_of(server, "/metrics")
+        finally:
+            poisoned.cancel_safe()
+        asking.join(30)
+    attacker.connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    attacker.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+    assert [type(error) for error in failures] == [psycopg.errors.QueryCanceled]
+    assert "forged" in said[1], "it is shown"
+    for words, text in zip((*COMMANDS, ("/metrics",)), (*said, metrics), strict=True):
+        strange = {character for character in text if character != "\n" and unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")}
+        assert not strange, (words, strange)
+        assert not re.search(r"^(2026-01-01 \[error\] )?forged", text, re.MULTILINE), words
+        assert len(text) < 100_000 and max(map(len, text.splitlines())) < 5000, words
+
+
+COMMANDS = (
+    ("ls",), ("show", "villain"), ("top", "--once"), ("audit",), ("ls", "--json"), ("show", "villain", "--json"), ("audit", "--json"),
+    ("top", "--once", "--json"),
+)  # fmt: skip
 
 
 def text_of(server: Server, path: str) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "m"))
 _BAR_WIDTH = 24
+_BREAKS = "\n\r\t\u2028\u2029"
 
 
 def clean(text: str, width: int = 0) -> str:
     """`text` on one line without control characters, cut to `width` when given."""
-    shown = "".join(" " if char in "\n\r\t" else char for char in text if char in "\n\r\t" or unicodedata.category(char)[0] != "C")
+    shown = "".join(" " if char in _BREAKS else char for char in text if char in _BREAKS or unicodedata.category(char)[0] != "C")
     return shown if not width or len(shown) <= width else shown[: width - 1] + "…"
 
 
