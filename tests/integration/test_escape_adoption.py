@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support.attacks.kit import arm, lease, outcome, step
+from tests.support.attacks.kit import arm, step
 from tests.support.attacks.stronghold import stronghold
 from tests.support.faults import eventually, processes_of
 from torpor.base.processes import start_ticks
@@ -33,17 +33,13 @@ def replace(path: Path, what: str) -> None:
 def test_traps_for_the_next_torpor() -> None:
     with stronghold() as escape:
         server = escape.server
-        villains = {what: server.create() for what in ("pipe", "lie", "daemons", "dead", "lease")}
+        villains = {what: server.create() for what in ("pipe", "lie", "daemons", "dead")}
         for database in villains.values():
             arm(server, database)
         left = {what: processes_of(server, database.id) for what, database in villains.items()}
         with psycopg.connect(villains["daemons"].url, autocommit=True) as connection:
             for attack in (step("daemon", 600, 1), step("daemon", 600, 0), step("stuck", 600)):
                 connection.execute("SELECT attack(%s)", [attack])
-        leased = psycopg.connect(villains["lease"].url, autocommit=True)
-        for name in ("postmaster.pid", "postgresql.auto.conf"):
-            row = leased.execute("SELECT attack(%s)", ["\n".join(lease(f"/data/{name}"))]).fetchone()
-            assert row is not None and all(outcome(line).succeeded for line in str(row[0]).splitlines())
         dead = server.postmaster(villains["dead"])
         kept = psycopg.connect(escape.neighbour.url, autocommit=True)
         server.kill()
@@ -56,7 +52,6 @@ def test_traps_for_the_next_torpor() -> None:
         assert time.monotonic() - began < _SOON_S
         assert kept.execute("SELECT count(*) FROM kept").fetchone() == (1,), "the neighbour's session was adopted"
         kept.close()
-        leased.close()
         escape.check_neighbour()
         for database in villains.values():
             with contextlib.suppress(psycopg.Error):
