@@ -137,6 +137,18 @@ def test_deleting_asks_before_it_ends_connections(torpor: Server, database: Made
     connect(again.url).close()
 
 
+@pytest.mark.parametrize("tier", ["awake", "frozen"])
+def test_deleting_waits_for_sessions_that_are_just_ending(torpor: Server, tier: str) -> None:
+    """The client knows that it has closed its connection before the backend, and so Torpor, does."""
+    for _ in range(3):
+        database = torpor.create()
+        with connect(database.url), connect(database.url) as connection:
+            connection.execute("CREATE TEMP TABLE takes AS SELECT generate_series(1, 10000)")
+            if tier == "frozen":
+                put_to_sleep(torpor, database)
+        torpor.call("DELETE", f"/v1/databases/{database.name}")
+
+
 @pytest.mark.parametrize("tier", ["frozen", "stopped"])
 def test_sleeper_is_deleted_without_waking(torpor: Server, database: MadeDatabase, tier: str) -> None:
     def wakes() -> int:
