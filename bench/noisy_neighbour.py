@@ -55,12 +55,20 @@ def measure() -> list[Result]:
             for database in (quiet, noisy):
                 _run("pgbench", "-i", "-q", "-s", str(_SCALE), _plain(database))
             _run("psql", "-c", f'GRANT pg_checkpoint TO "{noisy.name}"', _plain(noisy), check=False)
+            _wait_until_quiet(torpor, quiet)
             for limits in (True, False):
                 with contextlib.nullcontext() if limits else _unlimited(torpor, quiet, noisy):
                     for kind in (*_NOISE, "connections", "all"):
                         say(f"{kind}, {'with' if limits else 'without'} limits")
                         results += _one_kind(torpor, quiet, noisy, kind, limits)
     return results
+
+
+def _wait_until_quiet(torpor: BenchServer, quiet: MadeDatabase) -> None:
+    """Who has just been filled has written so much that it is a noisy neighbour itself."""
+    deadline = time.monotonic() + 60
+    while torpor.view(quiet.name)["database"]["pace"] == "yielding" and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def _one_kind(torpor: BenchServer, quiet: MadeDatabase, noisy: MadeDatabase, kind: str, limits: bool) -> list[Result]:

@@ -37,7 +37,7 @@ _IDLE = 0.1  # of all processors: then whoever wants more can have it
 _LEAST_S, _SHORTEST_HOLD_S, _LONGEST_HOLD_S = 2.0, 30.0, 600.0
 _RELEASE_REMEMBERED_S = 15.0
 
-_LOGINS_PER_S = 20.0
+MANY_LOGINS_PER_S = 20.0
 
 _WRITES_MUCH, _WRITES_LITTLE = 24.0 * MIB, 6.0 * MIB  # a second: no small transactions come near the first
 _DISK_HOLD_S = 20.0
@@ -301,9 +301,9 @@ def is_at_work(use: float) -> bool:
     return use > _ACTIVE
 
 
-def login_interval_s(yielding: int) -> float:
-    """How far apart the logins of each of those who yield begin, while somebody who doesn't is at work: all of theirs together are few."""
-    return yielding / _LOGINS_PER_S
+def login_interval_s(stormy: int) -> float:
+    """How far apart the logins of each of those begin who take more than their share with many logins, so that all together are few."""
+    return stormy / MANY_LOGINS_PER_S
 
 
 def pace(boosted: bool, yields: bool) -> Pace:

@@ -16,6 +16,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.compute.compute import Compute
 from torpor.compute.shares import HOST_CPUS
 from torpor.control.autoscale import (
+    MANY_LOGINS_PER_S,
     Change,
     CpuSample,
     CpuScaler,
@@ -148,14 +149,16 @@ class Scaling:
         self._live = kept
         uses = {compute: (live.charged(compute.turnstile.waiting > 0), compute.size.min_cpu) for compute, live in kept.items()}
         over = self._fairness.decide(self._clock.monotonic(), uses, self._idle())
-        has_neighbours = any(is_at_work(live.cpu.use) for compute, live in kept.items() if compute not in over)
-        for compute, live in kept.items():
-            self._give_pace(compute, live, compute in over, has_neighbours)
-        self._give_turns(over if has_neighbours else set())
-
-    def _give_pace(self, compute: Compute, live: Live, yields: bool, has_neighbours: bool) -> None:
+        at_work = {compute for compute, live in kept.items() if is_at_work(live.cpu.use)}
         # Who is out of memory keeps the kernel busy, which gives way to nobody: the less it runs, the better for all others.
-        pinned = compute.size.min_cpu if yields and has_neighbours and live.ran_out else None
+        out_of_memory = {compute for compute in over if kept[compute].ran_out}
+        for compute, live in kept.items():
+            self._give_pace(compute, live, compute in over, compute in out_of_memory and bool(at_work - out_of_memory))
+        stormy = {compute for compute in over if compute.turnstile.waiting or kept[compute].logins_per_s > MANY_LOGINS_PER_S}
+        self._give_turns(stormy if at_work - stormy else set())
+
+    def _give_pace(self, compute: Compute, live: Live, yields: bool, at_minimum: bool) -> None:
+        pinned = compute.size.min_cpu if at_minimum else None
         if (yields, pinned) == (live.yields, live.pinned):
             return
         before = live.ceiling

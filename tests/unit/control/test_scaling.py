@@ -273,6 +273,22 @@ def test_logins_of_the_greedy_take_turns_while_a_neighbour_is_at_work(tmp_path: 
     play(tmp_path, scene)
 
 
+def test_a_neighbour_that_yields_for_its_writes_is_a_neighbour(tmp_path: Path) -> None:
+    async def scene(bench: Bench) -> None:
+        stormy, tree = bench.wake(1)
+        writer, other = bench.wake(2)
+        tree.wants, other.wants = 0.5, 0.7
+        for _ in range(8):
+            stormy.handed_over += 40
+            other.written += 50 * MIB
+            await bench.pass_by(0.5)
+        assert tree.limits[-1].cpu_yields
+        assert other.limits[-1].cpu_yields
+        assert (stormy.turnstile.interval_s, writer.turnstile.interval_s) == (1 / 20, 0)
+
+    play(tmp_path, scene)
+
+
 def test_who_ran_out_of_memory_is_kept_at_its_minimum_beside_others(tmp_path: Path) -> None:
     async def scene(bench: Bench) -> None:
         hog, tree = bench.wake(1)
