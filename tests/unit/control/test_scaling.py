@@ -196,16 +196,23 @@ def test_one_that_crashed_is_no_longer_sampled(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+async def storm(bench: Bench, written: int = 0) -> tuple[Sleeper, ScriptedTree, Sleeper, ScriptedTree]:
+    """One with many logins for four seconds, and one that works beside it, and writes."""
+    stormy, tree = bench.wake(1)
+    neighbour, other = bench.wake(2)
+    tree.wants, other.wants = 0.5, 0.7
+    for _ in range(8):
+        stormy.handed_over += 40
+        other.written += written
+        await bench.pass_by(0.5)
+    return stormy, tree, neighbour, other
+
+
 def test_logins_are_charged_to_whom_they_are_for(tmp_path: Path) -> None:
     """A backend's start, and what the door does for it, cost more than the compute is seen to use."""
 
     async def scene(bench: Bench) -> None:
-        stormy, tree = bench.wake(1)
-        _, other = bench.wake(2)
-        tree.wants, other.wants = 0.5, 0.7
-        for _ in range(8):
-            stormy.handed_over += 40
-            await bench.pass_by(0.5)
+        _stormy, tree, _, other = await storm(bench)
         assert tree.limits[-1].cpu_yields
         assert not other.limits[-1].cpu_yields
         await bench.pass_by(4)
@@ -248,12 +255,7 @@ def test_who_ran_out_of_memory_yields_for_a_while(tmp_path: Path) -> None:
 
 def test_logins_of_the_greedy_take_turns_while_a_neighbour_is_at_work(tmp_path: Path) -> None:
     async def scene(bench: Bench) -> None:
-        stormy, tree = bench.wake(1)
-        _, other = bench.wake(2)
-        tree.wants, other.wants = 0.5, 0.7
-        for _ in range(8):
-            stormy.handed_over += 40
-            await bench.pass_by(0.5)
+        stormy, tree, _, other = await storm(bench)
         assert stormy.turnstile.interval_s == 1 / 20
         # Those that wait show that it still wants as much, although it does little now.
         tree.wants, stormy.turnstile.waiting = 0.1, 7
@@ -275,13 +277,7 @@ def test_logins_of_the_greedy_take_turns_while_a_neighbour_is_at_work(tmp_path: 
 
 def test_a_neighbour_that_yields_for_its_writes_is_a_neighbour(tmp_path: Path) -> None:
     async def scene(bench: Bench) -> None:
-        stormy, tree = bench.wake(1)
-        writer, other = bench.wake(2)
-        tree.wants, other.wants = 0.5, 0.7
-        for _ in range(8):
-            stormy.handed_over += 40
-            other.written += 50 * MIB
-            await bench.pass_by(0.5)
+        stormy, tree, writer, other = await storm(bench, written=50 * MIB)
         assert tree.limits[-1].cpu_yields
         assert other.limits[-1].cpu_yields
         assert (stormy.turnstile.interval_s, writer.turnstile.interval_s) == (1 / 20, 0)
