@@ -139,13 +139,14 @@ def test_a_torpor_full_of_computes_that_do_not_end_ends_soon() -> None:
     server = Server(on_disk=True, sandbox="full", freeze_after_s=300, page_after_s="never", stop_after_s="never")
     # For ever deaf computes take all turns; a minute is long for a test.
     server.prelude = "import torpor.compute.fleet as f; f._STOPS_AT_ONCE = 1; f._STOP_TURN_S = 0.5; f._STOPPED_WITHIN_S = 3.0; "
-    with server:
+    with server, contextlib.ExitStack() as opened:
         halted, deaf, quiet = (server.create(name) for name in ("halted", "deaf", "quiet"))
         sessions = []
         for database in (halted, deaf, quiet):
             if database is not quiet:
                 arm(server, database)
             sessions.append(psycopg.connect(database.url, autocommit=True))
+            opened.callback(sessions[-1].close)
             sessions[-1].execute("CREATE TABLE kept AS SELECT 1 AS one")
         everything = bytes([0xFF] * 8)
         in_torpors_session(deaf, "\n".join([MARK, call("rt_sigprocmask", 0, everything, 0, 8), call("poll", 0, 0, 600_000)]))
