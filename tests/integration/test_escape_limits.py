@@ -158,7 +158,8 @@ def test_poisoned_names_reach_no_terminal(escape: Stronghold, attacker: Attacker
         strange = {character for character in text if character != "\n" and unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp")}
         assert not strange, (words, strange)
         assert not re.search(r"^(2026-01-01 \[error\] )?forged", text, re.MULTILINE), words
-        assert len(text) < 100_000 and max(map(len, text.splitlines())) < 5000, words
+        values = re.findall(r'"(?:[^"\\]|\\.)*"', text) if "--json" in words else text.splitlines()
+        assert len(text) < 100_000 and max(map(len, values)) < (1000 if "--json" in words else 5000), words
 
 
 COMMANDS = (
