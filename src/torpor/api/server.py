@@ -36,6 +36,7 @@ _BACKLOG = 1024
 _ABORT_S = 1.0
 _FIRST_REQUEST_S = 0.3  # that a connection without a request so far has at the end
 _LOOK_S = 0.005
+_TURNS_TO_CONNECT = 4
 _CLOSE = (b"connection", b"close")
 
 
@@ -134,6 +135,13 @@ class ApiServer:
 
 
 async def _stop(server: Server, grace_s: float) -> None:
+    # Who was accepted just now is a connection some turns of asyncio's loop later, and is left open for ever when the listener has been
+    # closed by then. So first nobody new is accepted.
+    for listener in server.servers:
+        for sock in listener.sockets:
+            asyncio.get_running_loop().remove_reader(sock)
+    for _ in range(_TURNS_TO_CONNECT):
+        await asyncio.sleep(0)
     for listener in server.servers:
         listener.close()
     state = server.server_state

@@ -1,6 +1,7 @@
 """Starting, stopping, and clients that behave badly."""
 
 import asyncio
+import contextlib
 import copy
 import signal
 import socket
@@ -84,6 +85,21 @@ async def test_stopping_before_starting_and_twice(desk: Desk) -> None:
     await started.stop()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(started.url.rpartition(":")[2])))
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_who_is_accepted_while_it_stops_is_not_left_open(desk: Desk, turns: int) -> None:
+    started = new(desk)
+    await started.start()
+    with contextlib.ExitStack() as opened:
+        late = [opened.enter_context(socket.create_connection(("127.0.0.1", int(started.url.rpartition(":")[2])))) for _ in range(3)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await started.stop()
+        for sock in late:
+            sock.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.to_thread(sock.recv, 1) == b""
 
 
 async def test_a_request_in_progress_is_finished_by_a_stop(server: ApiServer, client: httpx.AsyncClient, databases: Any) -> None:
