@@ -4,7 +4,9 @@ A test that succeeds closes what it opened; what it forgot is an error, as every
 keep databases of a shared server awake, and Python would complain about them (ResourceWarning) in whichever test comes next.
 """
 
+import asyncio
 import contextlib
+import gc
 import weakref
 from collections.abc import Generator
 from typing import Any
@@ -30,11 +32,14 @@ class Leftovers:
         psycopg.Connection.__init__ = init  # type: ignore[method-assign, assignment]
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self) -> Generator[None, object, object]:
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """Around the test itself, without fixtures: those clean up after themselves."""
         before = set(_opened)
         try:
-            return (yield)
+            result = yield
+            if asyncio.iscoroutinefunction(getattr(item, "function", None)):
+                gc.collect()  # what a test on a loop has forgotten is found in that test, not in whichever comes next
+            return result
         except pytest.skip.Exception:
             raise
         except BaseException:
