@@ -85,7 +85,8 @@ def workers(server: Server) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             status = (process / "status").read_text()
-            if status.startswith("Name:\ttorpor-relay\n") and f"\nUid:\t{uid}\t" in status:
+            # One that was killed after an upgrade is there until init, its parent since then, has reaped it.
+            if status.startswith("Name:\ttorpor-relay\n") and f"\nUid:\t{uid}\t" in status and "\nState:\tZ" not in status:
                 found.append(int(process.name))
     return found
 
