@@ -190,6 +190,8 @@ async def test_asyncpg(server: Server, database: MadeDatabase) -> None:
     finally:
         await connection.close()
         # asyncpg sends cancel requests over connections of their own, and sometimes leaves one of them open.
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=10)
         for transport in list(asyncio.get_running_loop()._transports.values()):  # type: ignore[attr-defined]
             transport.abort()
         await asyncio.sleep(0.01)
