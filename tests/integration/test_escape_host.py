@@ -131,7 +131,10 @@ def statuses(escape: Stronghold) -> list[dict[str, str]]:
     """/proc/<pid>/status of each PostgreSQL process of the attacker's compute."""
     found = []
     for pid in processes_of(escape.server, escape.villain.id):
-        text = Path(f"/proc/{pid}/status").read_text()
+        try:
+            text = Path(f"/proc/{pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended since
+            continue
         status = {line.partition(":")[0]: line.partition(":")[2].strip() for line in text.splitlines()}
         if status["Name"].startswith("postgres"):
             found.append(status)

@@ -81,8 +81,9 @@ def host_pid(server: Server, id: str, pid: int) -> int:
 def child(postmaster: int, kind: str) -> int:
     """The pid of a PostgreSQL process by what it calls itself, such as "checkpointer"."""
     for pid in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split():
-        if kind in Path(f"/proc/{pid}/cmdline").read_text():
-            return int(pid)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            if kind in Path(f"/proc/{pid}/cmdline").read_text():
+                return int(pid)
     raise LookupError(kind)
 
 
