@@ -12,10 +12,9 @@ import contextlib
 import ctypes
 import errno
 import os
-import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,43 +79,31 @@ class Volumes:
         return self.root / id / "data"
 
     async def clone(self, source: Path, id: DatabaseId, uid: int) -> None:
-        """Make volume `id` with a copy of `source` (a PGDATA that nobody writes), owned by `uid`.
+        """Make volume `id` with a copy of `source` (a PGDATA that nobody writes), owned by `uid`. As `make`."""
+        await self.make(id, uid, lambda data: _clone(source, data))
 
-        All or nothing, also under kill -9: a half-made one has another name and is removed by `sweep`. Raises PoolFull.
+    async def make(self, id: DatabaseId, uid: int, fill: Callable[[Path], Awaitable[None]]) -> None:
+        """Make volume `id`, owned by `uid`, of what `fill` writes: it gets the path of a PGDATA that doesn't exist yet.
+
+        All or nothing, also under kill -9: a half-made one has another name and is removed by `sweep`. Raises PoolFull, what `fill`
+        raises, and Unavailable for what else the file system says. Whole, it is durable.
         """
         making = self.root / f"{_MAKING}{id}"
         try:
-            await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
+            await asyncio.to_thread(_remove, making)
             making.mkdir(mode=0o700)
-            arguments = ["cp", "--archive", "--no-preserve=ownership", "--reflink=auto", "--", str(source), str(making / "data")]
-            process = await asyncio.create_subprocess_exec(
-                *dying_with_us(arguments),
-                env={**os.environ, "LC_ALL": "C"},  # its words are read below
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            try:
-                _, stderr = await process.communicate()
-            except BaseException:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-                raise
-            if process.returncode != 0:
-                text = stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-                if "No space left" in text[0] or "Disk quota exceeded" in text[0]:
-                    raise OSError(errno.ENOSPC, "No space left on device")
-                raise Unavailable(f"cloning a volume failed: {text[0]}")
+            await fill(making / "data")
             if uid != os.geteuid():
                 await asyncio.to_thread(_give_to, making, uid)
             making.rename(self.path(id))
-            # PostgreSQL syncs only what it writes itself: files that stay as cloned must be durable before the first commit.
+            # PostgreSQL syncs only what it writes itself: files that stay as copied must be durable before the first commit.
             await asyncio.to_thread(self._sync)
         except BaseException as error:
-            await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
+            await asyncio.to_thread(_remove, making)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise PoolFull("the storage pool is full", "remove databases you don't need, or give the pool more room") from error
+            if isinstance(error, OSError):
+                raise Unavailable(f"making a volume failed: {error}") from error
             raise
 
     async def remove(self, id: DatabaseId) -> None:
@@ -186,6 +173,29 @@ class Volumes:
             os.close(fd)
 
 
+async def _clone(source: Path, data: Path) -> None:
+    arguments = ["cp", "--archive", "--no-preserve=ownership", "--reflink=auto", "--", str(source), str(data)]
+    process = await asyncio.create_subprocess_exec(
+        *dying_with_us(arguments),
+        env={**os.environ, "LC_ALL": "C"},  # its words are read below
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, stderr = await process.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        text = stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        if "No space left" in text[0] or "Disk quota exceeded" in text[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        raise Unavailable(f"cloning a volume failed: {text[0]}")
+
+
 def _walk(directory: Path) -> Iterator[os.DirEntry[str]]:
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
@@ -209,4 +219,5 @@ def _remove(directory: Path) -> None:
 def _give_to(directory: Path, uid: int) -> None:
     os.chown(directory, uid, uid)
     for entry in _walk(directory):
-        os.chown(entry.path, uid, uid, follow_symlinks=False)
+        if entry.stat(follow_symlinks=False).st_uid != uid:
+            os.chown(entry.path, uid, uid, follow_symlinks=False)

@@ -1,0 +1,61 @@
+"""Copies a directory tree that may be hostile, and may be written to meanwhile: see `copier`, the program that does it.
+
+One file is copied by a reflink at one instant. Without reflinks a file that is being written may be copied torn, so such a copy is only
+good together with the log of what was written.
+
+Concurrency: the copy is a process of its own, so neither the event loop nor the interpreter lock waits for it.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.base.processes import dying_with_us
+from torpor.storage import copier
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What of a tree is copied. `skip` are paths below its root that are left out, `hollow` directories that are copied empty, and
+    `skip_prefixes` beginnings of names that are left out anywhere. `live`: files may vanish while they are copied."""
+
+    skip: frozenset[str] = frozenset()
+    hollow: frozenset[str] = frozenset()
+    skip_prefixes: tuple[str, ...] = ()
+    live: bool = False
+
+    def arguments(self) -> list[str]:
+        """For the program."""
+        rules = [f"{copier.SKIP}{path}" for path in self.skip] + [f"{copier.HOLLOW}{path}" for path in self.hollow]
+        return [copier.LIVE if self.live else copier.STILL, *rules, *(f"{copier.SKIP_PREFIX}{name}" for name in self.skip_prefixes)]
+
+
+async def copy_tree(source: Path, target: Path, uid: int, selection: Selection) -> None:
+    """Copy the directory `source` to `target`, which must not exist, for the user `uid`. Raises OSError with the cause.
+
+    Nothing is synced, and after an error what was copied stays: the caller knows where. Safe to cancel: then nothing writes any more.
+    """
+    program = [sys.executable, "-I", "-S", copier.__file__, str(source), str(target), str(uid), *selection.arguments()]
+    process = await asyncio.create_subprocess_exec(
+        *dying_with_us(program), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        _, said = await process.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    if process.returncode != 0:
+        raise _failure(said)
+
+
+def _failure(said: bytes) -> OSError:
+    words = said.decode(errors="replace").strip().splitlines()[-1:] or ["the copy was ended"]
+    code, _, path = words[0].partition(" ")
+    return OSError(int(code), os.strerror(int(code)), path) if code.isdigit() else OSError(errno.EIO, words[0])
