@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from torpor.model.errors import InvalidRequest
+from torpor.model.jobs import JobState
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier
 from torpor.model.views import WakeView
@@ -63,6 +64,15 @@ class AuditQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     since: Annotated[float | None, Meta(description="Not before this time.")] = None
     until: Annotated[float | None, Meta(description="Before this time.")] = None
     outcomes: Annotated[bool, Meta(description="Leave out the records that only say that something was begun.")] = False
+
+
+class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which jobs to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
+    state: Annotated[JobState | None, Meta(description="Only those in this state.")] = None
+    database: Annotated[str | None, Meta(description="Only those on the database that had this name when they began.")] = None
+    workspace: Annotated[str | None, Meta(description="Only those of this workspace.")] = None
 
 
 class ForceQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,12 +13,14 @@ import msgspec
 
 from torpor.api.asgi import MAX_BODY_BYTES, Answer, Stream
 from torpor.api.bodies import NoQuery
-from torpor.api.ports import Access, Audit, Databases, Drains, Keys, Workspaces
+from torpor.api.ports import Access, Audit, Databases, Drains, Jobs, Keys, Workspaces
 from torpor.model import errors
 from torpor.model.drain import DrainState
 from torpor.model.workspace import DEFAULT_WORKSPACE, SELF, AccessScope, Caller, Workspace, WorkspaceId
 
 READING_METHODS = ("GET", "HEAD")
+MAX_FOLLOWERS = 100
+MAX_FOLLOWERS_PER_KEY = 10
 
 
 class Services:
@@ -34,12 +36,14 @@ class Services:
         drains: Drains | None = None,
         *,
         access: Access,
+        jobs: Jobs,
     ) -> None:
         self.databases = databases
         self.workspaces = workspaces
         self.keys = keys
         self.audit = audit
         self.access = access
+        self.jobs = jobs
         self.render = render
         self.drains = drains
         self.stopping = asyncio.Event()
@@ -49,6 +53,22 @@ class Services:
     def is_draining(self) -> bool:
         """Whether Torpor ends when nothing runs any more."""
         return self.drains is not None and self.drains.drain_view().state is DrainState.DRAINING
+
+    def follow(self, caller: Caller) -> Callable[[], None]:
+        """Count one more endless stream of this caller; the answer, called once, ends that. Raises TooManyConnections."""
+        who = caller.actor
+        if self.followers.total() >= MAX_FOLLOWERS or (caller.key is not None and self.followers[who] >= MAX_FOLLOWERS_PER_KEY):
+            raise errors.TooManyConnections(
+                f"{self.followers[who]} logs and jobs are being followed already, {self.followers.total()} in all", "end one of them"
+            )
+        self.followers[who] += 1
+
+        def leave() -> None:
+            self.followers[who] -= 1
+            if not self.followers[who]:
+                del self.followers[who]
+
+        return leave
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from torpor.model.access_views import AccessView
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
 from torpor.model.drain import DrainState, DrainView, RunningView
+from torpor.model.jobs import JobId, JobState, JobView
 from torpor.model.names import DatabaseId
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
@@ -83,6 +84,10 @@ CREATED = Created(DATABASE, CREDENTIALS, True, 21.7)
 DRAIN = DrainView(
     DrainState.DRAINING, "5f0c9d7e21b3a846", 1781950000.0, 1781950600.0, 1, 1,
     (RunningView("shop", "shop@10.0.0.7 report", "SELECT sum(amount) FROM orders", "active", 1781949995.5),),
+)  # fmt: skip
+JOB = JobView(
+    JobId("jk3v5q2mzab7w"), "restore", "shop", JobState.RUNNING, _AT - 12, None, 734_003_200, 1_073_741_824, "bytes", "reading the log",
+    version=57,
 )  # fmt: skip
 ACCESS = AccessView(("203.0.113.0/24",), ("203.0.113.7",), "9f86d081884c7d65")
 HOST = HostView(

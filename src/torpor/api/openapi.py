@@ -28,11 +28,12 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     float: {"type": "number"},
     type(None): {"type": "null"},
 }
-_PATH_EXAMPLES = {"name": "shop", "workspace": "acme", "key": "kx4tq7m2abcd"}
+_PATH_EXAMPLES = {"name": "shop", "workspace": "acme", "key": "kx4tq7m2abcd", "job": "jk3v5q2mzab7w"}
 _PATH_NAMES = {
     "name": "The name of the database.",
     "workspace": "The name of the workspace; `self` is the one of the key that asks.",
     "key": "The id of the key.",
+    "job": "The id of the job.",
 }
 _BOUNDS = {"ge": "minimum", "le": "maximum", "description": "description", "examples": "examples"}
 _ABOUT = """Databases that sleep when nobody uses them. Everything but `/healthz` needs a bearer token: an API key of a workspace,
@@ -160,7 +161,7 @@ def _needs(operation: Operation) -> str:
 
 
 def _tag(path: str) -> str:
-    kinds = {"databases": "databases", "workspaces": "workspaces", "audit": "audit"}
+    kinds = {"databases": "databases", "workspaces": "workspaces", "audit": "audit", "jobs": "jobs"}
     return kinds.get(path.split("/")[2] if path.startswith("/v1/") else "", "host")
 
 

@@ -6,7 +6,7 @@ Concurrency: handlers run in the task of their request. A handler's docstring is
 from msgspec import UNSET
 
 from torpor import __version__
-from torpor.api import access, examples, governance
+from torpor.api import access, examples, governance, jobs
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
     AccessBody,
@@ -17,6 +17,7 @@ from torpor.api.bodies import (
     DrainBody,
     ForceQuery,
     Health,
+    JobsQuery,
     ListQuery,
     LogsQuery,
     SleepBody,
@@ -33,6 +34,7 @@ from torpor.base.telemetry import CONTENT_TYPE
 from torpor.model import errors
 from torpor.model.access_views import AccessView
 from torpor.model.drain import DrainView
+from torpor.model.jobs import JobList, JobView
 from torpor.model.size import SizeOverrides
 from torpor.model.sleep import Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView
@@ -40,8 +42,6 @@ from torpor.model.workspace import AccessScope
 from torpor.model.workspace_views import AuditPage, CreatedKey, KeyList, WorkspacePage, WorkspaceView
 
 PLAIN_TEXT = "text/plain; charset=utf-8"
-MAX_FOLLOWERS = 100
-MAX_FOLLOWERS_PER_KEY = 10
 
 
 async def create_database(context: Context, call: Call) -> Answer:
@@ -129,16 +129,7 @@ async def show_logs(context: Context, call: Call) -> Answer | Stream:
     path = context.databases.log_file(call.name)
     if not query.follow:
         return Answer(await tail(path, query.lines), media=PLAIN_TEXT)
-    followers, who = context.services.followers, context.caller.actor
-    if followers.total() >= MAX_FOLLOWERS or (context.caller.key is not None and followers[who] >= MAX_FOLLOWERS_PER_KEY):
-        raise errors.TooManyConnections(f"{followers[who]} logs are being followed already, {followers.total()} in all", "end one of them")
-    followers[who] += 1
-
-    def leave() -> None:
-        followers[who] -= 1
-        if not followers[who]:
-            del followers[who]
-
+    leave = context.services.follow(context.caller)
     try:
         follower = await Follower.open(lambda: context.databases.log_file(call.name), query.lines)
     except BaseException:
@@ -195,6 +186,8 @@ _DATABASE = "/v1/databases/{name}"
 _WORKSPACES = "/v1/workspaces"
 _WORKSPACE = "/v1/workspaces/{workspace}"
 _KEYS = "/v1/workspaces/{workspace}/keys"
+_JOBS = "/v1/jobs"
+_JOB = "/v1/jobs/{job}"
 _ACCESS_BODY_BYTES = 2 << 20  # MAX_ENTRIES networks
 _ACCESS_EXAMPLE = {"allow": ["203.0.113.0/24"], "deny": ["203.0.113.7"]}
 _WAKING = (errors.DatabaseNotFound, errors.ComputeStartFailed, errors.ComputeLost, errors.StartTimeout, errors.ShuttingDown)
@@ -293,6 +286,21 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "listAudit", "GET", "/v1/audit", "Show the audit log", governance.list_audit, AuditPage, examples.AUDIT, query=AuditQuery,
         scope=_ADMIN, refusals=(errors.WorkspaceNotFound,),
+    ),
+    Operation(
+        "listJobs", "GET", _JOBS, "List jobs", jobs.list_jobs, JobList, JobList((examples.JOB,)), query=JobsQuery, scope=_READ,
+        refusals=(errors.WorkspaceNotFound,),
+    ),
+    Operation(
+        "showJob", "GET", _JOB, "Show a job", jobs.show_job, JobView, examples.JOB, scope=_READ, refusals=(errors.JobNotFound,),
+    ),
+    Operation(
+        "followJob", "GET", f"{_JOB}/events", "Follow a job", jobs.follow_job, str, media=jobs.EVENTS, scope=_READ,
+        refusals=(errors.JobNotFound, errors.TooManyConnections),
+    ),
+    Operation(
+        "cancelJob", "DELETE", _JOB, "Cancel a job", jobs.cancel_job, JobView, examples.JOB, scope=_WRITE, action="job.cancel",
+        refusals=(errors.JobNotFound,),
     ),
     Operation("showHost", "GET", "/v1/host", "Show the host", show_host, HostView, examples.HOST, scope=_HOST),
     Operation(

@@ -4,7 +4,7 @@ Concurrency: called on the loop; methods that aren't coroutines answer from memo
 A call isn't cancelled when its client goes away, only when Torpor stops.
 """
 
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torpor.model.access import ScopeKey
 from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
 from torpor.model.drain import DrainView
+from torpor.model.jobs import JobView
 from torpor.model.size import Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
@@ -107,6 +108,30 @@ class Drains(Protocol):
 
     def drain_view(self) -> DrainView:
         """How far it is."""
+        ...
+
+
+class Jobs(Protocol):
+    """Long operations. `within` is the workspace that the caller sees, None for all; jobs of others are not found."""
+
+    def list(self, within: WorkspaceId | None, database: str | None = None) -> tuple[JobView, ...]:
+        """Jobs, the newest first."""
+        ...
+
+    def get(self, id: str, within: WorkspaceId | None) -> JobView:
+        """One job."""
+        ...
+
+    def workspace_of(self, id: str, within: WorkspaceId | None) -> WorkspaceId | None:
+        """To which workspace a job belongs."""
+        ...
+
+    def events(self, id: str, within: WorkspaceId | None) -> AsyncGenerator[JobView, None]:
+        """How it is now, then each change, the last of them its end."""
+        ...
+
+    async def cancel(self, id: str, within: WorkspaceId | None) -> JobView:
+        """Stop a job."""
         ...
 
 

@@ -43,7 +43,7 @@ class Trail:
             return
         more = self._unrecorded.pop(caller.actor, 0)
         detail = f"forbidden: needs {operation.scope}, has {caller.scope}" + (f" (and {more} more like this before)" if more else "")
-        target = path.get("name") or path.get("key") or path.get("workspace", "")
+        target = path.get("name") or path.get("key") or path.get("job") or path.get("workspace", "")
         self._record(context, operation, target, caller.workspace, AuditResult.REFUSED, detail, None)
 
     @asynccontextmanager
@@ -100,7 +100,7 @@ class Trail:
 
 
 def _target(call: Call) -> str:
-    return call.name or call.path.get("key") or getattr(call.body, "name", None) or call.path.get("workspace", "")
+    return call.name or call.path.get("key") or call.path.get("job") or getattr(call.body, "name", None) or call.path.get("workspace", "")
 
 
 def _workspace(context: Context, operation: Operation, call: Call) -> WorkspaceId | None:

@@ -93,6 +93,10 @@ class Audit:
 
         return self._records.append(make).number
 
+    def unfinished(self) -> list[AuditRecord]:
+        """What was begun, and of which nothing else is known."""
+        return self._records.unfinished()
+
     def settle(self) -> int:
         """Once at start: say of everything that was begun, and of which nothing else is known, that it was interrupted. How many.
 

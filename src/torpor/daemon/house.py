@@ -38,6 +38,7 @@ from torpor.control.access import AccessControl
 from torpor.control.audit import TORPOR, Audit
 from torpor.control.databases import Databases
 from torpor.control.disk import DiskWatch
+from torpor.control.jobs import Jobs
 from torpor.control.keys import KeyRing
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
@@ -164,6 +165,7 @@ class House:
             )
             keep_s = None if settings.audit_keep_days is None else settings.audit_keep_days * 86_400
             self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit", keep_s)
+            self._jobs = Jobs(self._audit, self._clock)
             scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
             self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
             viewer = Viewer(
@@ -196,7 +198,9 @@ class House:
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
-            services = Services(databases, workspaces, self._keys, self._audit, telemetry.render, drains=self, access=access)
+            services = Services(
+                databases, workspaces, self._keys, self._audit, telemetry.render, drains=self, access=access, jobs=self._jobs
+            )
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate, settings.trusted_proxies)
             self.api = ApiServer(services, token, settings.api_host, settings.api_port, token_path(directory.path), limits=limits)
@@ -213,6 +217,7 @@ class House:
         try:
             estate = self._estate
             self.api.bind(estate.api if estate else None)
+            self._jobs.recall(self._audit.unfinished())
             self._audit.settle()
             await self._relays.take_over()
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
@@ -246,6 +251,7 @@ class House:
         await self.door.stop_accepting()
         await self.api.stop()
         await self.door.close()
+        await self._jobs.stop()
         await self._refilling.stop()  # or it makes one more compute, which nobody would stop
         if leave:
             await self._fleet.leave_all()
@@ -321,6 +327,7 @@ class House:
         _, api = await asyncio.gather(self.door.finish_logins(_LOGINS_S), self.api.release(_REQUESTS_S))
         listeners, silent = self.door.release()
         await self.door.close()
+        await self._jobs.stop()
         await self._refilling.stop()
         await self._fleet.settle(_SETTLES_S)
         await self._fleet.leave_all()

@@ -12,6 +12,8 @@ TorporError
 │   ├── WorkspaceExists         42710  409   the name of the workspace is taken
 │   ├── WorkspaceInUse          2BP01  409   the workspace still owns databases
 │   ├── KeyNotFound             42704  404   no API key of that id
+│   ├── JobNotFound             42704  404   no job of that id is remembered
+│   ├── TooManyJobs             53400  429   the workspace, or the host, has enough long operations that run
 │   ├── Unauthorized            28000  401   the API key or the token is missing or wrong
 │   ├── Forbidden               42501  403   the API key is right, but its scope doesn't allow this
 │   ├── ProtocolViolation       08P01  400   the client doesn't speak the protocol
@@ -32,6 +34,11 @@ TorporError
 │   ├── ComputeLost             57P02  503   PostgreSQL went away while we talked to it
 │   ├── StartTimeout            57P03  503   still starting (for instance recovering from a crash)
 │   ├── PoolFull                53100  507   the storage pool has no room
+│   ├── HistoryUnreachable      58030  503   the store of the history doesn't answer, or fails
+│   ├── HistoryRefused          58030  503   … refuses: credentials, permissions, no such bucket
+│   ├── HistoryFull             53100  507   … has no room
+│   ├── HistoryMissing          58P01  404   a base or a piece of the log isn't there
+│   ├── HistoryCorrupt          XX001  500   what is stored isn't what was stored, or belongs elsewhere
 │   ├── DiskFull                53100  507   the database was stopped, as its volume is far beyond its size
 │   └── ShuttingDown            57P01  503   Torpor is stopping
 └── HostError                   the host lacks something; `torpor serve` ends with `exit_code`
@@ -42,6 +49,7 @@ TorporError
     ├── CatalogUnusable         exit 15
     ├── BadSettings             exit 16
     ├── TakeOverFailed          exit 19  the place of the running Torpor can't be taken
+    ├── KeyFileUnusable         exit 20  the master key can't be read, or isn't the one that was used before
     ├── ImageUnusable           exit 17  the root image of the sandboxes can't be built or mounted
     └── SandboxTooWeak          exit 18  the host gives computes less than the setting `sandbox` asks for
 """
@@ -111,6 +119,14 @@ class WorkspaceInUse(Refused):
 
 class KeyNotFound(Refused):
     kind, sqlstate, http_status = "key_not_found", "42704", 404
+
+
+class JobNotFound(Refused):
+    kind, sqlstate, http_status = "job_not_found", "42704", 404
+
+
+class TooManyJobs(Refused):
+    kind, sqlstate, http_status = "too_many_jobs", "53400", 429
 
 
 class Forbidden(Refused):
@@ -203,6 +219,28 @@ class PoolFull(Unavailable):
     kind, sqlstate, http_status = "pool_full", "53100", 507
 
 
+class HistoryUnreachable(Unavailable):
+    kind, sqlstate, http_status = "history_unreachable", "58030", 503
+
+
+class HistoryRefused(Unavailable):
+    kind, sqlstate, http_status = "history_refused", "58030", 503
+
+
+class HistoryFull(Unavailable):
+    kind, sqlstate, http_status = "history_full", "53100", 507
+    usual_hint = "give the store of the history more room, or keep less history"
+
+
+class HistoryMissing(Unavailable):
+    kind, sqlstate, http_status = "history_missing", "58P01", 404
+
+
+class HistoryCorrupt(Unavailable):
+    kind, sqlstate, http_status = "history_corrupt", "XX001", 500
+    usual_hint = "restore to a moment that another base covers, and make a new base"
+
+
 class ShuttingDown(Unavailable):
     kind, sqlstate, http_status = "shutting_down", "57P01", 503
 
@@ -240,6 +278,10 @@ class BadSettings(HostError):
 
 class TakeOverFailed(HostError):
     kind, exit_code = "take_over_failed", 19
+
+
+class KeyFileUnusable(HostError):
+    kind, exit_code = "key_file_unusable", 20
 
 
 class ImageUnusable(HostError):

@@ -24,6 +24,7 @@ from torpor.catalog.workspaces import WorkspaceRecords
 from torpor.compute.compute import Compute
 from torpor.control.access import AccessControl
 from torpor.control.audit import Audit
+from torpor.control.jobs import Jobs
 from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.access import AccessBook
@@ -171,7 +172,10 @@ class Desk:
         self.audit = Audit(AuditRecords(self.catalog.connection), self.clock, directory / "audit")
         self.books: list[AccessBook] = []
         self.access = AccessControl(AccessRecords(self.catalog.connection), NoFleet(), TaskOwner("access"), self.books.append)
-        self.services = Services(databases, self.workspaces, self.keys, self.audit, self.telemetry.render, access=self.access)
+        self.jobs = Jobs(self.audit, self.clock)
+        self.services = Services(
+            databases, self.workspaces, self.keys, self.audit, self.telemetry.render, access=self.access, jobs=self.jobs
+        )
 
     def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:
         """A new key, made by the host's admin."""

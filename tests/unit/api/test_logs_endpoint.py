@@ -152,7 +152,7 @@ async def test_follow_of_a_stranger(client: httpx.AsyncClient) -> None:
 
 
 async def test_followers_are_bounded(client: httpx.AsyncClient, log: Path, server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torpor.api.operations.MAX_FOLLOWERS", 1)
+    monkeypatch.setattr("torpor.api.calls.MAX_FOLLOWERS", 1)
     write(log, b"x\n")
     async with following(client, lines=1) as follower:
         await follower.until(b"x")

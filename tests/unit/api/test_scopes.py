@@ -14,16 +14,28 @@ from torpor.api.app import App
 from torpor.api.calls import Call, Context, Operation
 from torpor.api.gate import ApiLimits
 from torpor.api.operations import OPERATIONS
-from torpor.model.audit import AuditResult
+from torpor.model.audit import GENESIS, Anchor, AuditRecord, AuditResult, seal
 from torpor.model.sleep import SleepOverrides
-from torpor.model.workspace import AccessScope
+from torpor.model.workspace import AccessScope, WorkspaceId
 
 LIMITS = ApiLimits(key_per_s=100_000, address_per_s=100_000)
 KEY_SCOPES = (AccessScope.READ, AccessScope.WRITE, AccessScope.ADMIN, AccessScope.METRICS)
 GUARDED = [operation for operation in OPERATIONS if operation.scope is not None]
 HOST_WIDE = {"showHost", "showMetrics", "drain", "showDrain", "showAccess", "replaceAccess", "createWorkspace", "listWorkspaces"}
 """Those that name no database and no workspace that is there already; nobody's in particular."""
-LISTS = {"listDatabases", "listAudit"}
+LISTS = {"listDatabases", "listAudit", "listJobs"}
+
+
+JOBS = {"acme": "jacmeaaaaaaaa", "other": "jotheraaaaaaa"}
+
+
+def begun_job(id: str, database: str, workspace: WorkspaceId) -> AuditRecord:
+    """What the audit log knows of a job that a killed Torpor was doing."""
+    anchor, begun = Anchor(0, GENESIS), AuditResult.BEGUN
+    return seal(
+        anchor, at=1.0, actor="host", actor_name="", address="", action="job.branch", target=database, workspace=workspace,
+        result=begun, detail=id, begun=None,
+    )  # fmt: skip
 
 
 class Hotel:
@@ -46,10 +58,12 @@ class Hotel:
             owner = self.desk.workspaces.find(workspace).id
             await self.databases.within(owner).create(name, None, SleepOverrides())
             (self.databases.directory / f"d{name}.log").write_text(f"log of {name}\n")
+            self.desk.jobs.recall([begun_job(JOBS[workspace], name, owner)])
         return self
 
     async def ask(self, operation: Operation, credential: str, **names: str) -> httpx.Response:
-        filled = {"name": "mine", "workspace": "acme", "key": self.keys[AccessScope.READ].key.id, **names}
+        job = JOBS.get(names.get("workspace", "acme"), "jnobodysaaaaa")
+        filled = {"job": job, "name": "mine", "workspace": "acme", "key": self.keys[AccessScope.READ].key.id, **names}
         body: Any = operation.body_example
         if operation.id == "createDatabase":
             body = {"name": "fresh", "workspace": filled["workspace"]}

@@ -153,7 +153,7 @@ async def test_followed_logs_end_with_their_key(
 async def test_one_key_cannot_take_all_places_of_followers(
     server: ApiServer, client: httpx.AsyncClient, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torpor.api.operations.MAX_FOLLOWERS_PER_KEY", 1)
+    monkeypatch.setattr("torpor.api.calls.MAX_FOLLOWERS_PER_KEY", 1)
     await client.post("/v1/databases", json={"name": "shop"})
     greedy, other = (bearer(desk.key(AccessScope.WRITE).secret) for _ in range(2))
     path = "/v1/databases/shop/logs?follow=true"
