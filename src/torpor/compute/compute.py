@@ -77,6 +77,7 @@ class Compute:
         self._last_causes: tuple[AwakeCause, ...] = ()
         self._last_wake: Wake | None = None
         self._removed = False
+        self.moves = 0  # grows with each change after which its volume may be written: a copy is whole when it stayed the same
 
     def __repr__(self) -> str:
         return f"<Compute {self.database.label} {self.state} holds={self._holds} {self._postmaster!r}>"
@@ -335,7 +336,7 @@ class Compute:
 
     async def discard(self) -> None:
         """End it for good, in no particular order: its database is being removed. Idempotent."""
-        self._removed = True
+        self._removed, self.moves = True, self.moves + 1
         await self.kill(SleepReason.API)
         logfile.remove(self.log_file)
 
@@ -411,6 +412,7 @@ class Compute:
         check_move(self.state, state)
         before = self.tier
         self.state = state
+        self.moves += state is not ComputeState.PAGED
         if self.tier is not before:
             self.tier_reason = reason
             if not keep_since:
@@ -460,10 +462,7 @@ class Compute:
             self._postmaster = None
         self._around.catalog.forget_compute(self.database.id)
         self._go(ComputeState.STOPPED, SleepReason.CRASH)
-        if isinstance(error, asyncio.CancelledError):
-            self._failure = ShuttingDown(f"the start of database {self.database.label} was given up, as it is to be stopped")
-        else:
-            self._failure = failure_of(error, self.database.label, self.log_file)
+        self._failure = failure_of(error, self.database.label, self.log_file)
         self._failed_at = self._around.clock.monotonic()
         self.broken = self._failure.message
         log.error("start failed", database=self.database.label, cause=self._failure.message)

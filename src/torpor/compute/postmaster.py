@@ -233,6 +233,10 @@ class Postmaster:
                 self._service = await ServiceSession.open(self._listener, major=self._major)
             return self._service
 
+    async def another_service(self) -> ServiceSession:
+        """One more session of Torpor's own, for what takes long; the caller closes it before it may freeze. Raises ComputeLost."""
+        return await ServiceSession.open(self._listener, major=self._major)
+
     async def warm_up(self, database: str) -> None:
         """Log in to a database and out again: the first session of each writes a cache that all later ones read (8 ms of their start)."""
         await (await ServiceSession.open(self._listener, database, self._major)).close()

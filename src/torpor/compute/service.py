@@ -144,13 +144,13 @@ class ServiceSession:
         """Tell these to end, without waiting for it."""
         await self.query(";".join(f"SELECT pg_catalog.pg_terminate_backend({pid:d})" for pid in pids))
 
-    async def query(self, text: str, most_messages: int = _FEW_MESSAGES) -> list[Row]:
+    async def query(self, text: str, most_messages: int = _FEW_MESSAGES, patience_s: float = _PATIENCE_S) -> list[Row]:
         """The rows of a simple query, of all its statements. Raises QueryFailed, or ComputeLost when the session broke."""
         async with self._lock:
             if self.broken:
                 raise ComputeLost("Torpor's own session with PostgreSQL broke")
             try:
-                return await self._exchange(query(text), most_messages)
+                return await self._exchange(query(text), most_messages, patience_s)
             except QueryFailed:
                 raise
             except BaseException:
@@ -179,22 +179,22 @@ class ServiceSession:
             self._sock.close()
             self._line.close()
 
-    async def _exchange(self, request: bytes, most_messages: int) -> list[Row]:
+    async def _exchange(self, request: bytes, most_messages: int, patience_s: float = _PATIENCE_S) -> list[Row]:
         self._exchanging = True
         try:
-            return await self._converse(request, most_messages)
+            return await self._converse(request, most_messages, patience_s)
         finally:
             self._exchanging = False
             if self.broken:
                 self.abandon()
 
-    async def _converse(self, request: bytes, most_messages: int) -> list[Row]:
+    async def _converse(self, request: bytes, most_messages: int, patience_s: float) -> list[Row]:
         loop = asyncio.get_running_loop()
         rows: list[Row] = []
         failure: Notice | None = None
         messages_left, bytes_left = most_messages, most_messages * _BYTES_PER_MESSAGE + _SLACK_BYTES
         try:
-            async with asyncio.timeout(_PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 if request:
                     await loop.sock_sendall(self._sock, request)
                 while True:
@@ -221,7 +221,7 @@ class ServiceSession:
         except ProtocolViolation as error:
             raise ComputeLost(f"Torpor's own session with PostgreSQL broke: {error.message}") from error
         except OSError as error:
-            reason = "did not answer within 15 seconds" if isinstance(error, TimeoutError) else os.strerror(error.errno or 0)
+            reason = f"did not answer within {patience_s:.0f} seconds" if isinstance(error, TimeoutError) else os.strerror(error.errno or 0)
             raise ComputeLost(f"Torpor's own session with PostgreSQL broke: {reason}") from error
 
 

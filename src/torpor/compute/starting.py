@@ -3,6 +3,7 @@
 Concurrency: `start` belongs to the task that changes the compute's state. Safe to cancel: what was launched is the postmaster's to bury.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from torpor.compute.postmaster import Postmaster, VolumeInUse
 from torpor.compute.shares import server_options
 from torpor.compute.surroundings import Surroundings
 from torpor.model.database import ComputeRecord, Database, Step
-from torpor.model.errors import BinariesMissing, ComputeStartFailed, HostError, StartTimeout, TorporError, Unavailable
+from torpor.model.errors import BinariesMissing, ComputeStartFailed, HostError, ShuttingDown, StartTimeout, TorporError, Unavailable
 from torpor.model.names import DatabaseId
 from torpor.model.size import Size
 
@@ -101,6 +102,8 @@ async def start(
 
 def failure_of(error: BaseException, label: str, log: Path) -> TorporError:
     """What those who wait for the start are told."""
+    if isinstance(error, asyncio.CancelledError):
+        return ShuttingDown(f"the start of database {label} was given up, as it is to be stopped")
     if isinstance(error, BinariesMissing | StartTimeout):
         return error
     if isinstance(error, ComputeStartFailed) and not isinstance(error, VolumeInUse):

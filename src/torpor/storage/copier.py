@@ -21,9 +21,10 @@ _DEEPEST = 40
 """Directories in each other; PostgreSQL's own are five at most."""
 _SMALL_BYTES = 16_384  # without reflinks, such a file is read until it is twice the same
 _PIECE_BYTES = 8 << 20
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_MAKE_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+MAKE_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How directories and files of a hostile tree are opened, and those of a copy made."""
 SKIP, HOLLOW, SKIP_PREFIX = "-", "=", "~"
 """What a rule begins with: a path that is left out, a directory that is copied empty, the beginning of names that are left out."""
 LIVE, STILL = "live", "still"
@@ -45,8 +46,8 @@ class _Copier:
     def copy(self, source: str, target: str) -> None:
         """Copy the directory `source` to `target`."""
         os.mkdir(target, 0o700)
-        here = os.open(source, _OPEN_DIRECTORY)
-        self._root = os.open(target, _OPEN_DIRECTORY)
+        here = os.open(source, OPEN_DIRECTORY)
+        self._root = os.open(target, OPEN_DIRECTORY)
         self._fill(here, self._root, "", 0)
 
     def _fill(self, source: int, target: int, path: str, depth: int) -> None:
@@ -73,10 +74,10 @@ class _Copier:
         self._finish(target, os.fstat(source))
 
     def _directory(self, source: int, target: int, name: str, below: str, depth: int) -> None:
-        inner = os.open(name, _OPEN_DIRECTORY, dir_fd=source)
+        inner = os.open(name, OPEN_DIRECTORY, dir_fd=source)
         try:
             os.mkdir(name, 0o700, dir_fd=target)
-            copied = os.open(name, _OPEN_DIRECTORY, dir_fd=target)
+            copied = os.open(name, OPEN_DIRECTORY, dir_fd=target)
             try:
                 if below in self._hollow:
                     self._finish(copied, os.fstat(inner))
@@ -88,7 +89,7 @@ class _Copier:
             os.close(inner)
 
     def _file(self, source: int, target: int, name: str, below: str) -> None:
-        fd = os.open(name, _OPEN_FILE, dir_fd=source)
+        fd = os.open(name, OPEN_FILE, dir_fd=source)
         try:
             about = os.fstat(fd)
             if not stat.S_ISREG(about.st_mode):
@@ -99,7 +100,7 @@ class _Copier:
                     os.link(first, name, src_dir_fd=self._root, dst_dir_fd=target, follow_symlinks=False)
                     return
                 self._links[identity] = below
-            copy = os.open(name, _MAKE_FILE, 0o600, dir_fd=target)
+            copy = os.open(name, MAKE_FILE, 0o600, dir_fd=target)
             try:
                 copy_bytes(fd, copy, about.st_size)
                 self._finish(copy, about)

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import errno
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +55,32 @@ async def copy_tree(source: Path, target: Path, uid: int, selection: Selection) 
         raise
     if process.returncode != 0:
         raise _failure(said)
+
+
+def copy_files(root: Path, beneath: Sequence[str], names: Iterable[str], target: Path) -> None:
+    """Copy files of one directory of a hostile tree, found from `root` (which is ours) by these names, into a directory of ours. Blocking.
+
+    Raises OSError, also for what isn't a regular file, or is a link.
+    """
+    with contextlib.ExitStack() as opened:
+        here = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, here)
+        for name in beneath:
+            here = os.open(name, copier.OPEN_DIRECTORY, dir_fd=here)
+            opened.callback(os.close, here)
+        for name in names:
+            source = os.open(name, copier.OPEN_FILE, dir_fd=here)
+            try:
+                about = os.fstat(source)
+                if not stat.S_ISREG(about.st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file", name)
+                copy = os.open(target / name, copier.MAKE_FILE, 0o600)
+                try:
+                    copier.copy_bytes(source, copy, about.st_size)
+                finally:
+                    os.close(copy)
+            finally:
+                os.close(source)
 
 
 def _failure(said: bytes) -> OSError:

@@ -1,0 +1,190 @@
+"""A copy of a database's cluster as it is at one moment, taken while it is used, or asleep: what branches and base backups begin with.
+
+The shape, for all who want one:
+
+    async def fill(data: Path) -> None:
+        taken = await snapshot(compute, volumes, data, uid)
+    await volumes.make(id, uid, fill)               # or any directory of ours on the pool, for files that are read and then removed
+
+What lies in `data` then is a whole PGDATA of its own, which shares every unchanged byte with its source where the pool has reflinks (else
+it is a full copy), and from which PostgreSQL starts by itself: it recovers to a state that has every commit acknowledged before
+`snapshot` was called, and of those acknowledged meanwhile those before one moment of the log. Unlogged tables are empty in a copy of a
+database that isn't stopped. Replication slots aren't in it. It isn't synced yet (`Volumes.make` does that).
+
+How, by what the compute does:
+- asleep (stopped, frozen or paged): copied as it is, like a disk after a power cut. Nobody is kept from waking it meanwhile, not for
+  a moment: a compute counts its moves, and if it has moved when the copy is done, the copy is thrown away, and the second way taken.
+- awake: PostgreSQL's backup mode, in a session of Torpor's own; the compute is held awake. A checkpoint (fast), then all files but the
+  log, then the log from that checkpoint to the end of the backup mode, with the label from which PostgreSQL finds both. Files may be copied
+  torn; the log mends each, and PostgreSQL refuses to start on a copy whose log doesn't reach to the end. No file is locked, and nothing
+  waits for the copy. A temporary slot keeps the log; where a tenant has used up all slots, a copy whose log is gone fails.
+
+The volume is the tenant's, and hostile: no link is followed out of it (`storage.copier`), and PostgreSQL's answers are the tenant's word.
+What comes of a lie is a copy that doesn't start.
+
+Concurrency: any number at once, of one compute too. Safe to cancel: PostgreSQL leaves its backup mode when the session ends; the caller
+removes what was copied.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torpor.compute.compute import Compute
+from torpor.compute.lifecycle import ComputeState
+from torpor.compute.sandbox.command import DATA
+from torpor.compute.service import QueryFailed, Row, ServiceSession
+from torpor.model.errors import ComputeLost, Conflict, Unavailable
+from torpor.model.lsn import is_segment_size, parse_lsn, segment_name
+from torpor.model.sleep import Tier, WakeReason
+from torpor.storage.copying import Selection, copy_files, copy_tree
+from torpor.storage.volumes import Volumes
+
+_CHECKPOINT_PATIENCE_S = 600.0
+_LABEL = "backup_label"
+_OF_A_PROCESS = {"postmaster.pid", "postmaster.opts", ".s.PGSQL.5432", ".s.PGSQL.5432.lock", "current_logfiles"}
+_OF_A_RECOVERY = {_LABEL, "backup_label.old", "tablespace_map", "tablespace_map.old", "standby.signal", "recovery.signal"}
+# As pg_basebackup: what PostgreSQL makes anew at each start. Slots would keep the log of the copy for readers that it doesn't have.
+_HOLLOW = frozenset({"pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans"})
+_TEMPORARY = ("pgsql_tmp",)
+_STILL = Selection(frozenset(_OF_A_PROCESS), _HOLLOW, _TEMPORARY)
+_LIVE = Selection(frozenset(_OF_A_PROCESS | _OF_A_RECOVERY), _HOLLOW | {"pg_wal"}, _TEMPORARY, live=True)
+_BEGIN = """SELECT lsn, left(pg_catalog.pg_walfile_name(lsn), 8), pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))
+  FROM pg_catalog.pg_backup_start('torpor', true) AS lsn"""
+_END = "SELECT lsn, labelfile FROM pg_catalog.pg_backup_stop(false)"
+_SLOT = "SELECT pg_catalog.pg_create_physical_replication_slot('torpor_{}', true, true)"
+
+
+@dataclass(frozen=True, slots=True)
+class LogSpan:
+    """The log that a copy in backup mode holds, and needs: its recovery begins at `start` and goes to `stop` at least."""
+
+    timeline: int
+    start: int
+    stop: int
+    segment_bytes: int
+
+    def files(self) -> Iterator[str]:
+        """The files of pg_wal that hold it."""
+        for at in range(self.start - self.start % self.segment_bytes, self.stop, self.segment_bytes):
+            yield segment_name(self.timeline, at, self.segment_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How a copy was made: the tier that the database was in, and when it was awake the log that came with it (else all of pg_wal did)."""
+
+    tier: Tier
+    log: LogSpan | None = None
+
+
+async def snapshot(compute: Compute, volumes: Volumes, data: Path, uid: int) -> Snapshot:
+    """Copy the cluster of `compute` to `data`, which must not exist, for the user `uid`. What the copy is, the module's docstring says.
+
+    Wakes a sleeper only when somebody else has woken it meanwhile. Raises OSError of the file system (ENOSPC when the pool is full), and
+    Unavailable errors of the compute.
+    """
+    await compute.settled()
+    taken = await _as_it_is(compute, volumes, data, uid)
+    if taken is None:
+        async with compute.awake(WakeReason.MAINTENANCE, "a copy is taken"):
+            taken = await _in_backup_mode(compute, volumes, data, uid)
+    await asyncio.to_thread(_keep_tablespaces_inside, volumes.data(compute.database.id), data)
+    return taken
+
+
+async def _as_it_is(compute: Compute, volumes: Volumes, data: Path, uid: int) -> Snapshot | None:
+    """None when it isn't asleep, or didn't stay so."""
+    tier, moves = compute.tier, compute.moves
+    asleep = compute.state in (ComputeState.FROZEN, ComputeState.PAGED)
+    if not asleep and (compute.state is not ComputeState.STOPPED or compute.is_moving):
+        return None
+    try:
+        await copy_tree(volumes.data(compute.database.id), data, uid, _STILL)
+    except FileNotFoundError:
+        if compute.moves == moves:
+            raise
+    if compute.moves == moves:
+        return Snapshot(tier)
+    await asyncio.to_thread(_remove, data)
+    return None
+
+
+async def _in_backup_mode(compute: Compute, volumes: Volumes, data: Path, uid: int) -> Snapshot:
+    id = compute.database.id
+    service = await compute.live().another_service()
+    try:
+        await service.query("SET statement_timeout = 0")
+        with contextlib.suppress(QueryFailed):
+            await service.query(_SLOT.format(secrets.token_hex(8)))
+        start, timeline, segment_bytes = _begun(await service.query(_BEGIN, patience_s=_CHECKPOINT_PATIENCE_S))
+        await copy_tree(volumes.data(id), data, uid, _LIVE)
+        stop, label = await _stopped(service)
+        log = LogSpan(timeline, start, stop, segment_bytes)
+        await asyncio.to_thread(_lay_log, volumes, compute, data, log, label)
+    finally:
+        await service.close()
+    return Snapshot(Tier.AWAKE, log)
+
+
+def _begun(rows: list[Row]) -> tuple[int, int, int]:
+    try:
+        ((lsn, timeline, segment_bytes),) = rows
+        found = parse_lsn(lsn or ""), int(timeline or "", 16), int(segment_bytes or "")
+    except ValueError as error:
+        raise _nonsense() from error
+    if not is_segment_size(found[2]):
+        raise _nonsense()
+    return found
+
+
+async def _stopped(service: ServiceSession) -> tuple[int, str]:
+    rows = await service.query(_END, patience_s=_CHECKPOINT_PATIENCE_S)
+    try:
+        ((lsn, label),) = rows
+        return parse_lsn(lsn or ""), label or ""
+    except ValueError as error:
+        raise _nonsense() from error
+
+
+def _nonsense() -> ComputeLost:
+    return ComputeLost("PostgreSQL answered Torpor with what can't be: its functions were changed")
+
+
+def _lay_log(volumes: Volumes, compute: Compute, data: Path, log: LogSpan, label: str) -> None:
+    beneath = (compute.database.id, "data", "pg_wal")
+    try:
+        copy_files(volumes.root, beneath, log.files(), data / "pg_wal")
+        if log.timeline > 1:
+            copy_files(volumes.root, beneath, (f"{n:08X}.history" for n in range(2, log.timeline + 1)), data / "pg_wal")
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"the log of database {compute.database.label} was reused while it was copied", "try again; replication slots keep it"
+        ) from error
+    (data / _LABEL).write_text(label, errors="surrogateescape")
+    (data / _LABEL).chmod(0o600)
+
+
+def _keep_tablespaces_inside(source: Path, data: Path) -> None:
+    """A tablespace inside of a volume that isn't in a sandbox is known by its path on the host: in a copy that must not be the source's.
+
+    Blocking. `data` is ours still, so its links are only read. Raises Conflict for a tablespace on the host outside of the volume.
+    """
+    for link in (data / "pg_tblspc").iterdir():
+        if not link.is_symlink():
+            continue
+        place = Path(os.path.normpath(DATA / "pg_tblspc" / os.readlink(link)))  # one of ours is relative
+        if place.is_relative_to(source):
+            link.unlink()
+            link.symlink_to(Path("..") / place.relative_to(source))
+        elif not place.is_relative_to(DATA):
+            raise Conflict(f"it has a tablespace outside of its volume ({str(place)[:200]!r})", "move its tables to pg_default")
+
+
+def _remove(data: Path) -> None:
+    subprocess.run(["rm", "--recursive", "--force", "--one-file-system", "--", str(data)], stdin=subprocess.DEVNULL, check=False)
