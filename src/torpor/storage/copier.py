@@ -45,7 +45,7 @@ class _Copier:
 
     def copy(self, source: str, target: str) -> None:
         """Copy the directory `source` to `target`."""
-        os.mkdir(target, 0o700)
+        _make_directory(target, None)
         here = os.open(source, OPEN_DIRECTORY)
         self._root = os.open(target, OPEN_DIRECTORY)
         self._fill(here, self._root, "", 0)
@@ -76,7 +76,7 @@ class _Copier:
     def _directory(self, source: int, target: int, name: str, below: str, depth: int) -> None:
         inner = os.open(name, OPEN_DIRECTORY, dir_fd=source)
         try:
-            os.mkdir(name, 0o700, dir_fd=target)
+            _make_directory(name, target)
             copied = os.open(name, OPEN_DIRECTORY, dir_fd=target)
             try:
                 if below in self._hollow:
@@ -115,6 +115,15 @@ class _Copier:
         mode = stat.S_IMODE(about.st_mode) & 0o777
         if mode != (0o700 if stat.S_ISDIR(about.st_mode) else 0o600):
             os.fchmod(fd, mode)
+
+
+def _make_directory(path: str, parent: int | None) -> None:
+    """One that is there stays: the pool may have made it in its own way."""
+    try:
+        os.mkdir(path, 0o700, dir_fd=parent)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(path, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise
 
 
 def copy_bytes(source: int, target: int, size: int) -> None:

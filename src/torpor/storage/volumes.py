@@ -1,6 +1,11 @@
 """Volumes as directories of the pool: cloned with reflinks where the file system has them, copied in full where not.
 
 A volume appears under its final name only when it is whole: it is made beside it and renamed. Its bytes live in `<root>/<id>/data`.
+Three kinds of pool keep one contract (`tests/unit/storage/test_contract.py`): XFS with reflinks, btrfs, and any other file system, where
+each copy is a full one. What differs is behind `Quotas` (how a directory is made, held to its size, and counted), and there only.
+
+A volume is attached to one Torpor: whoever runs computes on volumes `hold`s their pool, which the kernel gives to one process at a time,
+and takes back at its end, however it ends. A volume that could be attached to another host would be fenced at that very place.
 
 Concurrency: the copy runs in a process of its own (`cp`), so neither the event loop nor the interpreter lock waits for it; calls for
 different volumes may overlap. How large a volume is, however many ask, is found out by one walk at a time, and those that take long, of
@@ -11,6 +16,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import subprocess
 import time
@@ -21,14 +27,18 @@ from pathlib import Path
 from torpor.base.host.facts import can_reflink
 from torpor.base.processes import dying_with_us
 from torpor.base.tasks import TaskOwner
-from torpor.model.errors import DataDirectoryUnusable, PoolFull, Unavailable
+from torpor.model.errors import AlreadyRunning, DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId, is_database_id
+from torpor.storage.quotas import NoQuotas, find_quotas
+from torpor.storage.room import PoolLevel, Room, look
 
 _MAKING = ".making-"
 _REMOVING = ".removing-"
 INODE_BYTES = 4096
 """What a file, directory or link counts at least: the host's file system has only so many, about one for every 16 kB."""
 _SLOW_S = 1.0  # a walk that takes longer is a tenant's doing: 500,000 files
+_HOLD_AGAIN_S = 0.05
+_FULL_HINT = "remove databases that aren't needed, or give the pool more room"
 _REST = 10.0  # times as long as it took a volume isn't walked again: a tenth of a processor is spent on each at most
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,6 +66,10 @@ class Volumes:
         if reflinks is None:
             raise DataDirectoryUnusable(f"the volumes directory {root} can't be written", "look at its owner, mode and free space")
         self.reflinks = reflinks
+        self.quotas = find_quotas(root) if os.geteuid() == 0 else NoQuotas()
+        self.level = PoolLevel.ROOM
+        """As it was when somebody looked last."""
+        self._held = -1
         self._measured: dict[DatabaseId, _Measured] = {}
         self._tasks = TaskOwner("volumes")
         self._quick_walks, self._slow_walks = asyncio.Semaphore(1), asyncio.Semaphore(1)
@@ -70,6 +84,47 @@ class Volumes:
             "reflinks" if self.reflinks else "full copies (no reflinks on this file system: `torpor host setup` makes a pool that has them)"
         )
 
+    def hold(self, patience_s: float = 0.0) -> None:
+        """Be the one who runs computes on these volumes, until `release` or the end of this process. Blocking.
+
+        Raises AlreadyRunning when another process is, `patience_s` long. It needs no file, and is the same under every path.
+        """
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(_HOLD_AGAIN_S)
+                    continue
+                os.close(fd)
+                raise AlreadyRunning(
+                    f"another Torpor runs the databases in {self.root}", "stop that one: two would destroy each other's data"
+                ) from error
+            self._held = fd
+            return
+
+    def release(self) -> None:
+        """Let another one hold them. Idempotent."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    def room(self) -> Room:
+        """How much room the pool has now. Sets `level`."""
+        room = look(self.root)
+        self.level = room.level(self.level)
+        return room
+
+    def check_room(self) -> None:
+        """Raises PoolFull when nothing may be made any more."""
+        room = self.room()
+        if self.level is not PoolLevel.ROOM:
+            raise PoolFull(
+                f"the storage pool is full: {room.free_bytes >> 20} MB are free, of which {room.kept_bytes >> 20} MB are kept", _FULL_HINT
+            )
+
     def path(self, id: DatabaseId) -> Path:
         """The volume's directory; its PostgreSQL cluster is `data` below it."""
         return self.root / id
@@ -83,15 +138,17 @@ class Volumes:
         await self.make(id, uid, lambda data: _clone(source, data))
 
     async def make(self, id: DatabaseId, uid: int, fill: Callable[[Path], Awaitable[None]]) -> None:
-        """Make volume `id`, owned by `uid`, of what `fill` writes: it gets the path of a PGDATA that doesn't exist yet.
+        """Make volume `id`, owned by `uid`, of what `fill` writes: it gets the path of a PGDATA that doesn't exist yet, or has nothing
+        in it but an empty `pg_wal`, which must stay (it may be a subvolume).
 
         All or nothing, also under kill -9: a half-made one has another name and is removed by `sweep`. Raises PoolFull, what `fill`
         raises, and Unavailable for what else the file system says. Whole, it is durable.
         """
+        self.check_room()
         making = self.root / f"{_MAKING}{id}"
         try:
-            await asyncio.to_thread(_remove, making)
-            making.mkdir(mode=0o700)
+            await asyncio.to_thread(self._remove, making)
+            await asyncio.to_thread(self.quotas.make, making)
             await fill(making / "data")
             if uid != os.geteuid():
                 await asyncio.to_thread(_give_to, making, uid)
@@ -99,12 +156,16 @@ class Volumes:
             # PostgreSQL syncs only what it writes itself: files that stay as copied must be durable before the first commit.
             await asyncio.to_thread(self._sync)
         except BaseException as error:
-            await asyncio.to_thread(_remove, making)
+            await asyncio.to_thread(self._remove, making)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise PoolFull("the storage pool is full", "remove databases you don't need, or give the pool more room") from error
+                raise PoolFull("the storage pool is full", _FULL_HINT) from error
             if isinstance(error, OSError):
                 raise Unavailable(f"making a volume failed: {error}") from error
             raise
+
+    async def limit(self, id: DatabaseId, size_bytes: int) -> bool:
+        """Have the kernel hold a volume to a size from now on, in use or not; whether it does."""
+        return await asyncio.to_thread(self.quotas.limit, self.path(id), size_bytes)
 
     async def remove(self, id: DatabaseId) -> None:
         """Remove a volume for good. Idempotent; after a kill -9 `sweep` finishes it."""
@@ -112,7 +173,7 @@ class Volumes:
         with contextlib.suppress(FileNotFoundError):
             self.path(id).rename(removing)
         self._measured.pop(id, None)
-        await asyncio.to_thread(_remove, removing)
+        await asyncio.to_thread(self._remove, removing)
 
     def ids(self) -> set[DatabaseId]:
         """Whole volumes on disk."""
@@ -122,7 +183,8 @@ class Volumes:
         """Remove what a killed Torpor left half made or half removed; how many."""
         leftovers = [name for name in os.listdir(self.root) if name.startswith((_MAKING, _REMOVING))]
         for name in leftovers:
-            await asyncio.to_thread(_remove, self.root / name)
+            await asyncio.to_thread(self._remove, self.root / name)
+        await asyncio.to_thread(self.quotas.tidy)
         return len(leftovers)
 
     async def measure(self, id: DatabaseId) -> int:
@@ -154,7 +216,7 @@ class Volumes:
 
     def _walk(self, id: DatabaseId, unit: str) -> int:
         run = subprocess.run(
-            ["du", "--summarize", unit, "--one-file-system", "--", str(self.path(id))],
+            ["du", "--summarize", unit, *self._boundary, "--", str(self.path(id))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # PostgreSQL removes files while it looks
@@ -162,6 +224,23 @@ class Volumes:
         )
         figure = run.stdout.split(b"\t")[0]
         return int(figure) if figure.isdigit() else 0
+
+    @property
+    def _boundary(self) -> tuple[str, ...]:
+        """Nothing is mounted in a volume. But a subvolume looks like a mount."""
+        return () if self.quotas.holds else ("--one-file-system",)
+
+    def _remove(self, directory: Path) -> None:
+        """Remove a directory whatever a tenant has put there: deeper than Python's own way can go, links, pipes. Idempotent."""
+        if directory.exists():
+            self.quotas.release(directory)
+            subprocess.run(
+                dying_with_us(["rm", "--recursive", "--force", *self._boundary, "--", str(directory)]),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                check=False,
+            )
 
     def _sync(self) -> None:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
@@ -174,7 +253,7 @@ class Volumes:
 
 
 async def _clone(source: Path, data: Path) -> None:
-    arguments = ["cp", "--archive", "--no-preserve=ownership", "--reflink=auto", "--", str(source), str(data)]
+    arguments = ["cp", "--archive", "--no-target-directory", "--no-preserve=ownership", "--reflink=auto", "--", str(source), str(data)]
     process = await asyncio.create_subprocess_exec(
         *dying_with_us(arguments),
         env={**os.environ, "LC_ALL": "C"},  # its words are read below
@@ -202,18 +281,6 @@ def _walk(directory: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(Path(entry.path))
-
-
-def _remove(directory: Path) -> None:
-    """Remove a directory whatever a tenant has put there: deeper than Python's own way can go, links, pipes. Idempotent."""
-    if directory.exists():
-        subprocess.run(
-            dying_with_us(["rm", "--recursive", "--force", "--one-file-system", "--", str(directory)]),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
 
 
 def _give_to(directory: Path, uid: int) -> None:
