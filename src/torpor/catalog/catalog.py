@@ -82,9 +82,23 @@ class Catalog(Records):
         """All databases in any state, oldest first. 10,000 take about 50 ms."""
         return [
             Database(
-                id, name, DatabaseState(state), major, uid, at, _overrides(freeze, page, stop), _size(*size), workspace, bool(superuser)
+                id,
+                name,
+                DatabaseState(state),
+                major,
+                uid,
+                at,
+                _overrides(freeze, page, stop),
+                _size(*size),
+                workspace,
+                bool(superuser),
+                parent,
+                branched,
+                expires,
             )
-            for id, name, state, major, uid, at, workspace, freeze, page, stop, *size, superuser in self._read("databases")
+            for id, name, state, major, uid, at, workspace, freeze, page, stop, *size, superuser, parent, branched, expires in self._read(
+                "databases"
+            )
         ]
 
     def add_database(self, database: Database) -> None:
@@ -100,10 +114,9 @@ class Catalog(Records):
                 database.created_at,
                 database.workspace,
             )
-            self._write(
-                "add_database",
-                (*values, own.freeze_after_s, own.page_after_s, own.stop_after_s, *astuple(database.size), database.superuser),
-            )
+            branch = (database.parent, database.branched_at, database.expires_at)
+            idle = (own.freeze_after_s, own.page_after_s, own.stop_after_s)
+            self._write("add_database", (*values, *idle, *astuple(database.size), database.superuser, *branch))
 
     def set_state(self, id: DatabaseId, state: DatabaseState) -> None:
         """Move a database to `state`. Raises DatabaseNotFound."""
@@ -131,6 +144,14 @@ class Catalog(Records):
     def set_size(self, id: DatabaseId, size: SizeOverrides) -> None:
         """Replace what a database sets of its own size. Raises DatabaseNotFound."""
         self._change("set_size", id, **_size_columns(size))
+
+    def set_branched(self, id: DatabaseId, at: float) -> None:
+        """Note which moment of its parent a branch is a copy of. Raises DatabaseNotFound."""
+        self._change("set_branched", id, at=at)
+
+    def set_expiry(self, id: DatabaseId, at: float | None) -> None:
+        """Replace when a database is removed; None: never. Raises DatabaseNotFound."""
+        self._change("set_expiry", id, at=at)
 
     def remove_database(self, id: DatabaseId) -> None:
         """Forget a database with its roles, compute, wakes and traffic. Nothing happens when it isn't there."""

@@ -69,6 +69,10 @@ class Provisioner:
         """Whether somebody waits for a create."""
         return self._creating > 0
 
+    def free_uid(self) -> int:
+        """The user of a database that is made now. Taken only once it is in the catalog: nothing may be awaited in between."""
+        return self._catalog.free_uid(self._uid_base) if os.geteuid() == 0 else os.geteuid()
+
     async def make_warm(self, major: int) -> Compute:
         """One more sleeping compute without a name."""
         compute = await self._make(None, major, SleepOverrides(), None)
@@ -156,7 +160,7 @@ class Provisioner:
         superuser: bool = False,
     ) -> Compute:
         template = await self._template(major)
-        uid = self._catalog.free_uid(self._uid_base) if os.geteuid() == 0 else os.geteuid()
+        uid = self.free_uid()
         database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides, size, workspace, superuser)
         self._catalog.add_database(database)
         try:

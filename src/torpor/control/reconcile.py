@@ -62,7 +62,7 @@ class Reconciler:
         for database in databases:
             compute = self._fleet.by_id(database.id)
             match database.state:
-                case DatabaseState.MAKING | DatabaseState.CLAIMING | DatabaseState.DELETING:
+                case DatabaseState.MAKING | DatabaseState.CLAIMING | DatabaseState.BRANCHING | DatabaseState.DELETING:
                     await self._provisioner.remove(compute)
                     found.removed += 1
                 case DatabaseState.WARM if (

@@ -15,6 +15,7 @@ class DatabaseState(StrEnum):
     MAKING = "making"  # its volume is being cloned; removed by the reconciler after a crash
     WARM = "warm"  # waits in the warm pool for a create, has no name
     CLAIMING = "claiming"  # a create is naming it; removed by the reconciler after a crash
+    BRANCHING = "branching"  # it is being made as a copy of another; removed by the reconciler after a crash
     READY = "ready"  # a user's
     DELETING = "deleting"  # being removed; the reconciler finishes the removal after a crash
 
@@ -33,6 +34,9 @@ class Database:
     size: SizeOverrides = NO_OVERRIDES
     workspace: WorkspaceId | None = DEFAULT_WORKSPACE  # None while it waits in the warm pool
     superuser: bool = False  # whether its owner is a real superuser of PostgreSQL
+    parent: DatabaseId | None = None  # of which it is a branch; that one may be gone
+    branched_at: float | None = None  # which moment of its parent it is a copy of
+    expires_at: float | None = None  # when it is removed, whatever it holds
 
     @property
     def label(self) -> str:

@@ -3,6 +3,7 @@
 import stat
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,20 @@ def test_databases_come_back_as_they_were(catalog: Catalog, path: Path) -> None:
     for each in wanted:
         catalog.add_database(each)
     assert reopened(catalog, path).databases() == wanted
+
+
+def test_branches_come_back_as_they_were(catalog: Catalog, path: Path) -> None:
+    """Also when their parent is gone."""
+    catalog.add_database(database())
+    branch = replace(database(OTHER, "try", DatabaseState.BRANCHING), parent=SHOP, branched_at=2.5, expires_at=9.5)
+    catalog.add_database(branch)
+    catalog.remove_database(SHOP)
+    assert reopened(catalog, path).databases() == [branch]
+    catalog.set_branched(OTHER, 3.5)
+    catalog.set_expiry(OTHER, None)
+    assert catalog.databases() == [replace(branch, branched_at=3.5, expires_at=None)]
+    with pytest.raises(DatabaseNotFound):
+        catalog.set_expiry(SHOP, 1.0)
 
 
 def test_a_name_is_given_once(catalog: Catalog) -> None:

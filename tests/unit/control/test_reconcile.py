@@ -87,7 +87,7 @@ async def ruins(tmp_path: Path) -> AsyncIterator[Ruins]:
 
 
 @pytest.mark.parametrize(("on_disk", "running"), [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("state", [S.MAKING, S.CLAIMING, S.DELETING])
+@pytest.mark.parametrize("state", [S.MAKING, S.CLAIMING, S.BRANCHING, S.DELETING])
 async def test_what_was_under_way_is_taken_back_or_finished(ruins: Ruins, state: DatabaseState, on_disk: bool, running: bool) -> None:
     id = ruins.leave(1, state, on_disk, running)
     found = await ruins.reconcile()

@@ -1,12 +1,14 @@
 -- name: databases
 SELECT id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
-    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser
+    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser,
+    parent_id, branched_at, expires_at
 FROM databases ORDER BY created_at, id;
 
 -- name: add_database
 INSERT INTO databases (id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
-    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser,
+    parent_id, branched_at, expires_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: set_state
 UPDATE databases SET state = :state WHERE id = :id;
@@ -26,6 +28,12 @@ UPDATE databases
 SET min_cpu = :min_cpu, max_cpu = :max_cpu, min_memory_bytes = :min_memory_bytes, max_memory_bytes = :max_memory_bytes,
     max_connections = :max_connections, disk_bytes = :disk_bytes
 WHERE id = :id;
+
+-- name: set_branched
+UPDATE databases SET branched_at = :at WHERE id = :id;
+
+-- name: set_expiry
+UPDATE databases SET expires_at = :at WHERE id = :id;
 
 -- name: remove_database
 DELETE FROM databases WHERE id = :id;
