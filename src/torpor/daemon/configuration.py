@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from torpor.model.errors import BadSettings, InvalidRequest
-from torpor.model.settings import Settings
+from torpor.model.settings import NO_HISTORY, Settings
 
 ENVIRONMENT_PREFIX = "TORPOR_"
 CONFIG_VARIABLE = "TORPOR_CONFIG"
@@ -41,7 +41,7 @@ def default_data_dir(environ: Mapping[str, str], uid: int | None = None) -> Path
 
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None = None) -> Settings:
-    """All settings, checked, with `data_dir`, `postgres_home`, `image_home` and `public_host` filled in.
+    """All settings, checked, with all paths and `public_host` filled in.
 
     `flags` and the file use the settings' names, the environment TORPOR_<NAME>. `file` is a torpor.toml that must be there; without
     it TORPOR_CONFIG names one, and without that <data_dir>/torpor.toml is read if it exists. Raises BadSettings, which names the
@@ -77,9 +77,13 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
 
 def _build(values: dict[str, object], given: Mapping[str, _Given], environ: Mapping[str, str]) -> Settings:
     home = default_data_dir(environ)
-    values["data_dir"] = os.path.abspath(os.path.expanduser(str(values.get("data_dir") or home)))
+    data_dir = os.path.abspath(os.path.expanduser(str(values.get("data_dir") or home)))
+    values["data_dir"] = data_dir
     for name, below in (("postgres_home", "postgres"), ("image_home", "images")):
         values[name] = os.path.abspath(os.path.expanduser(str(values.get(name) or home / below)))
+    if not str(values.get("history_store", "")).startswith("s3:") and values.get("history_store") != NO_HISTORY:
+        values["history_store"] = os.path.abspath(os.path.expanduser(str(values.get("history_store") or Path(data_dir, "history"))))
+    values["key_file"] = os.path.abspath(os.path.expanduser(str(values.get("key_file") or Path(data_dir, "master.key"))))
     if values.get("pg_bindir"):
         values["pg_bindir"] = os.path.abspath(os.path.expanduser(str(values["pg_bindir"])))
     if not values.get("public_host"):

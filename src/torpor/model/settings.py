@@ -4,6 +4,7 @@ A setting `freeze_after_s` is `freeze_after_s` in torpor.toml, `TORPOR_FREEZE_AF
 `--freeze-after-s` on `torpor serve`. The loader is `torpor.daemon.configuration`.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -17,6 +18,9 @@ from torpor.model.sleep import SleepPolicy
 
 SUPPORTED_MAJORS = (16, 17, 18)
 DEFAULT_MAJOR = 18
+NO_HISTORY = "none"
+"""The `history_store` of who wants none."""
+_BUCKET_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?")
 
 
 def _setting(default: Any, effect: str) -> Any:
@@ -81,6 +85,11 @@ class Settings:
     tls_key: str = _setting("", "PEM files of their keys, in the same order; default the keys are in the files of tls_cert")
     relay: bool = _setting(False, "carry the bytes of every session through relay workers instead of handing sockets over")
     relay_workers: int = _setting(0, "processes that carry encrypted and relayed sessions; 0 is one for two cores, 1 to 8")
+    history_store: str = _setting(
+        "", "where the history of databases is kept: a directory, s3://bucket/prefix, or none; default <data_dir>/history"
+    )
+    history_endpoint: str = _setting("", "URL of the S3-compatible store that history_store is at; default Amazon's own")
+    key_file: str = _setting("", "file of the master key, which wraps the keys of databases; default <data_dir>/master.key")
     audit_keep_days: float | None = _setting(None, "days that files of older audit records are kept; never removed by default")
     log_format: str = _setting("console", "log lines for people (console) or for machines (json)")
 
@@ -131,6 +140,10 @@ class Settings:
             raise BadSettings(f"tls must be one of {', '.join(TlsMode)}")
         if self.tls_key and not self.tls_cert:
             raise BadSettings("tls_key is set without tls_cert", "set both, or neither")
+        if self.history_store.startswith("s3:") and not _BUCKET_URL.fullmatch(self.history_store):
+            raise BadSettings("history_store must be a directory, s3://bucket/prefix, or none")
+        if self.history_endpoint and not self.history_endpoint.startswith(("http://", "https://")):
+            raise BadSettings("history_endpoint must be a URL, such as https://s3.example.com")
         if self.log_format not in ("console", "json"):
             raise BadSettings("log_format must be console or json")
 
