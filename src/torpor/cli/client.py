@@ -155,6 +155,10 @@ class Client:
         """DELETE."""
         self._json("DELETE", _with_query(path, query))
 
+    def cancel(self, path: str) -> Any:
+        """DELETE of what goes on, decoded from JSON: what became of it."""
+        return self._json("DELETE", path)
+
     def stream(self, path: str, **query: str | int | None) -> Iterator[bytes]:
         """GET, piece by piece as it arrives, for as long as the API sends."""
         response = self._send("GET", _with_query(path, query), None)

@@ -54,6 +54,7 @@ COMMANDS = {
     "logs": ("logs:logs", "Print a database's PostgreSQL log."),
     "top": ("top:top", "A live table of what is awake and why."),
     "demo": ("demo:demo", "A tour on real data: make, fill, query, fall asleep, wake; with the time of each."),
+    "job": ("jobs:job", "Long operations: how far they are, and stopping them."),
     "workspace": ("workspaces:workspace", "Workspaces: who owns databases and API keys."),
     "key": ("keys:key", "API keys of workspaces."),
     "access": ("access:access", "From where clients may connect."),

@@ -27,6 +27,7 @@ COMMANDS = [
     "logs",
     "top",
     "demo",
+    "job",
     "workspace",
     "key",
     "audit",

@@ -19,7 +19,8 @@ from torpor.control.audit import Audit
 from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.audit import AuditFilter
-from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, TorporError, Unauthorized
+from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, JobNotFound, TorporError, Unauthorized
+from torpor.model.jobs import JobList, JobState, JobView
 from torpor.model.names import DatabaseId
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
@@ -95,6 +96,9 @@ class Twin:
     passwords: int = 0
     size: SizeView = SIZE
     rulers: "Rulers | None" = None
+    # How a job goes on, by its id; a stream of events breaks off after so many.
+    jobs: dict[str, list[JobView]] = field(default_factory=dict)
+    steps_a_stream: int = 100
     # How many requests are still refused since they come too early.
     early: int = 0
     # Called with each request before it is answered; may raise a TorporError.
@@ -111,6 +115,8 @@ class Twin:
         if path.startswith(("/v1/workspaces", "/v1/audit")):
             assert self.rulers is not None
             return self.rulers.handle(method, path, query, body)
+        if path.startswith("/v1/jobs"):
+            return 200, self._job(method, path.removeprefix("/v1/jobs").strip("/"))
         if path == "/v1/host":
             return 200, self._host()
         if path == "/v1/databases":
@@ -119,6 +125,18 @@ class Twin:
         if name not in self.databases:
             raise DatabaseNotFound(f"there is no database {name!r}", "`torpor ls` lists them")
         return self._one(method, name, rest[0] if rest else "", query, body)
+
+    def _job(self, method: str, rest: str) -> Any:
+        if not rest:
+            return JobList(tuple(steps[0] for steps in self.jobs.values()))
+        id, _, verb = rest.partition("/")
+        if id not in self.jobs:
+            raise JobNotFound("there is no job of that id", "`torpor job ls` lists them")
+        steps = self.jobs[id]
+        if verb == "events":
+            shown, self.jobs[id] = steps[: self.steps_a_stream], steps[max(0, min(self.steps_a_stream, len(steps)) - 1) :]
+            return b"retry: 1\n\n" + b"".join(b"event: job\ndata: %s\n\n" % json.dumps(asdict(one)).encode() for one in shown)
+        return replace(steps[0], state=JobState.CANCELLED) if method == "DELETE" else steps[0]
 
     def _one(self, method: str, name: str, verb: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         found = self.databases[name]
