@@ -277,6 +277,7 @@ def test_every_command_has_help_and_json(torpor: Run, command: str) -> None:
         "postgres": ["install", "ls"],
         "workspace": ["create", "ls", "show", "rm"],
         "key": ["create", "ls", "revoke"],
+        "job": ["ls", "show", "wait", "cancel"],
     }.get(command)
     for one in [[command]] if commands is None else [[command, sub] for sub in commands]:
         assert "--json" in torpor(*one, "--help").out
