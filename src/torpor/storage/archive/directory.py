@@ -74,7 +74,7 @@ class DirectoryBucket:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return HistoryFull(f"{self.description} is full")
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.EPERM, errno.EROFS):
             return HistoryRefused(f"{self.description} can't be used: {reason}", "look at its owner and mode")
         return HistoryUnreachable(f"{self.description} can't be used: {reason}")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from torpor.base.logs import get_logger
-from torpor.model.errors import HistoryCorrupt, HistoryMissing
+from torpor.model.errors import Conflict, HistoryCorrupt, HistoryMissing
 from torpor.model.names import DatabaseId
 from torpor.storage.archive import format, tree
 from torpor.storage.archive.format import Content, Index, Keys, Manifest
@@ -287,7 +287,9 @@ class Repository:
 
     async def _store_manifest(self, base: Base, index: list[str]) -> None:
         key = self._keys.base(base.number)
-        await self._store.put(key, await self._run(lambda: self._vault.seal(key, format.encode_manifest(base, index))))
+        sealed = await self._run(lambda: self._vault.seal(key, format.encode_manifest(base, index)))
+        if not await self._store.put(key, sealed, if_absent=True) and await self._store.get(key) != sealed:
+            raise Conflict(f"another Torpor has stored base {base.number} of {self.id}", "give each its own history_store")
 
     def _seal(self, data: bytes, known: set[str]) -> tuple[str, bytes | None]:
         """Digest of a chunk, and how it is to be stored, None if it is. Blocking."""
@@ -303,7 +305,7 @@ class _Putting:
     def __init__(self, repository: Repository, known: set[str], progress: Progress, total: int) -> None:
         self._to, self._known, self._progress, self._total = repository, known, progress, total
         self._index, self._index_digests = Index(), list[str]()
-        self._size_bytes = self._done = self._stored_bytes = 0
+        self._size_bytes = self._stored_bytes = 0
 
     async def run(self, source: Path, leave_out: Callable[[str], bool], number: int, facts: BaseFacts) -> Base:
         """All of it."""
@@ -315,6 +317,7 @@ class _Putting:
                         digest = await self._put(lanes, record.data)
                         self._index.add(Content(digest, record.parts))
                         self._size_bytes += len(record.data)
+                        self._progress(self._size_bytes, max(self._size_bytes, self._total))
                     else:
                         self._index.add(record)
                     if self._index.full:
@@ -333,8 +336,6 @@ class _Putting:
             self._known.add(digest)
             self._stored_bytes += len(sealed)
             await lanes.add(lambda: self._to._store_chunk(digest, sealed))
-        self._done += len(data)
-        self._progress(self._done, max(self._done, self._total))
         return digest
 
 

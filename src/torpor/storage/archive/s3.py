@@ -23,13 +23,15 @@ _LISTED_AT_ONCE = 1000
 _DELETED_AT_ONCE = 1000
 _FULL = ("507 ", "storagefull", "quotaexceeded", "insufficientstorage", "no space", "entitytoolarge", "diskfull")
 _REFUSED = (
+    "401 unauthorized",
+    "403 forbidden",
     "accessdenied",
-    "invalidaccesskeyid",
-    "signaturedoesnotmatch",
     "expiredtoken",
+    "invalidaccesskeyid",
     "invalidtoken",
     "nosuchbucket",
-    "permanentredirect",
+    "redirect",  # the bucket is in another region
+    "signaturedoesnotmatch",
 )
 
 
