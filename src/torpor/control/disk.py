@@ -5,6 +5,11 @@ go on, and whoever says `SET transaction_read_only = off` can delete and vacuum.
 second again while it stays there. A quarter over it, which takes someone who doesn't want to be held, the database is stopped, and stays
 so until its size is raised. Below the line again, everything is lifted by itself.
 
+Where the kernel holds volumes itself (`storage/quotas.py`), the first line is the same, and beyond it PostgreSQL says at once that the
+disk is full. The log may be larger then before the other two lines come, since it has room of its own.
+
+A pool that is full makes all databases read-only by default in the same way (`control/pool.py` does the rest).
+
 Files count as well as bytes: an inode for 4 kB at least, so that masses of tiny files come to a limit before the host has no inode left.
 
 Concurrency: one task for the rounds, and one for each volume that is being looked at: a walk over millions of files, or a PostgreSQL that
@@ -26,8 +31,10 @@ from torpor.compute.compute import Compute
 from torpor.compute.service import READ_ONLY_MARK
 from torpor.model.errors import DiskFull, TorporError
 from torpor.model.names import DatabaseId
-from torpor.model.size import GIB, MIB
+from torpor.model.size import MIB
 from torpor.model.sleep import SleepReason, Tier
+from torpor.storage.quotas import LOG_ROOM_BYTES, stopping_point
+from torpor.storage.room import PoolLevel
 from torpor.storage.volumes import INODE_BYTES, Volumes
 
 log = get_logger(__name__)
@@ -57,13 +64,19 @@ class _Watched:
     is_being_looked_at: bool = False
     fullness: Fullness = Fullness.ROOM
     read_only: bool | None = None  # whether PostgreSQL was told; None until its own file was asked
+    is_held: bool = False
+
+    def wants_read_only(self, pool: PoolLevel) -> bool:
+        """Whether writing has to end, for want of room in the volume or in the pool."""
+        return bool(self.fullness) or pool is not PoolLevel.ROOM
 
 
-def fullness(used_bytes: int, size_bytes: int, before: Fullness = Fullness.ROOM) -> Fullness:
-    """How full a volume is. Pure. Full ends only clearly below its size."""
-    if used_bytes > size_bytes * 1.25 + GIB // 4:
+def fullness(used_bytes: int, size_bytes: int, before: Fullness = Fullness.ROOM, is_held: bool = False) -> Fullness:
+    """How full a volume is. Pure. Full ends only clearly below its size. `is_held`: by the kernel."""
+    beyond = used_bytes - (LOG_ROOM_BYTES if is_held else 0)
+    if beyond > stopping_point(size_bytes):
         return Fullness.WAY_OVER
-    if used_bytes > size_bytes * 1.1 + 64 * MIB:
+    if beyond > size_bytes * 1.1 + 64 * MIB:
         return Fullness.OVER
     if used_bytes >= size_bytes or (before is not Fullness.ROOM and used_bytes > size_bytes * _AGAIN_BELOW):
         return Fullness.FULL
@@ -91,6 +104,7 @@ class DiskWatch:
         self._tasks = tasks
         self._watched: dict[Compute, _Watched] = {}
         self._pool_used = -1
+        self._pool_was_full = False
 
     def __repr__(self) -> str:
         return f"<DiskWatch {len(self._watched)} awake>"
@@ -106,20 +120,23 @@ class DiskWatch:
 
     async def look(self) -> None:
         """One round: begins to look at those whose time has come, and waits for them for a second at most."""
-        now = self._clock.monotonic()
+        now, pool = self._clock.monotonic(), self._volumes.level
+        self._pool_was_full |= pool is not PoolLevel.ROOM
+        first_s = 0.0 if self._pool_was_full else _FIRST_S  # those that slept meanwhile may not, or may again
         watched = {}
         for compute in self._awake():
             known = self._watched.get(compute)
             watched[compute] = (
-                known if known is not None and known.woke_at == compute.tier_since else _Watched(compute.tier_since, now + _FIRST_S)
+                known if known is not None and known.woke_at == compute.tier_since else _Watched(compute.tier_since, now + first_s)
             )
         self._watched = watched
         grown, begun = self._pool_has_grown(), []
         for compute, known in watched.items():
-            if known.is_being_looked_at or now < known.look_at:
+            told = known.read_only is None or known.read_only == known.wants_read_only(pool)
+            if known.is_being_looked_at or (now < known.look_at and told):
                 continue
             # Somebody else's deletes can hide growth from the pool's figure: the longest pause is kept whatever it says.
-            if grown or known.fullness or not known.looked or now >= known.look_at + _RARELY_S:
+            if grown or known.fullness or not told or not known.looked or now >= known.look_at + _RARELY_S:
                 known.is_being_looked_at = True
                 begun.append(self._tasks.spawn(self._measure(compute, known), f"look at the disk of {compute.database.label}"))
         if begun:
@@ -144,7 +161,8 @@ class DiskWatch:
         used = await self._volumes.measure(compute.database.id)
         size = compute.size.disk_bytes
         known.looked = True
-        before, known.fullness = known.fullness, fullness(used, size, known.fullness)
+        before, known.fullness = known.fullness, fullness(used, size, known.fullness, known.is_held)
+        known.is_held = await self._volumes.limit(compute.database.id, size, bool(known.fullness))
         known.look_at = self._clock.monotonic() + look_again_in(used, size)
         if compute.tier is not Tier.AWAKE:
             return
@@ -166,12 +184,13 @@ class DiskWatch:
             return
         if known.read_only is None:
             known.read_only = await asyncio.to_thread(self._is_marked, compute.database.id)
-        if known.read_only == bool(full) and full is not Fullness.OVER:
+        wanted = known.wants_read_only(self._volumes.level)
+        if known.read_only == wanted and full is not Fullness.OVER:
             return
         service = await compute.live().service()
-        if known.read_only != bool(full):
-            await service.set_read_only(bool(full))
-            known.read_only = bool(full)
+        if known.read_only != wanted:
+            await service.set_read_only(wanted)
+            known.read_only = wanted
         if full is Fullness.OVER:
             await service.end_clients()
 

@@ -29,6 +29,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -47,6 +48,8 @@ static int (*real_accept)(int, struct sockaddr *, socklen_t *);
 static int (*real_listen)(int, int);
 static ssize_t (*real_recv)(int, void *, size_t, int);
 static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
+static ssize_t (*real_pwritev)(int, const struct iovec *, int, off_t);
+static int (*real_posix_fallocate)(int, off_t, off_t);
 static int (*real_fsync)(int);
 
 static int inherited_fd = -1; /* the listener as inherited, until PostgreSQL calls listen() */
@@ -151,6 +154,8 @@ __attribute__((constructor)) static void set_up(void)
     real_listen = (int (*)(int, int))dlsym(RTLD_NEXT, "listen");
     real_recv = (ssize_t(*)(int, void *, size_t, int))dlsym(RTLD_NEXT, "recv");
     real_pwrite = (ssize_t(*)(int, const void *, size_t, off_t))dlsym(RTLD_NEXT, "pwrite");
+    real_pwritev = (ssize_t(*)(int, const struct iovec *, int, off_t))dlsym(RTLD_NEXT, "pwritev");
+    real_posix_fallocate = (int (*)(int, off_t, off_t))dlsym(RTLD_NEXT, "posix_fallocate");
     real_fsync = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
     inherited_fd = fd_from_environment("TORPOR_LISTENER_FD");
     ready_fd = fd_from_environment("TORPOR_READY_FD");
@@ -278,6 +283,14 @@ ssize_t recv(int fd, void *buffer, size_t length, int flags)
     return real_recv(fd, buffer, length, flags);
 }
 
+/* A volume at its quota is a full disk, which PostgreSQL has an SQLSTATE and a hint for. Of quotas it knows nothing. */
+static ssize_t refused(ssize_t result)
+{
+    if (errno == EDQUOT)
+        errno = ENOSPC;
+    return result;
+}
+
 ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
 {
     ssize_t n = real_pwrite(fd, buffer, length, offset);
@@ -289,7 +302,22 @@ ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
         close(ready_fd);
         ready_fd = -1;
     }
-    return n;
+    return n < 0 ? refused(n) : n;
+}
+
+ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t offset)
+{
+    ssize_t n = real_pwritev(fd, parts, count, offset);
+
+    return n < 0 ? refused(n) : n;
+}
+
+/* Says what is wrong by what it returns, not by errno. */
+int posix_fallocate(int fd, off_t offset, off_t length)
+{
+    int code = real_posix_fallocate(fd, offset, length);
+
+    return code == EDQUOT ? ENOSPC : code;
 }
 
 /*
@@ -303,3 +331,5 @@ int fsync(int fd)
 
 /* The same entry points under the names that large-file builds use. */
 ssize_t pwrite64(int fd, const void *buffer, size_t length, off_t offset) __attribute__((alias("pwrite")));
+ssize_t pwritev64(int fd, const struct iovec *parts, int count, off_t offset) __attribute__((alias("pwritev")));
+int posix_fallocate64(int fd, off_t offset, off_t length) __attribute__((alias("posix_fallocate")));

@@ -16,7 +16,12 @@ from torpor.model.size import GIB, MIB
 
 LOG_ROOM_BYTES = 1 * GIB
 """What a log may have beyond the size. It comes to that only when nothing may be written any more, and yet is."""
-_ELBOW_ROOM_BYTES = 16 * MIB  # what is full needs some to become emptier: deleting writes, too
+_ELBOW_ROOM_BYTES = 16 * MIB  # what is full needs some to become emptier: deleting writes, too, and so do pages that wait in memory
+
+
+def stopping_point(size_bytes: int) -> int:
+    """Beyond how many bytes a database of that size is stopped. Pure."""
+    return size_bytes * 5 // 4 + GIB // 4
 
 
 class Quotas(Protocol):
@@ -31,8 +36,9 @@ class Quotas(Protocol):
         """Make the directory of a volume, with an empty PGDATA and log in it where they have to be there before they are filled."""
         ...
 
-    def limit(self, volume: Path, size_bytes: int) -> bool:
-        """Hold a volume to a size from now on, whether it is in use or not; whether the kernel does."""
+    def limit(self, volume: Path, size_bytes: int, is_full: bool = False) -> bool:
+        """Hold a volume to a size from now on, whether it is in use or not; whether the kernel does. One that is full gets a little more
+        each time, up to what it is stopped for: without any room nothing can be deleted either."""
         ...
 
     def own_bytes(self, volume: Path) -> int | None:
@@ -57,7 +63,7 @@ class NoQuotas:
         """A plain directory."""
         volume.mkdir(mode=0o700)
 
-    def limit(self, volume: Path, size_bytes: int) -> bool:
+    def limit(self, volume: Path, size_bytes: int, is_full: bool = False) -> bool:
         """Nothing."""
         return False
 
@@ -96,14 +102,14 @@ class BtrfsQuotas:
         btrfs.make_subvolume(volume / "data/pg_wal")
         (volume / "data/pg_wal").chmod(0o700)
 
-    def limit(self, volume: Path, size_bytes: int) -> bool:
-        """The data at the size, the log beyond it. One that is full gets a little more, so that what empties it works."""
+    def limit(self, volume: Path, size_bytes: int, is_full: bool = False) -> bool:
+        """The data at the size, the log beyond it."""
         number = btrfs.subvolume(volume)
         if number is None:
             return False
-        most = size_bytes
-        if (btrfs.counted(self._counters, number) or 0) >= size_bytes - MIB:
-            most += size_bytes // 20 + _ELBOW_ROOM_BYTES
+        most, own = size_bytes, btrfs.counted(self._counters, number) or 0
+        if is_full or own >= size_bytes - MIB:
+            most = min(max(size_bytes, own) + _ELBOW_ROOM_BYTES, stopping_point(size_bytes))
         wanted = most, most + LOG_ROOM_BYTES
         if self._limits.get(number) != wanted:
             btrfs.limit(self._root, number, *wanted)

@@ -20,10 +20,11 @@ import fcntl
 import os
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from torpor.base.files import sync_directory
 from torpor.base.host.facts import can_reflink
 from torpor.base.processes import dying_with_us
 from torpor.base.tasks import TaskOwner
@@ -41,6 +42,7 @@ _HOLD_AGAIN_S = 0.05
 _FULL_HINT = "remove databases that aren't needed, or give the pool more room"
 _REST = 10.0  # times as long as it took a volume isn't walked again: a tenth of a processor is spent on each at most
 _libc = ctypes.CDLL(None, use_errno=True)
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 
 @dataclass(slots=True)
@@ -163,9 +165,41 @@ class Volumes:
                 raise Unavailable(f"making a volume failed: {error}") from error
             raise
 
-    async def limit(self, id: DatabaseId, size_bytes: int) -> bool:
-        """Have the kernel hold a volume to a size from now on, in use or not; whether it does."""
-        return await asyncio.to_thread(self.quotas.limit, self.path(id), size_bytes)
+    @contextlib.asynccontextmanager
+    async def scratch(self, name: str) -> AsyncIterator[Path]:
+        """A directory on the pool for files that are read and then removed; a killed Torpor's is removed by `sweep`. Raises PoolFull."""
+        self.check_room()
+        directory = self.root / f"{_MAKING}{name}"
+        try:
+            await asyncio.to_thread(self._remove, directory)
+            directory.mkdir(mode=0o700)
+            yield directory
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise PoolFull("the storage pool is full", _FULL_HINT) from error
+            raise
+        finally:
+            await asyncio.shield(asyncio.to_thread(self._remove, directory))
+
+    async def limit(self, id: DatabaseId, size_bytes: int, is_full: bool = False) -> bool:
+        """Have the kernel hold a volume to a size from now on, in use or not; whether it does. See `Quotas.limit`."""
+        if not self.quotas.holds:
+            return False
+        return await asyncio.to_thread(self.quotas.limit, self.path(id), size_bytes, is_full)
+
+    async def give(self, id: DatabaseId, uid: int) -> None:
+        """Make a volume that nobody uses that user's."""
+        if os.geteuid() == 0:
+            await asyncio.to_thread(_give_to, self.path(id), uid)
+
+    def exchange(self, one: DatabaseId, other: DatabaseId) -> None:
+        """Let two volumes that nobody uses, which are whole and synced, swap places: atomically and durably. Blocking, for moments."""
+        if _libc.renameat2(_HERE, bytes(self.path(one)), _HERE, bytes(self.path(other)), _EXCHANGE) < 0:
+            code = ctypes.get_errno()
+            raise Unavailable(f"exchanging two volumes failed: {os.strerror(code)}")
+        sync_directory(self.root)
+        for id in (one, other):
+            self._measured.pop(id, None)
 
     async def remove(self, id: DatabaseId) -> None:
         """Remove a volume for good. Idempotent; after a kill -9 `sweep` finishes it."""
