@@ -16,9 +16,19 @@ from torpor.compute.postmaster import Postmaster, VolumeInUse
 from torpor.compute.shares import server_options
 from torpor.compute.surroundings import Surroundings
 from torpor.model.database import ComputeRecord, Database, Step
-from torpor.model.errors import BinariesMissing, ComputeStartFailed, HostError, ShuttingDown, StartTimeout, TorporError, Unavailable
+from torpor.model.errors import (
+    BinariesMissing,
+    ComputeStartFailed,
+    HostError,
+    PoolFull,
+    ShuttingDown,
+    StartTimeout,
+    TorporError,
+    Unavailable,
+)
 from torpor.model.names import DatabaseId
 from torpor.model.size import Size
+from torpor.storage.room import FULL_HINT, PoolLevel
 
 _RECOVERY_PATIENCE_S = 3600.0  # crash recovery of a big volume; clients are told to come back long before
 _START_SLOT_S = 2.0
@@ -50,12 +60,15 @@ class Steps:
 
 
 async def plan_launch(database: Database, size: Size, around: Surroundings, log: Path) -> LaunchPlan:
-    """What to launch. Raises HostError for what the host lacks, Unavailable without the volume."""
+    """What to launch. Raises HostError for what the host lacks, Unavailable without the volume, PoolFull without room to write to it."""
     data = around.volumes.data(database.id)
     if not data.is_dir():
         raise Unavailable("its volume is missing")
     if database.superuser and not around.sandbox.level.holds_superusers:
         raise Unavailable(f"its owner is a superuser, which the sandbox level {around.sandbox.level} doesn't hold")
+    if around.volumes.level is PoolLevel.OUT:
+        raise PoolFull("the storage pool is full, and nothing is started until there is room again", FULL_HINT)
+    await around.volumes.limit(database.id, size.disk_bytes)
     return LaunchPlan(
         bindir=around.binaries(database.major).bindir,
         data=data,
@@ -104,7 +117,7 @@ def failure_of(error: BaseException, label: str, log: Path) -> TorporError:
     """What those who wait for the start are told."""
     if isinstance(error, asyncio.CancelledError):
         return ShuttingDown(f"the start of database {label} was given up, as it is to be stopped")
-    if isinstance(error, BinariesMissing | StartTimeout):
+    if isinstance(error, BinariesMissing | PoolFull | StartTimeout):
         return error
     if isinstance(error, ComputeStartFailed) and not isinstance(error, VolumeInUse):
         words = logfile.last_words(log)

@@ -129,6 +129,10 @@ class Provisioner:
         self._catalog.remove_database(id)
         self._fleet.remove(id)
 
+    async def hold(self, compute: Compute) -> None:
+        """Have the kernel hold its volume to its size, where it can: from now on, awake or not."""
+        await self._volumes.limit(compute.database.id, compute.size.disk_bytes)
+
     async def _claim_or_make(
         self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId, size: SizeOverrides, superuser: bool
     ) -> tuple[Compute, bool]:
@@ -148,6 +152,7 @@ class Provisioner:
         )
         warm = self._fleet.update(claimed)
         await warm.shares.resize(warm.size)
+        await self.hold(warm)
         return warm, True
 
     async def _make(

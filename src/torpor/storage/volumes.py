@@ -31,7 +31,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.model.errors import AlreadyRunning, DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId, is_database_id
 from torpor.storage.quotas import NoQuotas, find_quotas
-from torpor.storage.room import PoolLevel, Room, look
+from torpor.storage.room import FULL_HINT, PoolLevel, Room, look
 
 _MAKING = ".making-"
 _REMOVING = ".removing-"
@@ -39,7 +39,6 @@ INODE_BYTES = 4096
 """What a file, directory or link counts at least: the host's file system has only so many, about one for every 16 kB."""
 _SLOW_S = 1.0  # a walk that takes longer is a tenant's doing: 500,000 files
 _HOLD_AGAIN_S = 0.05
-_FULL_HINT = "remove databases that aren't needed, or give the pool more room"
 _REST = 10.0  # times as long as it took a volume isn't walked again: a tenth of a processor is spent on each at most
 _libc = ctypes.CDLL(None, use_errno=True)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -124,7 +123,7 @@ class Volumes:
         room = self.room()
         if self.level is not PoolLevel.ROOM:
             raise PoolFull(
-                f"the storage pool is full: {room.free_bytes >> 20} MB are free, of which {room.kept_bytes >> 20} MB are kept", _FULL_HINT
+                f"the storage pool is full: {room.free_bytes >> 20} MB are free, of which {room.kept_bytes >> 20} MB are kept", FULL_HINT
             )
 
     def path(self, id: DatabaseId) -> Path:
@@ -160,7 +159,7 @@ class Volumes:
         except BaseException as error:
             await asyncio.to_thread(self._remove, making)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise PoolFull("the storage pool is full", _FULL_HINT) from error
+                raise PoolFull("the storage pool is full", FULL_HINT) from error
             if isinstance(error, OSError):
                 raise Unavailable(f"making a volume failed: {error}") from error
             raise
@@ -176,7 +175,7 @@ class Volumes:
             yield directory
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise PoolFull("the storage pool is full", _FULL_HINT) from error
+                raise PoolFull("the storage pool is full", FULL_HINT) from error
             raise
         finally:
             await asyncio.shield(asyncio.to_thread(self._remove, directory))
