@@ -77,6 +77,7 @@ class Server:
         # Uids that no other Torpor on this host uses: what is left in shared memory can be told from others'.
         uid_base = 400_000 + random.randrange(1_000_000) * _UIDS
         self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, "uid_base": uid_base, "tls": "off"}
+        self.settings["history_store"] = "none"  # it costs as much as most tests; those that need one say so
         # Tests fail to log in on purpose, one right after the other (test_guard_live.py has the penalty for it).
         self.settings |= {"failed_login_penalty_s": 0, **settings}
         self.process: subprocess.Popen[bytes] | None = None
@@ -290,11 +291,16 @@ class Server:
                     path.unlink()
 
     def _unmount_images(self) -> None:
-        """What a killed Torpor has mounted; one that ends in order takes its own mounts away."""
+        """What a killed Torpor has mounted; one that ends in order takes its own mounts away. And a pool of its own."""
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             point = line.split(" ")[4]
             if Path(point).is_relative_to(self.data_dir / "images"):
                 subprocess.run(["umount", point], check=False)
+            elif Path(point) == self.data_dir / "volumes":
+                for _ in range(200):  # the last process in it has ended, and is not gone yet
+                    if subprocess.run(["umount", point], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+                        break
+                    time.sleep(0.05)
 
     def _remove_cgroups(self) -> None:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():

@@ -8,7 +8,7 @@ synchronous, so that it can be done right in the callback that saw a byte arrive
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from torpor.compute import logfile
 from torpor.compute.handover import NotDelivered
 from torpor.compute.idleness import only_recent, spell, usual_cause
 from torpor.compute.lifecycle import TIERS, ComputeState, check_move, next_step
+from torpor.compute.parting import ask_last
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.service import WARM_DATABASE
 from torpor.compute.sessions import Session
@@ -526,7 +527,7 @@ class Compute:
         try:
             outcome = await postmaster.freeze_if_quiet(
                 lambda: self._holds == 0 and self.state is ComputeState.FREEZING,
-                self._save_roles,
+                lambda service: ask_last(self.database, service, self._around),
             )
         except BaseException as error:
             if self.state is ComputeState.FREEZING:
@@ -547,12 +548,6 @@ class Compute:
         self.shares.boost()
         postmaster.sessions.watch()
 
-    def _save_roles(self, roles: Sequence[Role] | None) -> None:
-        if roles is None:
-            self._around.catalog.forget_roles(self.database.id)
-        else:
-            self._around.catalog.save_roles(self.database.id, roles)
-
     async def _stop(self, reason: SleepReason) -> None:
         postmaster = self.live()
         quiet = self.state in (ComputeState.FROZEN, ComputeState.PAGED) and not self.connections
@@ -566,7 +561,7 @@ class Compute:
                 async with asyncio.timeout(_FAREWELL_S):
                     service = await postmaster.service()
                     await service.end_clients()
-                    self._save_roles(await service.roles())
+                    await ask_last(self.database, service, self._around)
                     await postmaster.close_service()
             except (TorporError, TimeoutError) as error:
                 log.warning("roles unknown at stop", database=self.database.label, cause=str(error) or "PostgreSQL doesn't answer")

@@ -34,6 +34,7 @@ def postgresql_conf(major: int, max_connections: int, memory_bytes: int = 1 << 3
         "wal_level": "logical",  # every kind of replication works without a restart
         "min_wal_size": "2MB",  # two segments of 1 MB: the smallest volume
         "max_wal_size": "256MB",
+        "max_slot_wal_keep_size": "1GB",  # what a slot keeps for a reader that doesn't come, Torpor itself among them
         "checkpoint_timeout": "15min",
         "wal_compression": "lz4",
         "autovacuum_max_workers": "2",

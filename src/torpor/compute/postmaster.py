@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,6 @@ from torpor.compute.sandbox.kernel import level_of
 from torpor.compute.service import ServiceSession
 from torpor.compute.sessions import Session, Sessions
 from torpor.metering.traffic import Carrier
-from torpor.model.database import Role
 from torpor.model.errors import ComputeLost, ComputeStartFailed
 from torpor.model.sandbox import SandboxLevel
 from torpor.model.sleep import AwakeReason
@@ -282,11 +281,13 @@ class Postmaster:
             rows.append(_ARRIVING)
         return [row for row in rows if row.backend_type == "client backend" or row.backup]
 
-    async def freeze_if_quiet(self, still_wanted: Callable[[], bool], save_roles: Callable[[Sequence[Role] | None], None]) -> FreezeOutcome:
+    async def freeze_if_quiet(
+        self, still_wanted: Callable[[], bool], ask_last: Callable[[ServiceSession], Awaitable[None]]
+    ) -> FreezeOutcome:
         """Freeze unless something is going on. Afterwards every session is waiting for its client, and no byte of any client is unread.
 
         The order matters: counters, questions, freeze, counters again. Nothing can have begun in between without a byte arriving.
-        `save_roles` gets the roles before the freeze: a Torpor that is killed right after it leaves a sleeper whose roles are known.
+        `ask_last` asks for what must be known of a sleeper.
         """
         received, unread = self.sessions.received_bytes()
         if unread:
@@ -294,7 +295,7 @@ class Postmaster:
         causes = awake_causes(await self._activity(), self.sessions.pids())
         if causes:
             return FreezeOutcome(causes)
-        save_roles(await (await self.service()).roles())
+        await ask_last(await self.service())
         async with self._service_lock:
             await self._log_out()
             if not still_wanted():

@@ -1,7 +1,7 @@
 """What all computes of one Torpor share. Values; no behaviour."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +12,16 @@ from torpor.catalog.catalog import Catalog
 from torpor.compute.binaries import Postgres
 from torpor.compute.census import Census
 from torpor.compute.sandbox.sandbox import Sandbox, no_sandbox
+from torpor.compute.service import ServiceSession
 from torpor.metering.traffic import Carrier
-from torpor.model.database import Wake
+from torpor.model.database import Database, Wake
 from torpor.model.size import Size
 from torpor.model.sleep import SleepPolicy
 from torpor.storage.volumes import Volumes
+
+
+async def _nobody_asks(_database: Database, _service: ServiceSession) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +47,5 @@ class Surroundings:
     census: Census = field(default_factory=Census)
     relayed: Callable[[object], Carrier | None] = lambda _name: None
     """Finds who carries an adopted session, by the Unix address of the carrier's end."""
+    falling_asleep: Callable[[Database, ServiceSession], Awaitable[None]] = _nobody_asks
+    """Is called right before a freeze or a stop, while PostgreSQL can still be asked."""

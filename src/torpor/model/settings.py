@@ -88,6 +88,8 @@ class Settings:
     history_store: str = _setting(
         "", "where the history of databases is kept: a directory, s3://bucket/prefix, or none; default <data_dir>/history"
     )
+    history_keep_days: float = _setting(7.0, "days back to any moment of which a database can be restored, unless it has its own")
+    history_keep_bases: int = _setting(30, "base copies that are kept of one database at most, however long that reaches back")
     history_endpoint: str = _setting("", "URL of the S3-compatible store that history_store is at; default Amazon's own")
     key_file: str = _setting("", "file of the master key, which wraps the keys of databases; default <data_dir>/master.key")
     audit_keep_days: float | None = _setting(None, "days that files of older audit records are kept; never removed by default")
@@ -125,6 +127,8 @@ class Settings:
             ("boost_after_wake_s", 0, 300),
             ("uid_base", 1_001, 2_000_000_000),
             ("relay_workers", 0, 256),
+            ("history_keep_days", 0, 3650),
+            ("history_keep_bases", 1, 1000),
         ):
             if not low <= getattr(self, name) <= high:
                 raise BadSettings(f"{name} must be between {low} and {high}")
@@ -151,6 +155,11 @@ class Settings:
     def sleep_policy(self) -> SleepPolicy:
         """The global idle times."""
         return SleepPolicy(self.freeze_after_s, self.page_after_s, self.stop_after_s)
+
+    @property
+    def history_retention(self) -> tuple[float, int]:
+        """Seconds back that a history reaches, and how many bases it has at most."""
+        return self.history_keep_days * 86_400, self.history_keep_bases
 
     @property
     def size(self) -> Size:

@@ -109,8 +109,10 @@ def _read_piece(directory: int, name: str, timeline: int, at: int, length: int, 
     if len(data) < offset + length - first:
         raise LogGone(f"the log's file {name} ends too early")
     for page in range(0, len(data) - _HEADER.size, PAGE_BYTES):
-        _, _, found_timeline, address = _HEADER.unpack_from(data, page)
+        magic, _, found_timeline, address = _HEADER.unpack_from(data, page)
         expected = at - offset + first + page
+        if not magic and not any(data[page : page + PAGE_BYTES]):  # what is left of a file after a switch to the next one
+            continue
         if address != expected or found_timeline > timeline:
             raise LogGone(f"the log's file {name} doesn't hold {format_lsn(expected)} of timeline {timeline} any more")
     return data[offset - first :]

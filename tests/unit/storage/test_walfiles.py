@@ -56,6 +56,14 @@ def test_what_is_not_there_any_more_is_gone(tmp_path: Path, pg_wal: Path) -> Non
         read_log(tmp_path, ID, 1, 5 * MB, 6 * MB, MB)
 
 
+def test_what_is_left_of_a_file_after_a_switch_is_zeros(tmp_path: Path, pg_wal: Path) -> None:
+    (pg_wal / segment_name(1, 5 * MB, MB)).write_bytes(log(1, 5 * MB, 2 * PAGE) + bytes(MB - 2 * PAGE))
+    assert read_log(tmp_path, ID, 1, 5 * MB, 6 * MB, MB)[2 * PAGE :] == bytes(MB - 2 * PAGE)
+    (pg_wal / segment_name(1, 5 * MB, MB)).write_bytes(bytes(MB - 1) + b"x")
+    with pytest.raises(LogGone, match="any more"):
+        read_log(tmp_path, ID, 1, 5 * MB, 6 * MB, MB)
+
+
 def test_no_link_is_followed(tmp_path: Path, pg_wal: Path) -> None:
     name = segment_name(1, 4 * MB, MB)
     other = tmp_path / "somebody-else"

@@ -1,0 +1,163 @@
+"""Brings a restored volume to its moment: PostgreSQL replays the log that lies in its pg_wal, up to a target, and is stopped again.
+
+There is no shell in a sandbox, so nothing can be fetched by a command while PostgreSQL recovers: all of the log is there before. It starts
+as a standby, which replays what is there and then waits; told to become a primary it does so when all is replayed, or at its target.
+Nobody can connect before. What a tenant may have set for recovery (ALTER SYSTEM) is overridden on the command line.
+
+Concurrency: one task, on a volume that has no compute. Safe to cancel, and to kill: what ran is ended by who comes next, and the volume is
+thrown away.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torpor.base.logs import get_logger
+from torpor.compute import logfile
+from torpor.compute.postmaster import Postmaster
+from torpor.compute.shares import Shares
+from torpor.compute.starting import plan_launch
+from torpor.compute.surroundings import Surroundings
+from torpor.model.database import Database
+from torpor.model.errors import ComputeStartFailed, Unavailable
+from torpor.model.history import Moment
+from torpor.model.lsn import format_lsn
+
+log = get_logger(__name__)
+
+STANDBY_FILE = "standby.signal"
+_PROMOTE_FILE = "promote"
+_LOOK_EVERY_S = 0.1
+_PATIENCE_S = 6 * 3600.0
+_NOT_REACHED = "before configured recovery target was reached"
+_SEGMENT_DIGITS = 24
+
+
+class RecoveryFailed(Unavailable):
+    """PostgreSQL could not be brought to the moment; the cause is in the text."""
+
+    kind, sqlstate = "recovery_failed", "58000"
+
+
+def recovery_options(moment: Moment) -> tuple[tuple[str, str], ...]:
+    """The settings of a recovery to that moment. Every setting that has to do with it is named, so that no other value reaches it. Pure."""
+    at = datetime.fromtimestamp(moment.at, UTC).isoformat() if moment.at is not None else ""
+    return (
+        ("hot_standby", "off"),  # else it would want as many connections as were allowed when the log was written
+        ("restore_command", ""),
+        ("primary_conninfo", ""),
+        ("primary_slot_name", ""),
+        ("archive_cleanup_command", ""),
+        ("recovery_end_command", ""),
+        ("recovery_min_apply_delay", "0"),
+        ("recovery_target", ""),
+        ("recovery_target_name", ""),
+        ("recovery_target_time", at),
+        ("recovery_target_lsn", format_lsn(moment.lsn) if moment.lsn is not None else ""),
+        ("recovery_target_xid", str(moment.before_transaction) if moment.before_transaction is not None else ""),
+        ("recovery_target_inclusive", "off" if moment.before_transaction is not None else "on"),
+        ("recovery_target_action", "promote"),
+        ("recovery_target_timeline", "current"),
+        ("wal_retrieve_retry_interval", "100ms"),
+        ("archive_mode", "off"),
+        ("max_logical_replication_workers", "0"),  # a subscriber of the past must not take the changes that are the present's
+        ("autovacuum", "off"),
+    )
+
+
+async def recover(database: Database, around: Surroundings, moment: Moment, replaying: Callable[[str], None]) -> None:
+    """Recover the volume of `database` to `moment`, and stop it in order. `replaying` is told the file of the log that is being replayed.
+
+    Where the log ends before the moment, all of it is replayed: the caller has seen to it that this is what is wanted.
+    Raises RecoveryFailed with PostgreSQL's own words.
+    """
+    data, log_file = around.volumes.data(database.id), around.logs / f"{database.id}.log"
+    try:
+        try:
+            await _run(database, around, moment, log_file, replaying)
+        except ComputeStartFailed:
+            if _NOT_REACHED not in logfile.last_words(log_file):
+                raise
+            log.info("the log ends before the moment", database=database.label, moment=str(moment))
+            await _run(database, around, Moment(), log_file, replaying)
+    except ComputeStartFailed as error:
+        raise RecoveryFailed(
+            f"PostgreSQL could not be brought to {moment}: {logfile.last_words(log_file)}",
+            "another moment may do; `torpor history` tells which",
+        ) from error
+    if (data / STANDBY_FILE).exists():
+        raise RecoveryFailed("PostgreSQL did not come to the end of its recovery")
+
+
+async def _run(database: Database, around: Surroundings, moment: Moment, log_file: Path, replaying: Callable[[str], None]) -> None:
+    size = database.size.apply(around.size)
+    plan = await plan_launch(database, size, around, log_file)
+    plan = replace(plan, options=(*plan.options, *recovery_options(moment)))
+    _touch(plan.data / STANDBY_FILE, database.uid)
+    shares = Shares()
+    postmaster = Postmaster(
+        shares.open(around.trees.open(database.id), size), around.run / database.id / "door.sock", lambda _: None, lambda: None
+    )
+    try:
+        await postmaster.clear_remains(plan.data)
+        postmaster.launch(plan)
+        await postmaster.enter_tree()
+        await _wait_promoted(postmaster, plan.data, database.uid, replaying)
+        await postmaster.shut_down()
+    finally:
+        await postmaster.bury()
+        shares.close()
+        with contextlib.suppress(OSError):
+            (plan.data / _PROMOTE_FILE).unlink(missing_ok=True)
+
+
+async def _wait_promoted(postmaster: Postmaster, data: Path, uid: int, replaying: Callable[[str], None]) -> None:
+    """Until it has replayed all and accepts connections. Raises ComputeStartFailed."""
+    ready = asyncio.ensure_future(postmaster.wait_ready(_PATIENCE_S, lambda: None))
+    try:
+        while not ready.done():
+            if (startup := _startup_process(postmaster.tree.pids())) is not None:
+                parent, doing = startup
+                replaying(doing)
+                if not (data / _PROMOTE_FILE).exists():
+                    _touch(data / _PROMOTE_FILE, uid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(parent, signal.SIGUSR1)
+            await asyncio.wait([ready], timeout=_LOOK_EVERY_S)
+        if not ready.result():
+            raise ComputeStartFailed(f"it was not ready after {_PATIENCE_S:.0f} s")
+    finally:
+        ready.cancel()
+        await asyncio.gather(ready, return_exceptions=True)
+
+
+def _startup_process(pids: list[int]) -> tuple[int, str] | None:
+    """The parent of PostgreSQL's process that replays the log, which is the postmaster, and the file that it is at."""
+    known = set(pids)
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has ended since
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                title = file.read(200).rstrip(b"\0 ").decode(errors="replace")
+            if not title.startswith("postgres: startup"):
+                continue
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                parent = int(file.read(1000).rpartition(b")")[2].split()[1])
+            if parent in known:
+                last = title.split()[-1]
+                return parent, last if len(last) == _SEGMENT_DIGITS else ""
+    return None
+
+
+def _touch(path: Path, uid: int) -> None:
+    """Make an empty file of the compute's user, in a volume in which nobody has run yet but PostgreSQL itself."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.geteuid() == 0:
+            os.fchown(fd, uid, uid)
+    finally:
+        os.close(fd)
