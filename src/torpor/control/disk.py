@@ -105,6 +105,7 @@ class DiskWatch:
         self._watched: dict[Compute, _Watched] = {}
         self._pool_used = -1
         self._pool_was_full = False
+        self._read_only: set[Compute] = set()
 
     def __repr__(self) -> str:
         return f"<DiskWatch {len(self._watched)} awake>"
@@ -187,12 +188,24 @@ class DiskWatch:
         wanted = known.wants_read_only(self._volumes.level)
         if known.read_only == wanted and full is not Fullness.OVER:
             return
-        service = await compute.live().service()
         if known.read_only != wanted:
-            await service.set_read_only(wanted)
+            await self._set_read_only(compute, wanted)
             known.read_only = wanted
         if full is Fullness.OVER:
-            await service.end_clients()
+            await (await compute.live().service()).end_clients()
+
+    async def _set_read_only(self, compute: Compute, on: bool) -> None:
+        await (await compute.live().service()).set_read_only(on)
+        (self._read_only.add if on else self._read_only.discard)(compute)
+
+    def read_only_sleepers(self) -> list[Compute]:
+        """Those that were told to be read-only, and have fallen asleep since."""
+        return [compute for compute in self._read_only if compute.tier is not Tier.AWAKE]
+
+    async def lift(self, compute: Compute) -> None:
+        """Let one write again, unless its own volume is full. Only within `awake`. Raises ComputeLost."""
+        if fullness(await self._volumes.measure(compute.database.id), compute.size.disk_bytes) is Fullness.ROOM:
+            await self._set_read_only(compute, False)
 
     def _is_marked(self, id: DatabaseId) -> bool:
         try:

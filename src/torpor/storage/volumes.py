@@ -85,6 +85,13 @@ class Volumes:
             "reflinks" if self.reflinks else "full copies (no reflinks on this file system: `torpor host setup` makes a pool that has them)"
         )
 
+    @property
+    def held_by(self) -> str:
+        """What holds a volume to its size, for people."""
+        if self.quotas.holds:
+            return "held by the kernel: PostgreSQL says that the disk is full"
+        return "watched: measured while awake, then read-only, then stopped"
+
     def hold(self, patience_s: float = 0.0) -> None:
         """Be the one who runs computes on these volumes, until `release` or the end of this process. Blocking.
 

@@ -1,0 +1,91 @@
+"""File systems of their own, on loop files, for pools that are to be filled, limited, or torn away. Needs root.
+
+What a killed test leaves mounted is taken away by the next one: the directory's name says whose it was.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.server import Server
+from torpor.base.btrfs import count_simply
+from torpor.base.processes import start_ticks
+
+_PLACE = Path("/var/tmp")
+_PREFIX = "torpor-pool-"
+_MAKE = {
+    "xfs": ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f", "-m", "single"],
+    "ext4": ["mkfs.ext4", "-q", "-F"],
+}
+_OPTIONS = {"xfs": "loop,noatime,discard", "btrfs": "loop,noatime,discard,nodatacow", "ext4": "loop,noatime,discard"}
+
+
+@contextlib.contextmanager
+def loop_pool(kind: str, size_mb: int, place: Path = _PLACE) -> Iterator[Path]:
+    """A mounted file system; its image lies beside it as `image`. Counts, where it is btrfs."""
+    _remove_orphans()
+    directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
+    directory.chmod(0o711)
+    point = directory / "mnt"
+    point.mkdir(mode=0o711)
+    try:
+        make_image(kind, directory / "image", size_mb)
+        mount(kind, directory / "image", point)
+        yield point
+    finally:
+        unmount(point)
+        shutil.rmtree(directory)
+
+
+def make_image(kind: str, image: Path, size_mb: int) -> None:
+    """An empty file system in a sparse file."""
+    with image.open("wb") as file:
+        file.truncate(size_mb << 20)
+    subprocess.run([*_MAKE[kind], str(image)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def mount(kind: str, image: Path, point: Path) -> None:
+    """Mount it as Torpor would."""
+    subprocess.run(["mount", "-t", kind, "-o", _OPTIONS[kind], str(image), str(point)], check=True)
+    point.chmod(0o711)
+    if kind == "btrfs":
+        count_simply(point)
+
+
+def unmount(point: Path) -> None:
+    """Unmount it, once nobody is in it any more. Idempotent."""
+    for _ in range(200):
+        if not os.path.ismount(point):
+            return
+        if subprocess.run(["umount", str(point)], stderr=subprocess.DEVNULL).returncode != 0:
+            time.sleep(0.05)
+    subprocess.run(["umount", "--lazy", str(point)], check=True)
+
+
+@contextlib.contextmanager
+def server_on(kind: str, size_mb: int, **settings: object) -> Iterator[Server]:
+    """A Torpor whose pool is a file system of its own; the image is `pool.img`, as after `torpor host setup`."""
+    server = Server(on_disk=True, **settings)
+    point = server.data_dir / "volumes"
+    try:
+        point.mkdir(mode=0o711)
+        make_image(kind, server.data_dir / "pool.img", size_mb)
+        mount(kind, server.data_dir / "pool.img", point)
+        server.start()
+        yield server
+    finally:
+        server.destroy()  # unmounts it, too
+
+
+def _remove_orphans() -> None:
+    for directory in _PLACE.glob(f"{_PREFIX}*-*"):
+        owner = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdecimal() and start_ticks(int(owner)) is None:
+            unmount(directory / "mnt")
+            shutil.rmtree(directory, ignore_errors=True)
