@@ -135,6 +135,36 @@ class CreateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return checked(SleepOverrides(self.freeze_after_s, self.page_after_s, self.stop_after_s))
 
 
+class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A branch to make. Everything may be left out."""
+
+    name: Annotated[Name | None, Meta(description="Left out or null: a name is made up.", examples=["shop-try"])] = None
+    ttl_s: Annotated[
+        float | None, Meta(description="Seconds until it is removed, whatever it holds. Left out or null: it stays.", examples=[172_800])
+    ] = None
+    keep_passwords: Annotated[
+        bool, Meta(description="Whether all roles keep their passwords. Else the owner gets a new one, and no other role has any.")
+    ] = False
+    freeze_after_s: Idle = None
+    page_after_s: Idle = None
+    stop_after_s: Idle = None
+    size: SizeBody | None = None
+
+    def size_overrides(self) -> SizeOverrides:
+        """What it sets of the size."""
+        return self.size.overrides(NO_OVERRIDES) if self.size is not None else NO_OVERRIDES
+
+    def overrides(self) -> SleepOverrides:
+        """The idle times that it sets."""
+        return checked(SleepOverrides(self.freeze_after_s, self.page_after_s, self.stop_after_s))
+
+
+class ResetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to reset."""
+
+    force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
+
+
 class CreateWorkspaceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A workspace to make."""
 

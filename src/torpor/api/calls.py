@@ -13,9 +13,10 @@ import msgspec
 
 from torpor.api.asgi import MAX_BODY_BYTES, Answer, Stream
 from torpor.api.bodies import NoQuery
-from torpor.api.ports import Access, Audit, Databases, Drains, Jobs, Keys, Workspaces
+from torpor.api.ports import Access, Audit, Branches, Databases, Drains, Jobs, Keys, Workspaces
 from torpor.model import errors
 from torpor.model.drain import DrainState
+from torpor.model.size import SizeOverrides
 from torpor.model.workspace import DEFAULT_WORKSPACE, SELF, AccessScope, Caller, Workspace, WorkspaceId
 
 READING_METHODS = ("GET", "HEAD")
@@ -37,6 +38,7 @@ class Services:
         *,
         access: Access,
         jobs: Jobs,
+        branches: Branches,
     ) -> None:
         self.databases = databases
         self.workspaces = workspaces
@@ -44,6 +46,7 @@ class Services:
         self.audit = audit
         self.access = access
         self.jobs = jobs
+        self.branches = branches
         self.render = render
         self.drains = drains
         self.stopping = asyncio.Event()
@@ -107,6 +110,13 @@ class Context:
         if name is None or name == SELF:
             return self.services.workspaces.by_id(self.caller.workspace or DEFAULT_WORKSPACE)
         return self.services.workspaces.find(name, self.caller.workspace)
+
+
+def allowed_size(context: Context, size: SizeOverrides) -> SizeOverrides:
+    """Whoever holds a key may make databases smaller than usual. More of the host is for the host to give."""
+    if context.caller.key is not None and (field := size.beyond(context.databases.usual_size())):
+        raise errors.Forbidden(f"{field} above the usual size needs the host's own token", "ask whoever runs this Torpor")
+    return size
 
 
 @dataclass(frozen=True, slots=True)

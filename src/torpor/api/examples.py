@@ -1,7 +1,10 @@
 """Example values for the documentation: the same nouns that the API answers with. Pure."""
 
+from dataclasses import replace
+
 from torpor.model.access_views import AccessView
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
+from torpor.model.branches import Branched, BranchList
 from torpor.model.drain import DrainState, DrainView, RunningView
 from torpor.model.jobs import JobId, JobState, JobView
 from torpor.model.names import DatabaseId
@@ -81,6 +84,18 @@ DETAIL = DatabaseDetail(
 CREDENTIALS = Credentials("shop", "correct-horse-battery", "postgresql://shop:correct-horse-battery@127.0.0.1:7432/shop")
 TICKET = Credentials("shop", "ticket-of-a-minute", "postgresql://shop:ticket-of-a-minute@127.0.0.1:7432/shop", _AT + 60)
 CREATED = Created(DATABASE, CREDENTIALS, True, 21.7)
+_BRANCH = replace(
+    DATABASE, id=DatabaseId("dq7w3z5kxnabc"), name="shop-try", parent="shop", branched_at=_AT, expires_at=_AT + 172_800,
+    url="postgresql://shop-try@127.0.0.1:7432/shop-try",
+)  # fmt: skip
+BRANCHED = Branched(
+    _BRANCH,
+    Credentials("shop-try", "correct-horse-battery", "postgresql://shop-try:correct-horse-battery@127.0.0.1:7432/shop-try"),
+    112.4,
+    (StepView("recorded", 0.8), StepView("copied", 61.2), StepView("started", 43.0), StepView("named", 6.9), StepView("ready", 0.5)),
+)
+BRANCHES = BranchList((_BRANCH,))
+RESET = _BRANCH
 DRAIN = DrainView(
     DrainState.DRAINING, "5f0c9d7e21b3a846", 1781950000.0, 1781950600.0, 1, 1,
     (RunningView("shop", "shop@10.0.0.7 report", "SELECT sum(amount) FROM orders", "active", 1781949995.5),),

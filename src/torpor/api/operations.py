@@ -6,11 +6,12 @@ Concurrency: handlers run in the task of their request. A handler's docstring is
 from msgspec import UNSET
 
 from torpor import __version__
-from torpor.api import access, examples, governance, jobs
+from torpor.api import access, branches, examples, governance, jobs
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
     AccessBody,
     AuditQuery,
+    BranchBody,
     CreateBody,
     CreateKeyBody,
     CreateWorkspaceBody,
@@ -20,6 +21,7 @@ from torpor.api.bodies import (
     JobsQuery,
     ListQuery,
     LogsQuery,
+    ResetBody,
     SleepBody,
     UpdateBody,
     WakeAnswer,
@@ -27,15 +29,15 @@ from torpor.api.bodies import (
     WakesQuery,
     WorkspacesQuery,
 )
-from torpor.api.calls import Call, Context, Operation
+from torpor.api.calls import Call, Context, Operation, allowed_size
 from torpor.api.logtail import Follower, tail
 from torpor.api.ports import Drains
 from torpor.base.telemetry import CONTENT_TYPE
 from torpor.model import errors
 from torpor.model.access_views import AccessView
+from torpor.model.branches import Branched, BranchList
 from torpor.model.drain import DrainView
 from torpor.model.jobs import JobList, JobView
-from torpor.model.size import SizeOverrides
 from torpor.model.sleep import Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView
 from torpor.model.workspace import AccessScope
@@ -49,7 +51,7 @@ async def create_database(context: Context, call: Call) -> Answer:
     body: CreateBody = call.body
     owner = context.workspace(body.workspace)
     created = await context.databases.within(owner.id).create(
-        body.name, body.major, body.overrides(), _allowed(context, body.size_overrides()), body.superuser
+        body.name, body.major, body.overrides(), allowed_size(context, body.size_overrides()), body.superuser
     )
     context.note.target, context.note.workspace = created.database.name, owner.id
     return json_answer(created, 201, {"Location": f"/v1/databases/{created.database.name}"})
@@ -73,20 +75,13 @@ async def update_database(context: Context, call: Call) -> Answer:
     current = (await context.databases.detail(call.name)).overrides
     if body.size is not UNSET:
         size = body.size.overrides((await context.databases.size(call.name)).overrides)
-        await context.databases.resize(call.name, _allowed(context, size))
+        await context.databases.resize(call.name, allowed_size(context, size))
     return json_answer(await context.databases.update(call.name, body.overrides(current)))
 
 
 async def show_size(context: Context, call: Call) -> Answer:
     """What a database may use of the host, what it may use now, and the last decisions with the figures they follow from."""
     return json_answer(await context.databases.size(call.name))
-
-
-def _allowed(context: Context, size: SizeOverrides) -> SizeOverrides:
-    """Whoever holds a key may make databases smaller than usual. More of the host is for the host to give."""
-    if context.caller.key is not None and (field := size.beyond(context.databases.usual_size())):
-        raise errors.Forbidden(f"{field} above the usual size needs the host's own token", "ask whoever runs this Torpor")
-    return size
 
 
 async def delete_database(context: Context, call: Call) -> Answer:
@@ -226,6 +221,24 @@ OPERATIONS: tuple[Operation, ...] = (
         "deleteDatabase", "DELETE", _DATABASE, "Remove a database", delete_database, status=204, query=ForceQuery,
         scope=_WRITE, action="database.delete", told=("force",),
         refusals=(errors.DatabaseNotFound, errors.DatabaseInUse, errors.Conflict),
+    ),
+    Operation(
+        "createBranch", "POST", f"{_DATABASE}/branches", "Make a branch", branches.create_branch, Branched, examples.BRANCHED, 201,
+        body=BranchBody, body_example={"name": "shop-try", "ttl_s": 172_800}, scope=_WRITE,
+        action="database.branch", told=("name", "ttl_s", "keep_passwords", *_IDLE, "size"),
+        refusals=(
+            errors.DatabaseNotFound, errors.InvalidName, errors.DatabaseExists, errors.Conflict, errors.PoolFull, errors.ComputeStartFailed,
+            errors.ComputeLost, errors.ShuttingDown,
+        ),
+    ),
+    Operation(
+        "listBranches", "GET", f"{_DATABASE}/branches", "List the branches of a database", branches.list_branches, BranchList,
+        examples.BRANCHES, scope=_READ, refusals=(errors.DatabaseNotFound,),
+    ),
+    Operation(
+        "resetBranch", "POST", f"{_DATABASE}/reset", "Reset a branch to its parent", branches.reset_branch, DatabaseView, examples.RESET,
+        body=ResetBody, body_example={"force": False}, scope=_WRITE, action="database.reset", told=("force",),
+        refusals=(errors.DatabaseInUse, errors.Conflict, errors.PoolFull, *_WAKING),
     ),
     Operation(
         "sleepDatabase", "POST", f"{_DATABASE}/sleep", "Put a database to sleep", sleep_database, DatabaseView, examples.DATABASE,

@@ -11,6 +11,7 @@ from typing import Protocol
 from torpor.model.access import ScopeKey
 from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
+from torpor.model.branches import Branched, BranchList
 from torpor.model.drain import DrainView
 from torpor.model.jobs import JobView
 from torpor.model.size import Size, SizeOverrides
@@ -108,6 +109,28 @@ class Drains(Protocol):
 
     def drain_view(self) -> DrainView:
         """How far it is."""
+        ...
+
+
+class Branches(Protocol):
+    """The use cases on branches."""
+
+    def within(self, workspace: WorkspaceId | None) -> "Branches":
+        """The same use cases, confined to the databases of one workspace."""
+        ...
+
+    async def branch(
+        self, parent: str, name: str | None, keep_passwords: bool, ttl_s: float | None, overrides: SleepOverrides, size: SizeOverrides
+    ) -> Branched:
+        """Make a database that is a copy of `parent` as it is now, in its workspace. A name is made up when none is given."""
+        ...
+
+    def branches(self, parent: str) -> BranchList:
+        """The branches of a database."""
+        ...
+
+    async def reset(self, name: str, force: bool) -> DatabaseView:
+        """Bring a branch back to what its parent is now; forced, also with open connections."""
         ...
 
 

@@ -113,6 +113,10 @@ class Fleet:
             raise no_database(name)
         return compute
 
+    def get(self, id: DatabaseId | None) -> Compute | None:
+        """The compute of that id; None when there is none any more."""
+        return self._by_id.get(id) if id is not None else None
+
     def by_id(self, id: DatabaseId) -> Compute:
         """The compute of that id, whatever its state."""
         return self._by_id[id]

@@ -63,6 +63,8 @@ def sql(name: str) -> str:
 
 
 _ACTIVITY, _ROLES, _CLAIM = sql("activity"), sql("roles"), sql("claim")
+_INNER = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = "
+_BRANCH, _FORGET_PASSWORDS = sql("branch"), sql("forget_passwords")
 
 
 class QueryFailed(TorporError):
@@ -122,6 +124,19 @@ class ServiceSession:
         """Name a warm cluster's database and owner, and set the owner's password and power."""
         power = "SUPERUSER" if superuser else "NOSUPERUSER"
         await self.query(_CLAIM.format(name=identifier(name), verifier=literal(verifier), power=power))
+
+    async def name_branch(self, parent: str, name: str, verifier: str | None) -> None:
+        """Turn the inner database and the owner of `parent` into those of its branch `name`. All or nothing.
+
+        With a `verifier` that is the owner's password, and no other role has one; else all keep theirs. Raises QueryFailed.
+        """
+        statements = [f"ALTER ROLE {identifier(parent)} RENAME TO {identifier(name)}"]
+        if await self.query(_INNER + literal(parent)):
+            statements.append(f"ALTER DATABASE {identifier(parent)} RENAME TO {identifier(name)}")
+        if verifier is not None:
+            statements.append(f"ALTER ROLE {identifier(name)} PASSWORD {literal(verifier)}")
+            statements.append(_FORGET_PASSWORDS.format(owner=literal(name), service=literal(SERVICE_ROLE)))
+        await self.query(";".join([*statements, _BRANCH]))
 
     async def set_password(self, role: str, verifier: str) -> None:
         """Give a role a password, by its verifier."""

@@ -30,7 +30,6 @@ import asyncio
 import contextlib
 import os
 import secrets
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from torpor.compute.service import QueryFailed, Row, ServiceSession
 from torpor.model.errors import ComputeLost, Conflict, Unavailable
 from torpor.model.lsn import is_segment_size, parse_lsn, segment_name
 from torpor.model.sleep import Tier, WakeReason
-from torpor.storage.copying import Selection, copy_files, copy_tree
+from torpor.storage.copying import Selection, clear_tree, copy_files, copy_tree
 from torpor.storage.volumes import Volumes
 
 _CHECKPOINT_PATIENCE_S = 600.0
@@ -84,7 +83,7 @@ class Snapshot:
 
 
 async def snapshot(compute: Compute, volumes: Volumes, data: Path, uid: int) -> Snapshot:
-    """Copy the cluster of `compute` to `data`, which must not exist, for the user `uid`. What the copy is, the module's docstring says.
+    """Copy the cluster of `compute` to `data`, as `Volumes.make` gives it, for the user `uid`. What the copy is, see above.
 
     Wakes a sleeper only when somebody else has woken it meanwhile. Raises OSError of the file system (ENOSPC when the pool is full), and
     Unavailable errors of the compute.
@@ -111,7 +110,7 @@ async def _as_it_is(compute: Compute, volumes: Volumes, data: Path, uid: int) ->
             raise
     if compute.moves == moves:
         return Snapshot(tier)
-    await asyncio.to_thread(_remove, data)
+    await asyncio.to_thread(clear_tree, data)
     return None
 
 
@@ -184,7 +183,3 @@ def _keep_tablespaces_inside(source: Path, data: Path) -> None:
             link.symlink_to(Path("..") / place.relative_to(source))
         elif not place.is_relative_to(DATA):
             raise Conflict(f"it has a tablespace outside of its volume ({str(place)[:200]!r})", "move its tables to pg_default")
-
-
-def _remove(data: Path) -> None:
-    subprocess.run(["rm", "--recursive", "--force", "--one-file-system", "--", str(data)], stdin=subprocess.DEVNULL, check=False)

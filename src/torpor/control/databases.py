@@ -67,7 +67,7 @@ class Databases:
 
     def workspace_of(self, name: str) -> WorkspaceId | None:
         """To which workspace a database belongs. Raises DatabaseNotFound."""
-        return self._compute(name).database.workspace
+        return self.compute(name).database.workspace
 
     def count(self) -> int:
         """How many databases there are."""
@@ -107,7 +107,7 @@ class Databases:
 
     def get(self, name: str) -> DatabaseView:
         """One database. Raises DatabaseNotFound."""
-        return self._viewer.view(self._compute(name))
+        return self._viewer.view(self.compute(name))
 
     def list(self, after: str | None, limit: int, tier: Tier | None, search: str | None) -> DatabasePage:
         """A page in the order of names. Costs a look at every name (of the tier), and a view of those on the page."""
@@ -122,16 +122,16 @@ class Databases:
             ]
         wanted = (name for name in names if (after is None or name > after) and (not search or search in name))
         page = heapq.nsmallest(limit + 1, wanted)
-        views = tuple(self._viewer.view(self._compute(name)) for name in page[:limit])
+        views = tuple(self._viewer.view(self.compute(name)) for name in page[:limit])
         return DatabasePage(views, page[limit - 1] if len(page) > limit else None)
 
     async def detail(self, name: str) -> DatabaseDetail:
         """Everything about one database; asks PostgreSQL what keeps it awake, and never wakes it."""
-        return await self._viewer.detail(self._compute(name))
+        return await self._viewer.detail(self.compute(name))
 
     async def update(self, name: str, overrides: SleepOverrides) -> DatabaseDetail:
         """Replace the database's own idle times. Takes effect at once."""
-        compute = self._compute(name)
+        compute = self.compute(name)
         overrides.apply(self._policy)
         self._catalog.set_overrides(compute.database.id, overrides)
         self._fleet.update(replace(compute.database, overrides=overrides))
@@ -139,12 +139,13 @@ class Databases:
 
     async def resize(self, name: str, size: SizeOverrides) -> SizeView:
         """Replace the database's own size. Takes effect at once; more connections than PostgreSQL was started for with its next start."""
-        compute = self._compute(name)
+        compute = self.compute(name)
         resized = size.apply(self._size)
         self._catalog.set_size(compute.database.id, size)
         self._fleet.update(replace(compute.database, size=size))
         compute.refusal = None  # the new size may be enough; if not, it is stopped again
         await compute.shares.resize(resized)
+        await self._provisioner.hold(compute)
         return await self._viewer.size(compute)
 
     def usual_size(self) -> Size:
@@ -153,21 +154,21 @@ class Databases:
 
     async def size(self, name: str) -> SizeView:
         """What a database may use, what it may use now, and why. Never wakes it."""
-        return await self._viewer.size(self._compute(name))
+        return await self._viewer.size(self.compute(name))
 
     async def delete(self, name: str, force: bool) -> None:
         """Remove a database with all its bytes. Raises DatabaseInUse with open connections that aren't just ending, unless `force`."""
-        compute = self._compute(name)
+        compute = self.compute(name)
         if not force and (connections := await compute.lasting_connections()):
             raise DatabaseInUse(f"database {name} has {connections} open connections", "close them, or use force")
-        if self._compute(name) is not compute:  # meanwhile somebody removed it, and made another
+        if self.compute(name) is not compute:  # meanwhile somebody removed it, and made another
             raise no_database(name)
         await self._provisioner.remove(compute)
         self._forget(compute.database.id)
 
     async def sleep(self, name: str, tier: Tier | None, force: bool) -> DatabaseView:
         """Go down to `tier` now (None: as deep as connections survive). Raises Conflict while something runs, DatabaseInUse."""
-        compute = self._compute(name)
+        compute = self.compute(name)
         if tier is Tier.AWAKE:
             raise InvalidRequest("awake is no sleep tier", "use frozen, paged or stopped")
         await compute.sleep(tier or (Tier.PAGED if compute.can_page else Tier.FROZEN), SleepReason.API, force)
@@ -175,12 +176,12 @@ class Databases:
 
     async def wake(self, name: str) -> WakeView | None:
         """Wake it; the wake that it took, None when it was awake already."""
-        wake = await self._compute(name).wake(WakeReason.API, "api")
+        wake = await self.compute(name).wake(WakeReason.API, "api")
         return wake_view(wake) if wake is not None else None
 
     async def reset_password(self, name: str) -> Credentials:
         """Give the owner a new password; the old one stops working at once, open connections go on."""
-        compute = self._compute(name)
+        compute = self.compute(name)
         password = new_password()
         verifier = await asyncio.to_thread(make_verifier, password)
         async with compute.awake(WakeReason.MAINTENANCE, "password reset"):
@@ -189,7 +190,7 @@ class Databases:
 
     async def ticket(self, name: str) -> Credentials:
         """A password for the owner that works for a minute's logins; the lasting one stays. Wakes nothing."""
-        compute = self._compute(name)
+        compute = self.compute(name)
         role = await self._fleet.role(compute.database, name)
         verifier = parse_verifier(role.verifier) if role is not None and role.verifier is not None else None
         if verifier is None:
@@ -201,17 +202,17 @@ class Databases:
 
     def wakes(self, name: str, limit: int) -> tuple[WakeView, ...]:
         """The newest wakes, newest first."""
-        return self._viewer.wakes(self._compute(name), limit)
+        return self._viewer.wakes(self.compute(name), limit)
 
     def log_file(self, name: str) -> Path:
         """Where PostgreSQL's own log of a database lies. The file may not exist yet."""
-        return self._compute(name).log_file
+        return self.compute(name).log_file
 
     def host(self) -> HostView:
         """The host at a glance."""
         return self._viewer.host()
 
-    def _compute(self, name: str) -> Compute:
+    def compute(self, name: str) -> Compute:
         """The one way from a name that somebody gave to a compute. A foreign one is refused in the words for one that isn't there."""
         compute = self._fleet.compute(name)
         if self._workspace is not None and compute.database.workspace != self._workspace:

@@ -3,7 +3,7 @@
 Concurrency: reads memory and a few kernel files; only `detail` waits, for PostgreSQL's own word and a walk of the volume (in a thread).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol
@@ -118,7 +118,19 @@ class Viewer:
             superuser=database.superuser,
             pace=live.pace if (live := self._scaling.live(compute)) is not None else None,
             cpu_ceiling=live.ceiling if live is not None else None,
+            parent=next(iter(self._lineage(database.parent)), None),
+            branched_at=database.branched_at,
+            expires_at=database.expires_at,
         )
+
+    def _lineage(self, parent: DatabaseId | None) -> Iterator[str]:
+        """From the parent up; it ends with the id of one that is gone."""
+        seen = set[DatabaseId]()
+        while parent is not None and parent not in seen:
+            seen.add(parent)
+            compute = self._fleet.get(parent)
+            yield compute.database.label if compute is not None else parent
+            parent = compute.database.parent if compute is not None else None
 
     async def detail(self, compute: Compute) -> DatabaseDetail:
         """Everything about one database."""
@@ -142,6 +154,7 @@ class Viewer:
             broken=compute.broken,
             recent_wakes=self.wakes(compute, _RECENT_WAKES),
             size=self._size(compute, disk_bytes),
+            lineage=tuple(self._lineage(compute.database.parent)),
         )
 
     def _sandbox(self, compute: Compute) -> tuple[str, str]:

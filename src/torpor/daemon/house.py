@@ -36,8 +36,10 @@ from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
 from torpor.control.access import AccessControl
 from torpor.control.audit import TORPOR, Audit
+from torpor.control.branches import Branches
 from torpor.control.databases import Databases
 from torpor.control.disk import DiskWatch
+from torpor.control.expiry import Expiry
 from torpor.control.jobs import Jobs
 from torpor.control.keys import KeyRing
 from torpor.control.provisioning import Provisioner
@@ -55,6 +57,7 @@ from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
 from torpor.metering.ledger import TrafficLedger
 from torpor.model.access import ListScope
+from torpor.model.audit import AuditResult
 from torpor.model.database import Wake
 from torpor.model.drain import DrainView
 from torpor.model.errors import TorporError
@@ -193,13 +196,35 @@ class House:
                 self._forget,
                 settings.tenant_superuser and around.sandbox.level.holds_superusers,
             )
+            self._expiry = Expiry(fleet, self._clock, self._tasks, self._expired)
+            self._databases = databases
+            branches = Branches(
+                databases,
+                self._catalog,
+                self._volumes,
+                fleet,
+                provisioner,
+                viewer,
+                self._clock,
+                settings.sleep_policy,
+                settings.size,
+                self._expiry.watch,
+            )
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
             services = Services(
-                databases, workspaces, self._keys, self._audit, telemetry.render, drains=self, access=access, jobs=self._jobs
+                databases,
+                workspaces,
+                self._keys,
+                self._audit,
+                telemetry.render,
+                drains=self,
+                access=access,
+                jobs=self._jobs,
+                branches=branches,
             )
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate, settings.trusted_proxies)
@@ -238,6 +263,9 @@ class House:
         host, port = self.door.address
         self._directory.announce(self.api.url, host, port, __version__, self._encryption.authority)
         self._ladder.start()
+        for name in self._fleet.names():
+            self._expiry.watch(self._fleet.compute(name).database)
+        self._expiry.start()
         self._scaling.start()
         self._disk_watch.start()
         self._warm_pool.start()
@@ -372,6 +400,13 @@ class House:
     def _woken(self, wake: Wake) -> None:
         self._wakes.record(wake)
         self._guard.woken(wake.database_id)
+
+    async def _expired(self, compute: Compute) -> None:
+        """Remove a database whose time to live is over; what can't be recorded isn't done."""
+        name, workspace = compute.database.label, compute.database.workspace
+        begun = self._audit.record(TORPOR, "database.expire", name, workspace=workspace, result=AuditResult.BEGUN)
+        await self._databases.delete(name, force=True)
+        self._audit.record(TORPOR, "database.expire", name, workspace=workspace, begun=begun)
 
     def _forget(self, id: DatabaseId) -> None:
         self._access.forget((ListScope.DATABASE, id))

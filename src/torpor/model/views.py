@@ -73,6 +73,10 @@ class DatabaseView:
     superuser: bool = False
     pace: Pace | None = None
     cpu_ceiling: float | None = None
+    parent: str | None = None
+    """Of which database it is a branch; the id, where that one is gone."""
+    branched_at: float | None = None
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ class DatabaseDetail:
     recent_wakes: tuple[WakeView, ...]
     size: SizeView | None = None
     sandbox_lacks: str = ""
+    lineage: tuple[str, ...] = ()
+    """Of a branch: its parent, the parent of that one, and so on."""
 
 
 @dataclass(frozen=True, slots=True)

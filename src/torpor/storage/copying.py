@@ -20,6 +20,8 @@ from pathlib import Path
 from torpor.base.processes import dying_with_us
 from torpor.storage import copier
 
+_NAMES_AT_ONCE = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -38,9 +40,10 @@ class Selection:
 
 
 async def copy_tree(source: Path, target: Path, uid: int, selection: Selection) -> None:
-    """Copy the directory `source` to `target`, which must not exist, for the user `uid`. Raises OSError with the cause.
+    """Copy the directory `source` to `target`, which must not exist or hold only an empty `pg_wal`, for the user `uid`.
 
-    Nothing is synced, and after an error what was copied stays: the caller knows where. Safe to cancel: then nothing writes any more.
+    Raises OSError with the cause. Nothing is synced, and after an error what was copied stays: the caller knows where. Safe to cancel:
+    then nothing writes any more.
     """
     program = [sys.executable, "-I", "-S", copier.__file__, str(source), str(target), str(uid), *selection.arguments()]
     process = await asyncio.create_subprocess_exec(
@@ -81,6 +84,17 @@ def copy_files(root: Path, beneath: Sequence[str], names: Iterable[str], target:
                     os.close(copy)
             finally:
                 os.close(source)
+
+
+def clear_tree(directory: Path) -> None:
+    """Remove what is in a copy, so that it can be made again; `pg_wal` stays, empty (it may be a subvolume). Blocking."""
+    if not directory.is_dir():
+        return
+    log = directory / "pg_wal"
+    inside = [path for path in directory.iterdir() if path != log] + (list(log.iterdir()) if log.is_dir() else [])
+    for n in range(0, len(inside), _NAMES_AT_ONCE):
+        names = map(str, inside[n : n + _NAMES_AT_ONCE])
+        subprocess.run(["rm", "--recursive", "--force", "--", *names], stdin=subprocess.DEVNULL, check=False)
 
 
 def _failure(said: bytes) -> OSError:

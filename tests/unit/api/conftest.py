@@ -29,6 +29,7 @@ from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
+from torpor.model.branches import Branched, BranchList
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
 from torpor.model.names import DatabaseId, check_database_name
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
@@ -145,6 +146,33 @@ class TwinDatabases:
         return Credentials(name, "secret", f"postgresql://{name}:secret@127.0.0.1:7432/{name}")
 
 
+class TwinBranches:
+    """Branches among the databases of a twin."""
+
+    def __init__(self, databases: TwinDatabases) -> None:
+        self.databases = databases
+
+    def within(self, workspace: WorkspaceId | None) -> "TwinBranches":
+        return TwinBranches(self.databases.within(workspace))
+
+    async def branch(
+        self, parent: str, name: str | None, keep_passwords: bool, ttl_s: float | None, overrides: SleepOverrides, size: SizeOverrides
+    ) -> Branched:
+        self.databases.get(parent)
+        made = await self.databases.within(self.databases.workspace_of(parent)).create(name, None, overrides, size)
+        branch = replace(made.database, parent=parent, branched_at=1.0, expires_at=ttl_s and time.time() + ttl_s)
+        self.databases.views[branch.name] = branch
+        return Branched(branch, None if keep_passwords else made.credentials, 1.0, ())
+
+    def branches(self, parent: str) -> BranchList:
+        self.databases.get(parent)
+        return BranchList(tuple(view for view in self.databases.views.values() if view.parent == parent))
+
+    async def reset(self, name: str, force: bool) -> DatabaseView:
+        self.databases.views[name] = replace(self.databases.get(name), branched_at=time.time())
+        return self.databases.views[name]
+
+
 @pytest.fixture
 def databases(tmp_path: Path) -> TwinDatabases:
     return TwinDatabases(tmp_path)
@@ -174,7 +202,14 @@ class Desk:
         self.access = AccessControl(AccessRecords(self.catalog.connection), NoFleet(), TaskOwner("access"), self.books.append)
         self.jobs = Jobs(self.audit, self.clock)
         self.services = Services(
-            databases, self.workspaces, self.keys, self.audit, self.telemetry.render, access=self.access, jobs=self.jobs
+            databases,
+            self.workspaces,
+            self.keys,
+            self.audit,
+            self.telemetry.render,
+            access=self.access,
+            jobs=self.jobs,
+            branches=TwinBranches(databases),
         )
 
     def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:
