@@ -206,6 +206,18 @@ class UpdateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class RetentionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of the past is kept. What is left out stays as it is; null is the daemon's setting."""
+
+    keep_days: Annotated[
+        Annotated[float, Meta(ge=0, le=3650)] | UnsetType | None,
+        Meta(description="Any moment of the last days can be restored.", examples=[30]),
+    ] = UNSET
+    keep_bases: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | UnsetType | None, Meta(description="Base copies at most, however far that reaches.")
+    ] = UNSET
+
+
 class SleepBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How deep to sleep."""
 

@@ -13,7 +13,7 @@ import msgspec
 
 from torpor.api.asgi import MAX_BODY_BYTES, Answer, Stream
 from torpor.api.bodies import NoQuery
-from torpor.api.ports import Access, Audit, Branches, Databases, Drains, Jobs, Keys, Workspaces
+from torpor.api.ports import Access, Audit, Branches, Databases, Drains, Histories, Jobs, Keys, Workspaces
 from torpor.model import errors
 from torpor.model.drain import DrainState
 from torpor.model.size import SizeOverrides
@@ -39,6 +39,7 @@ class Services:
         access: Access,
         jobs: Jobs,
         branches: Branches,
+        histories: Histories | None = None,
     ) -> None:
         self.databases = databases
         self.workspaces = workspaces
@@ -47,6 +48,7 @@ class Services:
         self.access = access
         self.jobs = jobs
         self.branches = branches
+        self.histories = histories
         self.render = render
         self.drains = drains
         self.stopping = asyncio.Event()

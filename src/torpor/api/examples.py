@@ -6,6 +6,7 @@ from torpor.model.access_views import AccessView
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
 from torpor.model.branches import Branched, BranchList
 from torpor.model.drain import DrainState, DrainView, RunningView
+from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
 from torpor.model.jobs import JobId, JobState, JobView
 from torpor.model.names import DatabaseId
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
@@ -104,6 +105,17 @@ JOB = JobView(
     JobId("jk3v5q2mzab7w"), "restore", "shop", JobState.RUNNING, _AT - 12, None, 734_003_200, 1_073_741_824, "bytes", "reading the log",
     version=57,
 )  # fmt: skip
+RETENTION = RetentionView(30 * 86_400.0, 30, ("keep_s",))
+HISTORY = HistoryView(
+    store="s3://backups/torpor",
+    windows=(WindowView(_AT - 6.5 * 86_400, _AT - 2, "0/C06028", "3/1F00A2B8"),),
+    bases=8,
+    base_bytes=412_000_000,
+    log_bytes=1_930_000_000,
+    shipping=ShippingView(_AT - 2, 16_384),
+    retention=RETENTION,
+)
+BASES = BaseList((BaseView(8, _AT - 7200, "3/1D002120", 1_073_741_824, 18_400_000),))
 ACCESS = AccessView(("203.0.113.0/24",), ("203.0.113.7",), "9f86d081884c7d65")
 HOST = HostView(
     version="0.1.0",

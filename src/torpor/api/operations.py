@@ -6,7 +6,7 @@ Concurrency: handlers run in the task of their request. A handler's docstring is
 from msgspec import UNSET
 
 from torpor import __version__
-from torpor.api import access, branches, examples, governance, jobs
+from torpor.api import access, branches, examples, governance, history, jobs
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
     AccessBody,
@@ -94,7 +94,13 @@ async def delete_database(context: Context, call: Call) -> Answer:
 async def sleep_database(context: Context, call: Call) -> Answer:
     """Puts a database to sleep now. Frozen and paged ones keep their connections open."""
     body: SleepBody = call.body
-    return json_answer(await context.databases.sleep(call.name, Tier(body.tier), body.force))
+    id, histories = context.databases.get(call.name).id, context.services.histories
+    if histories is not None:
+        await histories.before_sleep(id)
+    asleep = await context.databases.sleep(call.name, Tier(body.tier), body.force)
+    if histories is not None:
+        await histories.settle(id)
+    return json_answer(asleep)
 
 
 async def wake_database(context: Context, call: Call) -> Answer:
@@ -240,6 +246,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=ResetBody, body_example={"force": False}, scope=_WRITE, action="database.reset", told=("force",),
         refusals=(errors.DatabaseInUse, errors.Conflict, errors.PoolFull, *_WAKING),
     ),
+    *history.OPERATIONS,
     Operation(
         "sleepDatabase", "POST", f"{_DATABASE}/sleep", "Put a database to sleep", sleep_database, DatabaseView, examples.DATABASE,
         body=SleepBody, body_example={"tier": "stopped"}, scope=_WRITE, action="database.sleep", told=("tier", "force"),

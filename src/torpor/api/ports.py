@@ -13,7 +13,9 @@ from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
 from torpor.model.branches import Branched, BranchList
 from torpor.model.drain import DrainView
+from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
+from torpor.model.names import DatabaseId
 from torpor.model.size import Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
@@ -155,6 +157,38 @@ class Jobs(Protocol):
 
     async def cancel(self, id: str, within: WorkspaceId | None) -> JobView:
         """Stop a job."""
+        ...
+
+
+class Histories(Protocol):
+    """The use cases on the past of databases. They don't ask whether the database is there, or whose it is."""
+
+    async def view(self, id: DatabaseId) -> HistoryView:
+        """What can be restored, and what it costs."""
+        ...
+
+    async def bases(self, id: DatabaseId) -> BaseList:
+        """The base copies, oldest first."""
+        ...
+
+    def back_up(self, id: DatabaseId, by: str) -> JobView:
+        """Begin to take a base copy."""
+        ...
+
+    def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
+        """What the database sets itself of how much is kept: seconds, base copies."""
+        ...
+
+    def set_retention(self, id: DatabaseId, keep_s: float | None, keep_bases: int | None) -> RetentionView:
+        """Replace that."""
+        ...
+
+    async def before_sleep(self, id: DatabaseId) -> None:
+        """Somebody asks for a sleep: take what is still missing from the history, within seconds."""
+        ...
+
+    async def settle(self, id: DatabaseId) -> None:
+        """It fell asleep: wait until its log is in the store, for seconds at most."""
         ...
 
 

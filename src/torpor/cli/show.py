@@ -7,6 +7,7 @@ import click
 from torpor.cli import text
 from torpor.cli.client import database_path
 from torpor.cli.databases import policy_text
+from torpor.cli.history import state
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.cli.sizes import summary
 from torpor.model.size import ScaleReason
@@ -31,6 +32,8 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
     """The whole page. Pure."""
     view = detail.database
     result = [f"{view.name}  PostgreSQL {view.major}, made {text.duration(now - view.created_at)} ago, id {view.id}", view.url, ""]
+    if detail.lineage:
+        result += [_line("branch of", _lineage(detail, now)), ""]
     if detail.broken:
         result += [_line("broken", text.clean(detail.broken)), ""]
     result.append(_line("tier", f"{view.tier} for {text.duration(now - view.tier_since)}{_because(view)}"))
@@ -48,11 +51,19 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
         *_size(detail, now),
         _line("CPU", f"{view.cpu_ms / 1000:.1f} s since it was started"),
         _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
+        *([_line(label, words) for label, words in state(detail.history, now)] if detail.history is not None else []),
         _line("volume", text.clean(detail.volume)),
         _line("sandbox", text.clean(detail.sandbox)),
         *([_line("", text.clean(detail.sandbox_lacks, 300))] if detail.sandbox_lacks else []),
     ]
     return result + _recent(detail, now)
+
+
+def _lineage(detail: DatabaseDetail, now: float) -> str:
+    view = detail.database
+    as_of = f", as of {text.duration(now - view.branched_at)} ago" if view.branched_at is not None else ""
+    end = f"; it is removed in {text.duration(view.expires_at - now)}" if view.expires_at is not None else ""
+    return f"{', a branch of '.join(text.clean(name) for name in detail.lineage)}{as_of}{end}"
 
 
 def _line(label: str, value: str) -> str:

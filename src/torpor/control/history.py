@@ -136,9 +136,9 @@ class Histories:
         self._taking.pop(id, None)
         self._attempts.pop(id, None)
 
-    async def before_sleep(self, compute: Compute) -> None:
+    async def before_sleep(self, id: DatabaseId) -> None:
         """Before a database is put to sleep as somebody asked for it: its first base. Keeps it awake for some seconds at most."""
-        if compute.tier is not Tier.AWAKE:
+        if (compute := self._find(id)) is None or compute.tier is not Tier.AWAKE:
             return
         with contextlib.suppress(TorporError, OSError, TimeoutError):
             async with asyncio.timeout(_SETTLE_S):
@@ -152,8 +152,10 @@ class Histories:
 
     # -- what users ask for
 
-    def back_up(self, compute: Compute, by: str) -> JobView:
+    def back_up(self, id: DatabaseId, by: str) -> JobView:
         """Take a base now, as a job; wakes the database. Raises TooManyJobs."""
+        if (compute := self._find(id)) is None:
+            raise Conflict("it is being removed")
 
         async def work(progress: Progress) -> dict[str, str]:
             base = await self.take_base(compute, progress, patience=True)
@@ -200,6 +202,11 @@ class Histories:
             track.trouble if track is not None and track.failures else "",
             history.trouble,
         )
+
+    def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
+        """What the database sets itself: seconds, bases."""
+        found = self._records.get(id)
+        return (found.keep_s, found.keep_bases) if found is not None else (None, None)
 
     def set_retention(self, id: DatabaseId, keep_s: float | None, keep_bases: int | None) -> RetentionView:
         """Replace a database's own retention; None is the daemon's. What isn't to be kept any more goes within minutes."""

@@ -16,6 +16,7 @@ from torpor.compute.fleet import Fleet
 from torpor.control.scaling import Scaling
 from torpor.metering.traffic import Traffic
 from torpor.model.database import Wake
+from torpor.model.history_views import ShippingView
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import Tier
 from torpor.model.views import (
@@ -78,7 +79,9 @@ class Viewer:
         workspace_name: Callable[[WorkspaceId | None], str],
         scaling: Scaling,
         refused: Callable[[], tuple[RefusalView, ...]] = tuple,
+        shipping: Callable[[DatabaseId], ShippingView | None] = lambda _id: None,
     ) -> None:
+        self._shipping = shipping
         self._refused = refused
         self._scaling = scaling
         self._make_facts = facts
@@ -154,6 +157,7 @@ class Viewer:
             broken=compute.broken,
             recent_wakes=self.wakes(compute, _RECENT_WAKES),
             size=self._size(compute, disk_bytes),
+            history=self._shipping(compute.database.id),
             lineage=tuple(self._lineage(compute.database.parent)),
         )
 

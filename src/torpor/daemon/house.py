@@ -26,11 +26,13 @@ from torpor.base.telemetry import Telemetry
 from torpor.catalog.access import AccessRecords
 from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
+from torpor.catalog.histories import HistoryRecords
 from torpor.catalog.workspaces import WorkspaceRecords
 from torpor.compute.compute import Compute
 from torpor.compute.drain import Drain
 from torpor.compute.fleet import Fleet
 from torpor.compute.ladder import Ladder
+from torpor.compute.service import ServiceSession
 from torpor.compute.surroundings import Surroundings
 from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
@@ -40,8 +42,10 @@ from torpor.control.branches import Branches
 from torpor.control.databases import Databases
 from torpor.control.disk import DiskWatch
 from torpor.control.expiry import Expiry
+from torpor.control.history import Histories
 from torpor.control.jobs import Jobs
 from torpor.control.keys import KeyRing
+from torpor.control.pool import PoolWatch
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
 from torpor.control.scaling import Scaling
@@ -58,7 +62,7 @@ from torpor.insights.wakes import WakeLog
 from torpor.metering.ledger import TrafficLedger
 from torpor.model.access import ListScope
 from torpor.model.audit import AuditResult
-from torpor.model.database import Wake
+from torpor.model.database import Database, Wake
 from torpor.model.drain import DrainView
 from torpor.model.errors import TorporError
 from torpor.model.names import DatabaseId
@@ -66,6 +70,8 @@ from torpor.model.settings import Settings
 from torpor.model.sleep import Tier
 from torpor.model.views import RefusalView
 from torpor.native import RELAY
+from torpor.storage.archive.archive import Archive, open_archive
+from torpor.storage.archive.retention import Retention
 from torpor.storage.volumes import Volumes
 
 log = get_logger(__name__)
@@ -75,6 +81,7 @@ _REFUSED_SHOWN = 10
 _LOGINS_S = 5.0  # that logins which are under way have when the next Torpor takes over; newcomers wait for so long at most
 _REQUESTS_S = 10.0
 _SETTLES_S = 5.0
+_LAST_LOG_S = 5.0  # to ship what databases wrote last, once they are stopped; the next Torpor ships what is left
 
 
 class House:
@@ -107,6 +114,8 @@ class House:
             undo.callback(self._catalog.close)
             token = load_or_create(directory.path)
             self._volumes = Volumes(directory.path / "volumes")
+            self._volumes.hold(patience_s)
+            undo.callback(self._volumes.release)
             self._trees = detect(directory.instance)
             self._wakes = WakeLog(self._catalog.save_wakes, self._catalog.wakes, self._catalog.last_wakes())
             self._traffic = TrafficLedger(self._catalog.add_traffic, self._catalog.traffic())
@@ -129,6 +138,7 @@ class House:
                 size=settings.size,
                 sandbox=self._sandbox,
                 relayed=self._relays.find,
+                falling_asleep=self._falling_asleep,
             )
             self._fleet = fleet = Fleet(around, ladder)
             templates = Templates(self._volumes.root / ".templates", ground.postgres)
@@ -169,8 +179,13 @@ class House:
             keep_s = None if settings.audit_keep_days is None else settings.audit_keep_days * 86_400
             self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit", keep_s)
             self._jobs = Jobs(self._audit, self._clock)
+            self._archive = open_archive(settings)
+            if self._archive is not None:
+                undo.callback(self._archive.close)
+            self._histories = self._make_histories(self._archive)
             scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
-            self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
+            disks = self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
+            self._pool_watch = PoolWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, disks, self._clock, self._tasks)
             viewer = Viewer(
                 self._facts,
                 fleet,
@@ -183,6 +198,7 @@ class House:
                 workspaces.name,
                 scaling,
                 self._refused,
+                self._histories.shipping if self._histories is not None else lambda _id: None,
             )
             databases = Databases(
                 self._catalog,
@@ -225,6 +241,7 @@ class House:
                 access=access,
                 jobs=self._jobs,
                 branches=branches,
+                histories=self._histories,
             )
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate, settings.trusted_proxies)
@@ -268,6 +285,9 @@ class House:
         self._expiry.start()
         self._scaling.start()
         self._disk_watch.start()
+        self._pool_watch.start()
+        if self._histories is not None:
+            self._histories.start()
         self._warm_pool.start()
         self._tasks.spawn(asyncio.to_thread(self._images.tidy), "tidy root images")
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
@@ -285,6 +305,8 @@ class House:
             await self._fleet.leave_all()
         else:
             await self._fleet.stop_all()
+            if self._histories is not None:
+                await self._histories.shipper.finish(_LAST_LOG_S)
             await asyncio.to_thread(self._images.close)
         await self._relays.stop(leave)
         await self._close()
@@ -296,8 +318,11 @@ class House:
         """End what runs beside the computes, and close the files."""
         await self._tasks.stop()
         self._flush()
+        if self._archive is not None:
+            await asyncio.to_thread(self._archive.close)
         self._guard.close()
         self._catalog.close()
+        self._volumes.release()
 
     def reload_certificates(self) -> None:
         """Read the files of certificates again now, for the handshakes to come."""
@@ -384,7 +409,7 @@ class House:
                 name: self._trees.description if name in self._trees.held else "not held: no cgroup for it can be written here"
                 for name in ("processor", "memory", "processes")
             }
-            | {"disk": "watched: measured while awake, then read-only, then stopped"},
+            | {"disk": self._volumes.held_by},
             lacks=tuple(f"{item.name}: {item.cost}" for item in found if item.status is Status.LACK),
             url_query=self._encryption.url_query(public),
         )
@@ -408,7 +433,30 @@ class House:
         await self._databases.delete(name, force=True)
         self._audit.record(TORPOR, "database.expire", name, workspace=workspace, begun=begun)
 
+    def _make_histories(self, archive: Archive | None) -> Histories | None:
+        if archive is None:
+            return None
+        records, fleet = HistoryRecords(self._catalog.connection), self._fleet
+        retention = self._settings.history_retention
+        return Histories(
+            archive,
+            records,
+            lambda: fleet.in_tier(Tier.AWAKE),
+            fleet.get,
+            self._volumes,
+            self._jobs,
+            Retention(*retention),
+            self._clock,
+            self._tasks,
+        )
+
+    async def _falling_asleep(self, database: Database, service: ServiceSession) -> None:
+        if self._histories is not None:
+            await self._histories.shipper.falling_asleep(database, service)
+
     def _forget(self, id: DatabaseId) -> None:
+        if self._histories is not None:
+            self._histories.forget(id)
         self._access.forget((ListScope.DATABASE, id))
         self._wakes.forget(id)
         self._traffic.forget(id)
@@ -423,6 +471,8 @@ class House:
         for compute in self._fleet.in_tier(Tier.AWAKE):
             self._traffic.note(compute.database.id, compute.traffic())
         try:
+            if self._histories is not None:
+                self._histories.shipper.flush()
             self._keys.flush()
             self._wakes.flush()
             self._traffic.flush()

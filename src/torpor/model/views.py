@@ -5,6 +5,7 @@ Times are seconds since the epoch (`_at`), durations milliseconds (`_ms`) or sec
 
 from dataclasses import dataclass, field
 
+from torpor.model.history_views import ShippingView
 from torpor.model.names import DatabaseId
 from torpor.model.size import NO_OVERRIDES, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
@@ -131,6 +132,7 @@ class DatabaseDetail:
     recent_wakes: tuple[WakeView, ...]
     size: SizeView | None = None
     sandbox_lacks: str = ""
+    history: ShippingView | None = None
     lineage: tuple[str, ...] = ()
     """Of a branch: its parent, the parent of that one, and so on."""
 

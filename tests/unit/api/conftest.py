@@ -31,6 +31,8 @@ from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
 from torpor.model.branches import Branched, BranchList
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
+from torpor.model.history_views import BaseList, HistoryView, RetentionView
+from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId, check_database_name
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
@@ -173,6 +175,37 @@ class TwinBranches:
         return self.databases.views[name]
 
 
+class TwinHistories:
+    """The past of databases that have none, but answer as if."""
+
+    def __init__(self) -> None:
+        self.kept: dict[DatabaseId, tuple[float | None, int | None]] = {}
+        self.asked: list[tuple[str, DatabaseId]] = []
+
+    async def view(self, id: DatabaseId) -> HistoryView:
+        return examples.HISTORY
+
+    async def bases(self, id: DatabaseId) -> BaseList:
+        return examples.BASES
+
+    def back_up(self, id: DatabaseId, by: str) -> JobView:
+        self.asked.append((by, id))
+        return examples.JOB
+
+    def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
+        return self.kept.get(id, (None, None))
+
+    def set_retention(self, id: DatabaseId, keep_s: float | None, keep_bases: int | None) -> RetentionView:
+        self.kept[id] = (keep_s, keep_bases)
+        return RetentionView(keep_s if keep_s is not None else 604_800.0, keep_bases or 30)
+
+    async def before_sleep(self, id: DatabaseId) -> None:
+        self.asked.append(("before_sleep", id))
+
+    async def settle(self, id: DatabaseId) -> None:
+        self.asked.append(("settle", id))
+
+
 @pytest.fixture
 def databases(tmp_path: Path) -> TwinDatabases:
     return TwinDatabases(tmp_path)
@@ -210,6 +243,7 @@ class Desk:
             access=self.access,
             jobs=self.jobs,
             branches=TwinBranches(databases),
+            histories=TwinHistories(),
         )
 
     def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:

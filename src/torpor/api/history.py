@@ -1,0 +1,81 @@
+"""The operations on the past of databases: what can be restored, what it costs, how long it is kept, and base copies.
+
+Concurrency: as `operations`. What asks the store may take as long as the store does.
+"""
+
+from msgspec import UNSET
+
+from torpor.api import examples
+from torpor.api.asgi import Answer, json_answer
+from torpor.api.bodies import RetentionBody
+from torpor.api.calls import Call, Context, Operation
+from torpor.api.ports import Histories
+from torpor.model import errors
+from torpor.model.history_views import BaseList, HistoryView, RetentionView
+from torpor.model.jobs import JobView
+from torpor.model.workspace import AccessScope
+
+_DAY_S = 86_400.0
+
+
+async def show_history(context: Context, call: Call) -> Answer:
+    """To which moments a database can be brought back, how far behind its history is, and what it takes in the store."""
+    id = context.databases.get(call.name).id
+    return json_answer(await _histories(context).view(id))
+
+
+async def change_history(context: Context, call: Call) -> Answer:
+    """Changes how much of the past is kept. What is left out stays; null goes back to the daemon's setting. What isn't to be kept any more
+    is removed within minutes, and can't be restored then."""
+    body: RetentionBody = call.body
+    histories, id = _histories(context), context.databases.get(call.name).id
+    keep_s, keep_bases = histories.own_retention(id)
+    if body.keep_days is not UNSET:
+        keep_s = body.keep_days * _DAY_S if body.keep_days is not None else None
+    if body.keep_bases is not UNSET:
+        keep_bases = body.keep_bases
+    return json_answer(histories.set_retention(id, keep_s, keep_bases))
+
+
+async def list_bases(context: Context, call: Call) -> Answer:
+    """The base copies of a database, oldest first. Any moment after one of them is restored from it, and the log after it."""
+    id = context.databases.get(call.name).id
+    return json_answer(await _histories(context).bases(id))
+
+
+async def take_base(context: Context, call: Call) -> Answer:
+    """Takes a base copy now, beside those that are taken unasked. Answers at once, with the job that does it. Wakes the database; nobody
+    who uses it waits."""
+    id = context.databases.get(call.name).id
+    return json_answer(_histories(context).back_up(id, context.caller.actor), 202)
+
+
+def _histories(context: Context) -> Histories:
+    if context.services.histories is None:
+        raise errors.Conflict("this Torpor keeps no history", "the setting history_store says where: a directory, or s3://bucket/prefix")
+    return context.services.histories
+
+
+_DATABASE = "/v1/databases/{name}"
+_STORE = (errors.HistoryUnreachable, errors.HistoryRefused, errors.HistoryCorrupt)
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "showHistory", "GET", f"{_DATABASE}/history", "Show what can be restored", show_history, HistoryView, examples.HISTORY,
+        scope=AccessScope.READ, refusals=(errors.DatabaseNotFound, errors.Conflict, *_STORE),
+    ),
+    Operation(
+        "changeHistory", "PATCH", f"{_DATABASE}/history", "Change how much of the past is kept", change_history, RetentionView,
+        examples.RETENTION, body=RetentionBody, body_example={"keep_days": 30}, scope=AccessScope.WRITE, action="database.history",
+        told=("keep_days", "keep_bases"), refusals=(errors.DatabaseNotFound, errors.Conflict),
+    ),
+    Operation(
+        "listBackups", "GET", f"{_DATABASE}/backups", "List base copies", list_bases, BaseList, examples.BASES,
+        scope=AccessScope.READ, refusals=(errors.DatabaseNotFound, errors.Conflict, *_STORE),
+    ),
+    Operation(
+        "createBackup", "POST", f"{_DATABASE}/backups", "Take a base copy", take_base, JobView, examples.JOB, 202,
+        scope=AccessScope.WRITE, action="database.backup", refusals=(errors.DatabaseNotFound, errors.Conflict, errors.TooManyJobs),
+    ),
+)  # fmt: skip
+"""Part of the table in `operations`."""
