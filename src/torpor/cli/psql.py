@@ -10,9 +10,6 @@ from torpor.cli.invocation import Invocation, with_invocation
 from torpor.cli.passwords import with_login
 from torpor.model.views import Credentials, DatabaseDetail
 
-# They would send psql somewhere else than the URL says.
-_MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGREQUIREAUTH", "PGCHANNELBINDING", "PGTARGETSESSIONATTRS")
-
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("name")
@@ -30,6 +27,7 @@ def psql(invocation: Invocation, name: str, psql_arguments: tuple[str, ...]) -> 
         invocation.emit(answer, "")
         return
     from torpor.cli.binaries import program
+    from torpor.cli.pgtools import MISLEADING
 
     major = client.fetch(DatabaseDetail, database_path(name)).database.major
     client.close()
@@ -38,7 +36,7 @@ def psql(invocation: Invocation, name: str, psql_arguments: tuple[str, ...]) -> 
         psql_arguments = psql_arguments[1:]
     url = with_login(ticket.url, ticket.role, None)
     # The password travels in the environment: every user of the machine can read the arguments of a process.
-    environment = {key: value for key, value in os.environ.items() if key not in _MISLEADING} | {"PGPASSWORD": ticket.password}
+    environment = {key: value for key, value in os.environ.items() if key not in MISLEADING} | {"PGPASSWORD": ticket.password}
     try:
         os.execve(path, ["psql", url, *psql_arguments], environment)  # noqa: S606 - that there is no shell is the point
     except OSError as error:
