@@ -81,7 +81,7 @@ def create(
     created = client.decode(Created, answer)
     # The URL first: whatever else goes wrong, it isn't lost.
     invocation.emit(answer, created.credentials.url)
-    _keep(invocation, client, created.database.id, created.credentials)
+    keep(invocation, client, created.database.id, created.credentials)
     origin = "from the warm pool" if created.from_warm_pool else "made from scratch"
     made = created.database.name
     invocation.hint(f"{made} is ready: PostgreSQL {created.database.major}, {origin} in {text.milliseconds(created.elapsed_ms)}")
@@ -105,7 +105,7 @@ def url(invocation: Invocation, name: str, reset_password: bool, is_encrypted: b
             answer = client.post(database_path(name, "password"))
         credentials = client.decode(Credentials, answer)
         invocation.emit(answer, with_tls(credentials.url, root) if root else credentials.url)
-        _keep(invocation, client, view.id, credentials)
+        keep(invocation, client, view.id, credentials)
         return
     known = invocation.passwords(client).get(view.id)
     if known is None:
@@ -137,6 +137,8 @@ def ls(invocation: Invocation, tier: str | None, search: str | None, workspace: 
     head, rows = ["NAME", "TIER", "SINCE", "CONNS", "MEMORY", "LAST-WAKE"], [_row(view, now) for view in decoded]
     if len({view.workspace for view in decoded}) > 1:
         head, rows = [*head, "WORKSPACE"], [[*row, view.workspace] for row, view in zip(rows, decoded, strict=True)]
+    if any(view.parent is not None for view in decoded):
+        head, rows = [*head, "BRANCH-OF"], [[*row, view.parent or "-"] for row, view in zip(rows, decoded, strict=True)]
     invocation.emit(None, text.table(head, rows, frozenset({2, 3, 4})))
 
 
@@ -248,7 +250,7 @@ def _row(view: DatabaseView, now: float) -> list[str]:
     return [view.name, str(view.tier), text.age(view.tier_since, now), str(view.connections), memory, last_wake(view, now)]
 
 
-def _keep(invocation: Invocation, client: Client, database_id: str, credentials: Credentials) -> None:
+def keep(invocation: Invocation, client: Client, database_id: str, credentials: Credentials) -> None:
     """Remember a password; failing to is a warning, as the database is there and its URL is printed."""
     try:
         invocation.passwords(client).put(database_id, Password(credentials.role, credentials.password))

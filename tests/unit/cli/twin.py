@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,7 @@ from torpor.control.audit import Audit
 from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.audit import AuditFilter
+from torpor.model.branches import Branched, BranchList
 from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, JobNotFound, TorporError, Unauthorized
 from torpor.model.jobs import JobList, JobState, JobView
 from torpor.model.names import DatabaseId
@@ -162,6 +164,14 @@ class Twin:
                 return 200, {"wake": None if found.tier is Tier.AWAKE else asdict(WAKE)}
             case "POST", "password" | "tickets":
                 return 200, self._credentials(name)
+            case "POST", "branches":
+                return 201, self._branch(found, body)
+            case "GET", "branches":
+                return 200, BranchList(tuple(one for one in self.databases.values() if one.parent == name))
+            case "POST", "reset":
+                if found.parent is None:
+                    raise Conflict(f"database {name} is no branch", "only a branch can be reset to its parent")
+                return 200, found
             case "GET", "size":
                 return 200, self.size
             case "GET", "logs":
@@ -180,6 +190,14 @@ class Twin:
         self.add(view(name, number=len(self.databases)))
         self.overrides[name] = SleepOverrides(**{key: value for key, value in body.items() if key.endswith("_s")})
         return Created(self.databases[name], self._credentials(name), True, 12.5)
+
+    def _branch(self, parent: DatabaseView, body: dict[str, Any]) -> Branched:
+        name, ttl_s = body.get("name") or "calm-heron", body.get("ttl_s")
+        made = replace(
+            view(name, number=len(self.databases)), parent=parent.name, branched_at=NOW, expires_at=ttl_s and time.time() + ttl_s
+        )
+        self.add(made)
+        return Branched(made, None if body.get("keep_passwords") else self._credentials(name), 112.4, ())
 
     def _list(self, query: dict[str, str]) -> DatabasePage:
         chosen = [
@@ -204,6 +222,7 @@ class Twin:
             "",
             (WAKE,) * 12,
             self.size,
+            lineage=(parent,) if (parent := self.databases[name].parent) is not None else (),
         )
 
     def _host(self) -> HostView:
