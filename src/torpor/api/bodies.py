@@ -160,6 +160,24 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+At = Annotated[
+    float | None,
+    Meta(description="As it was then: with all that was committed until then.", examples=[1795000000.0]),
+]
+Lsn = Annotated[str | None, Meta(description="As it was at this position of its log.", examples=["3/1F00A2B8"])]
+BeforeTransaction = Annotated[
+    Number | None, Meta(description="As it was right before this transaction was committed, by the number that pg_current_xact_id() gives.")
+]
+
+
+class PastBranchBody(BranchBody, frozen=True, forbid_unknown_fields=True):
+    """A branch of the past to make. One of `at`, `lsn` and `before_transaction` at most; with none, of the newest that is kept."""
+
+    at: At = None
+    lsn: Lsn = None
+    before_transaction: BeforeTransaction = None
+
+
     """How to reset."""
 
     force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torpor.model.access_views import AccessView
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
-from torpor.model.branches import Branched, BranchList
+from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.drain import DrainState, DrainView, RunningView
 from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
 from torpor.model.jobs import JobId, JobState, JobView
@@ -104,6 +104,10 @@ DRAIN = DrainView(
 JOB = JobView(
     JobId("jk3v5q2mzab7w"), "restore", "shop", JobState.RUNNING, _AT - 12, None, 734_003_200, 1_073_741_824, "bytes", "reading the log",
     version=57,
+)  # fmt: skip
+PAST_BRANCH = PastBranch(
+    replace(JOB, kind="branch", note="replaying"), "shop-then",
+    Credentials("shop-then", "correct-horse-battery", "postgresql://shop-then:correct-horse-battery@127.0.0.1:7432/shop-then"),
 )  # fmt: skip
 RETENTION = RetentionView(30 * 86_400.0, 30, ("keep_s",))
 HISTORY = HistoryView(

@@ -7,10 +7,12 @@ from msgspec import UNSET
 
 from torpor.api import examples
 from torpor.api.asgi import Answer, json_answer
-from torpor.api.bodies import RetentionBody
-from torpor.api.calls import Call, Context, Operation
-from torpor.api.ports import Histories
+from torpor.api.bodies import PastBranchBody, RetentionBody
+from torpor.api.calls import Call, Context, Operation, allowed_size
+from torpor.api.ports import Histories, Restores
 from torpor.model import errors
+from torpor.model.branches import PastBranch
+from torpor.model.history import read_moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.workspace import AccessScope
@@ -50,6 +52,26 @@ async def take_base(context: Context, call: Call) -> Answer:
     return json_answer(_histories(context).back_up(id, context.caller.actor), 202)
 
 
+async def branch_past(context: Context, call: Call) -> Answer:
+    """Makes a branch of a database as it was: at a time, at a position of its log, or right before a transaction. Answers at once, with the
+    job that does it, and the owner's password, which is shown this once and works when the job is done."""
+    body: PastBranchBody = call.body
+    moment = read_moment(body.at, body.lsn, body.before_transaction)
+    size = allowed_size(context, body.size_overrides())
+    begun = _restores(context).branch(
+        call.name, body.name, moment, body.keep_passwords, body.ttl_s, body.overrides(), size, context.caller.actor
+    )
+    if body.name is None:
+        context.note.detail = f"name={begun.name}"
+    return json_answer(begun, 202)
+
+
+def _restores(context: Context) -> Restores:
+    _histories(context)
+    assert context.services.restores is not None
+    return context.services.restores.within(context.caller.workspace)
+
+
 def _histories(context: Context) -> Histories:
     if context.services.histories is None:
         raise errors.Conflict("this Torpor keeps no history", "the setting history_store says where: a directory, or s3://bucket/prefix")
@@ -76,6 +98,12 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "createBackup", "POST", f"{_DATABASE}/backups", "Take a base copy", take_base, JobView, examples.JOB, 202,
         scope=AccessScope.WRITE, action="database.backup", refusals=(errors.DatabaseNotFound, errors.Conflict, errors.TooManyJobs),
+    ),
+    Operation(
+        "createPastBranch", "POST", f"{_DATABASE}/branches/past", "Make a branch of the past", branch_past, PastBranch,
+        examples.PAST_BRANCH, 202, body=PastBranchBody, body_example={"name": "shop-then", "at": 1795000000.0}, scope=AccessScope.WRITE,
+        action="database.branch_past", told=("name", "at", "lsn", "before_transaction", "ttl_s", "keep_passwords", "size"),
+        refusals=(errors.DatabaseNotFound, errors.InvalidName, errors.DatabaseExists, errors.Conflict, errors.TooManyJobs),
     ),
 )  # fmt: skip
 """Part of the table in `operations`."""

@@ -11,7 +11,7 @@ from typing import Protocol
 from torpor.model.access import ScopeKey
 from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
-from torpor.model.branches import Branched, BranchList
+from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.drain import DrainView
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
@@ -178,6 +178,28 @@ class Histories(Protocol):
     def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
         """What the database sets itself of how much is kept: seconds, base copies."""
         ...
+class Restores(Protocol):
+    """The use cases that bring back what was."""
+
+    def within(self, workspace: WorkspaceId | None) -> "Restores":
+        """The same use cases, confined to the databases of one workspace."""
+        ...
+
+    def branch(
+        self,
+        parent: str,
+        name: str | None,
+        moment: Moment,
+        keep_passwords: bool,
+        ttl_s: float | None,
+        overrides: SleepOverrides,
+        size: SizeOverrides,
+        by: str,
+    ) -> PastBranch:
+        """Begin to make a branch of `parent` as it was."""
+        ...
+
+
 
     def set_retention(self, id: DatabaseId, keep_s: float | None, keep_bases: int | None) -> RetentionView:
         """Replace that."""

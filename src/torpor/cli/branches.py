@@ -10,9 +10,10 @@ from torpor.cli.client import Client, database_path
 from torpor.cli.databases import IdleTime, keep
 from torpor.cli.invocation import Invocation, confirm, with_invocation
 from torpor.cli.keys import Lifetime
+from torpor.cli.moments import moment_body, with_moment
 from torpor.cli.passwords import Password, with_login
 from torpor.cli.sizes import size_body, with_size
-from torpor.model.branches import Branched, BranchList
+from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.views import DatabaseDetail, DatabaseView
 
 
@@ -23,6 +24,7 @@ from torpor.model.views import DatabaseDetail, DatabaseView
 @click.option(
     "--keep-passwords", is_flag=True, help="All roles keep their passwords (default: the owner gets a new one, no other has any)."
 )
+@with_moment
 @click.option("--freeze-after", type=IdleTime(), help="Idle seconds before it is frozen, or never.")
 @click.option("--page-after", type=IdleTime(), help="Seconds frozen before its memory is reclaimed, or never.")
 @click.option("--stop-after", type=IdleTime(), help="Seconds frozen before it is stopped, or never.")
@@ -41,8 +43,11 @@ def branch(
     memory: Any,
     connections: Any,
     disk: Any,
+    at: float | None,
+    lsn: str | None,
+    before_transaction: int | None,
 ) -> None:
-    """Make BRANCH, a full copy of NAME as it is now, and print its URL on stdout.
+    """Make BRANCH, a full copy of NAME as it is now (or was), and print its URL on stdout.
 
     It shares every byte that neither changes, whatever its size. NAME goes on undisturbed. Without BRANCH a name is chosen.
     """
@@ -56,6 +61,9 @@ def branch(
         "stop_after_s": stop_after,
         "size": size_body(cpu, memory, connections, disk) or None,
     }
+    if moment := moment_body(at, lsn, before_transaction):
+        _branch_past(invocation, client, name, wanted | moment)
+        return
     with invocation.waiting(f"branching {name}"):
         answer = client.post(database_path(name, "branches"), {key: value for key, value in wanted.items() if value is not None})
     made = client.decode(Branched, answer)
@@ -67,6 +75,23 @@ def branch(
         invocation.emit(answer, _with_password_of_parent(invocation, client, name, made.database))
     invocation.hint(f"{made.database.name} is a branch of {name}, made in {text.milliseconds(made.elapsed_ms)}{_until(made.database)}")
     invocation.hint(f"next: torpor psql {made.database.name}; back to what {name} is then: torpor reset {made.database.name}")
+
+
+def _branch_past(invocation: Invocation, client: Client, name: str, wanted: dict[str, Any]) -> None:
+    """A branch of the past takes its time: the URL is printed when it is there."""
+    from torpor.cli import progress
+
+    answer = client.post(database_path(name, "branches/past"), {key: value for key, value in wanted.items() if value is not None})
+    begun = client.decode(PastBranch, answer)
+    done = progress.finish(invocation, client, answer["job"])
+    made = client.fetch(DatabaseDetail, database_path(begun.name)).database
+    answer["job"] = client.get(f"/v1/jobs/{done.id}")
+    if begun.credentials is not None:
+        invocation.emit(answer, begun.credentials.url)
+        keep(invocation, client, made.id, begun.credentials)
+    else:
+        invocation.emit(answer, made.url)
+    invocation.hint(f"{begun.name} is a branch of {name} as it was{_until(made)}")
 
 
 @click.command()

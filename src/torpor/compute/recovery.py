@@ -17,7 +17,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from torpor.base.logs import get_logger
 from torpor.compute import logfile
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.shares import Shares
@@ -27,15 +26,21 @@ from torpor.model.database import Database
 from torpor.model.errors import ComputeStartFailed, Unavailable
 from torpor.model.history import Moment
 from torpor.model.lsn import format_lsn
-
-log = get_logger(__name__)
+from torpor.model.names import DatabaseId
 
 STANDBY_FILE = "standby.signal"
 _PROMOTE_FILE = "promote"
 _LOOK_EVERY_S = 0.1
 _PATIENCE_S = 6 * 3600.0
+_MOST_BUFFERS_MB = 256  # nothing else needs the memory of the database that isn't there yet
 _NOT_REACHED = "before configured recovery target was reached"
 _SEGMENT_DIGITS = 24
+
+
+class MomentNotReached(Unavailable):
+    """The log that was laid down ends before the moment."""
+
+    kind = "moment_not_reached"
 
 
 class RecoveryFailed(Unavailable):
@@ -46,7 +51,13 @@ class RecoveryFailed(Unavailable):
 
 def recovery_options(moment: Moment) -> tuple[tuple[str, str], ...]:
     """The settings of a recovery to that moment. Every setting that has to do with it is named, so that no other value reaches it. Pure."""
-    at = datetime.fromtimestamp(moment.at, UTC).isoformat() if moment.at is not None else ""
+    targets = {
+        "recovery_target": "",
+        "recovery_target_name": "",
+        "recovery_target_time": datetime.fromtimestamp(moment.at, UTC).isoformat() if moment.at is not None else "",
+        "recovery_target_lsn": format_lsn(moment.lsn) if moment.lsn is not None else "",
+        "recovery_target_xid": str(moment.before_transaction) if moment.before_transaction is not None else "",
+    }
     return (
         ("hot_standby", "off"),  # else it would want as many connections as were allowed when the log was written
         ("restore_command", ""),
@@ -55,11 +66,7 @@ def recovery_options(moment: Moment) -> tuple[tuple[str, str], ...]:
         ("archive_cleanup_command", ""),
         ("recovery_end_command", ""),
         ("recovery_min_apply_delay", "0"),
-        ("recovery_target", ""),
-        ("recovery_target_name", ""),
-        ("recovery_target_time", at),
-        ("recovery_target_lsn", format_lsn(moment.lsn) if moment.lsn is not None else ""),
-        ("recovery_target_xid", str(moment.before_transaction) if moment.before_transaction is not None else ""),
+        *sorted(targets.items(), key=lambda item: bool(item[1])),  # PostgreSQL takes none for a second one when it comes after the one
         ("recovery_target_inclusive", "off" if moment.before_transaction is not None else "on"),
         ("recovery_target_action", "promote"),
         ("recovery_target_timeline", "current"),
@@ -67,53 +74,47 @@ def recovery_options(moment: Moment) -> tuple[tuple[str, str], ...]:
         ("archive_mode", "off"),
         ("max_logical_replication_workers", "0"),  # a subscriber of the past must not take the changes that are the present's
         ("autovacuum", "off"),
+        ("fsync", "off"),  # killed in the middle of it, all is thrown away; once whole, all is synced
+        ("max_wal_size", "1GB"),  # fewer restart points on the way
     )
 
 
-async def recover(database: Database, around: Surroundings, moment: Moment, replaying: Callable[[str], None]) -> None:
-    """Recover the volume of `database` to `moment`, and stop it in order. `replaying` is told the file of the log that is being replayed.
+async def recover(
+    source: Database, id: DatabaseId, data: Path, uid: int, around: Surroundings, moment: Moment, replaying: Callable[[str], None]
+) -> None:
+    """Recover the cluster in `data`, a copy of what `source` was, to `moment`, and stop it in order. It must be `uid`'s, as the directories
+    above must let it through; `id` is that of the database that will have it. `replaying` is told the file of the log that is replayed.
 
-    Where the log ends before the moment, all of it is replayed: the caller has seen to it that this is what is wanted.
-    Raises RecoveryFailed with PostgreSQL's own words.
+    Raises MomentNotReached where the log ends before it: more log may be laid down then, or the newest moment asked for, and it goes on
+    from there. Raises RecoveryFailed with PostgreSQL's own words. Nothing is synced.
     """
-    data, log_file = around.volumes.data(database.id), around.logs / f"{database.id}.log"
-    try:
-        try:
-            await _run(database, around, moment, log_file, replaying)
-        except ComputeStartFailed:
-            if _NOT_REACHED not in logfile.last_words(log_file):
-                raise
-            log.info("the log ends before the moment", database=database.label, moment=str(moment))
-            await _run(database, around, Moment(), log_file, replaying)
-    except ComputeStartFailed as error:
-        raise RecoveryFailed(
-            f"PostgreSQL could not be brought to {moment}: {logfile.last_words(log_file)}",
-            "another moment may do; `torpor history` tells which",
-        ) from error
-    if (data / STANDBY_FILE).exists():
-        raise RecoveryFailed("PostgreSQL did not come to the end of its recovery")
-
-
-async def _run(database: Database, around: Surroundings, moment: Moment, log_file: Path, replaying: Callable[[str], None]) -> None:
-    size = database.size.apply(around.size)
-    plan = await plan_launch(database, size, around, log_file)
-    plan = replace(plan, options=(*plan.options, *recovery_options(moment)))
-    _touch(plan.data / STANDBY_FILE, database.uid)
+    log_file = around.logs / f"{id}.log"
+    size = source.size.apply(around.size)
+    plan = await plan_launch(source, size, around, log_file)
+    buffers = ("shared_buffers", f"{min(_MOST_BUFFERS_MB, size.max_memory_bytes // 4 >> 20)}MB")
+    plan = replace(plan, data=data, uid=uid, options=(*plan.options, buffers, *recovery_options(moment)))
+    _touch(data / STANDBY_FILE, uid)
     shares = Shares()
-    postmaster = Postmaster(
-        shares.open(around.trees.open(database.id), size), around.run / database.id / "door.sock", lambda _: None, lambda: None
-    )
+    tree = shares.open(around.trees.open(id), size)
+    postmaster = Postmaster(tree, around.run / id / "door.sock", lambda _: None, lambda: None)
     try:
-        await postmaster.clear_remains(plan.data)
+        await postmaster.clear_remains(data)
         postmaster.launch(plan)
         await postmaster.enter_tree()
-        await _wait_promoted(postmaster, plan.data, database.uid, replaying)
+        await _wait_promoted(postmaster, data, uid, replaying)
         await postmaster.shut_down()
+    except ComputeStartFailed as error:
+        words = logfile.last_words(log_file)
+        if _NOT_REACHED in words:
+            raise MomentNotReached(f"the log ends before {moment}") from error
+        raise RecoveryFailed(f"PostgreSQL could not be brought to {moment}: {words}", "another moment may do: `torpor history`") from error
     finally:
         await postmaster.bury()
         shares.close()
         with contextlib.suppress(OSError):
-            (plan.data / _PROMOTE_FILE).unlink(missing_ok=True)
+            (data / _PROMOTE_FILE).unlink(missing_ok=True)
+    if (data / STANDBY_FILE).exists():
+        raise RecoveryFailed("PostgreSQL did not come to the end of its recovery")
 
 
 async def _wait_promoted(postmaster: Postmaster, data: Path, uid: int, replaying: Callable[[str], None]) -> None:

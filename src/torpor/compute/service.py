@@ -130,8 +130,8 @@ class ServiceSession:
 
         With a `verifier` that is the owner's password, and no other role has one; else all keep theirs. Raises QueryFailed.
         """
-        statements = [f"ALTER ROLE {identifier(parent)} RENAME TO {identifier(name)}"]
-        if await self.query(_INNER + literal(parent)):
+        statements = [f"ALTER ROLE {identifier(parent)} RENAME TO {identifier(name)}"] if name != parent else []
+        if name != parent and await self.query(_INNER + literal(parent)):
             statements.append(f"ALTER DATABASE {identifier(parent)} RENAME TO {identifier(name)}")
         if verifier is not None:
             statements.append(f"ALTER ROLE {identifier(name)} PASSWORD {literal(verifier)}")

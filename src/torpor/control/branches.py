@@ -92,8 +92,12 @@ class Branches:
         ttl_s: float | None = None,
         overrides: SleepOverrides | None = None,
         size: SizeOverrides = NO_OVERRIDES,
+        fill: Fill | None = None,
+        password: str | None = None,
     ) -> Branched:
         """A new database that is a copy of `parent` as it is now, awake. All or nothing.
+
+        With `fill`, what that writes instead; with `password`, that is its owner's, unless passwords are kept.
 
         It belongs to the parent's workspace, and has the usual size and idle times but for those given, and room for what its parent holds.
         After `ttl_s` seconds it is removed. Raises DatabaseNotFound, InvalidName, DatabaseExists, Conflict, PoolFull, ….
@@ -109,8 +113,8 @@ class Branches:
         expires_at = now + life if life is not None else None
         name = check_database_name(name) if name is not None else suggest_name(self._fleet.find)
         wanted = replace(self._nameless(source, now), name=name, overrides=overrides, size=size, expires_at=expires_at)
-        password = None if keep_passwords else new_password()
-        compute = await self.make(wanted, source, name, self._copy, password, steps)
+        password = None if keep_passwords else password or new_password()
+        compute = await self.make(wanted, source, name, fill or self._copy, password, steps)
         try:
             self._catalog.set_state(wanted.id, DatabaseState.READY)
         except BaseException:

@@ -90,15 +90,18 @@ class Histories:
         records: HistoryRecords,
         awake: Callable[[], Iterable[Compute]],
         find: Callable[[DatabaseId], Compute | None],
+        fell_asleep: Callable[[DatabaseId], bool],
         volumes: Volumes,
         jobs: Jobs,
         retention: Retention,
         clock: Clock,
         tasks: TaskOwner,
     ) -> None:
+        """`fell_asleep` says of a sleeper that it was asked before it slept: one that crashed may have written more."""
         self._archive = archive
         self._records = records
         self._find = find
+        self._fell_asleep = fell_asleep
         self._volumes = volumes
         self._jobs = jobs
         self._retention = retention
@@ -123,11 +126,15 @@ class Histories:
         return self._archive.repository(history.id, history.wrapped_key)
 
     def history(self, id: DatabaseId) -> History:
-        """The history of a database as it stands. Raises Conflict when none has begun."""
+        """The history of a database as it stands now. Raises Conflict when none has begun."""
         track = self.shipper.known(id)
         found = track.history if track is not None else self._records.get(id)
         if found is None:
             raise Conflict("it has no history yet", "it begins when the database is used: `torpor backup` takes a first base now")
+        compute = self._find(id)
+        asleep = compute is not None and compute.tier is not Tier.AWAKE and not compute.is_moving and self._fell_asleep(id)
+        if asleep and found.shipped is not None and found.end_lsn is None:  # it has written nothing since, so nothing is missing until now
+            return replace(found, shipped=replace(found.shipped, at=max(found.shipped.at, self._clock.time())))
         return found
 
     def forget(self, id: DatabaseId) -> None:
@@ -149,6 +156,15 @@ class Histories:
     async def settle(self, id: DatabaseId) -> None:
         """After it fell asleep: until its log is in the store, for some seconds at most."""
         await self.shipper.settle(id, _SETTLE_S)
+
+    async def catch_up(self, compute: Compute) -> None:
+        """Before something is restored: have all in the store that was committed until now, as far as the store allows."""
+        with contextlib.suppress(TorporError, OSError, TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                if compute.tier is Tier.AWAKE:
+                    await self.shipper.ship(self.shipper.track(compute))
+                else:
+                    await self.shipper.settle(compute.database.id, _SETTLE_S)
 
     # -- what users ask for
 

@@ -51,6 +51,7 @@ from torpor.control.reconcile import Reconciler
 from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
+from torpor.control.restore import Restores
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.encryption import make_encryption
 from torpor.daemon.ground import Ground
@@ -455,6 +456,7 @@ class House:
             await self._histories.shipper.falling_asleep(database, service)
 
     def _forget(self, id: DatabaseId) -> None:
+            self._catalog.knows_roles,
         if self._histories is not None:
             self._histories.forget(id)
         self._access.forget((ListScope.DATABASE, id))
@@ -462,10 +464,23 @@ class House:
         self._traffic.forget(id)
         self._scaling.forget(id)
 
+    def _make_restores(self, databases: Databases, branches: Branches, around: Surroundings, viewer: Viewer) -> Restores | None:
+        if self._histories is None:
+            return None
+        return Restores(databases, branches, self._histories, self._fleet, around, viewer, self._jobs, self._clock)
+
     async def _flush_regularly(self) -> None:
         while True:
             await self._clock.sleep(_FLUSH_EVERY_S)
             self._flush()
+    async def _log_is_stored(self, id: DatabaseId) -> bool:
+        """Whether the history of a stopped database needs nothing of its volume any more; waits for that some seconds."""
+        if self._histories is None:
+            return True
+        await self._histories.settle(id)
+        history = HistoryRecords(self._catalog.connection).get(id)
+        return history is None or history.end_lsn is None
+
 
     def _flush(self) -> None:
         for compute in self._fleet.in_tier(Tier.AWAKE):

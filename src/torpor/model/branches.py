@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from torpor.model.errors import InvalidRequest
+from torpor.model.jobs import JobView
 from torpor.model.views import Credentials, DatabaseView, StepView
 
 SHORTEST_LIFE_S = 60.0
@@ -49,3 +50,13 @@ def check_life(ttl_s: float | None) -> float | None:
     if ttl_s is not None and not SHORTEST_LIFE_S <= ttl_s <= LONGEST_LIFE_S:
         raise InvalidRequest(f"a time to live must be between {SHORTEST_LIFE_S:.0f} and {LONGEST_LIFE_S:.0f} seconds")
     return ttl_s
+
+
+@dataclass(frozen=True, slots=True)
+class PastBranch:
+    """A branch of the past that is being made: the job that does it, and the owner's password, which works once that is done. `credentials`
+    is None where passwords are kept: then they are those of that moment."""
+
+    job: JobView
+    name: str
+    credentials: Credentials | None

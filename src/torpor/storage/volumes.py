@@ -159,7 +159,7 @@ class Volumes:
             await asyncio.to_thread(self.quotas.make, making)
             await fill(making / "data")
             if uid != os.geteuid():
-                await asyncio.to_thread(_give_to, making, uid)
+                await asyncio.to_thread(give_to, making, uid)
             making.rename(self.path(id))
             # PostgreSQL syncs only what it writes itself: files that stay as copied must be durable before the first commit.
             await asyncio.to_thread(self._sync)
@@ -196,7 +196,7 @@ class Volumes:
     async def give(self, id: DatabaseId, uid: int) -> None:
         """Make a volume that nobody uses that user's."""
         if os.geteuid() == 0:
-            await asyncio.to_thread(_give_to, self.path(id), uid)
+            await asyncio.to_thread(give_to, self.path(id), uid)
 
     def exchange(self, one: DatabaseId, other: DatabaseId) -> None:
         """Let two volumes that nobody uses, which are whole and synced, swap places: atomically and durably. Blocking, for moments."""
@@ -210,7 +210,7 @@ class Volumes:
     async def remove(self, id: DatabaseId) -> None:
         """Remove a volume for good. Idempotent; after a kill -9 `sweep` finishes it."""
         removing = self.root / f"{_REMOVING}{id}"
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self.path(id).rename(removing)
         self._measured.pop(id, None)
         await asyncio.to_thread(self._remove, removing)
@@ -323,7 +323,7 @@ def _walk(directory: Path) -> Iterator[os.DirEntry[str]]:
                 yield from _walk(Path(entry.path))
 
 
-def _give_to(directory: Path, uid: int) -> None:
+def give_to(directory: Path, uid: int) -> None:
     os.chown(directory, uid, uid)
     for entry in _walk(directory):
         if entry.stat(follow_symlinks=False).st_uid != uid:

@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from torpor.base.files import sync_directory
 from torpor.model.errors import Unavailable
 from torpor.model.lsn import PAGE_BYTES, format_lsn, pieces, segment_name
 from torpor.model.names import DatabaseId
@@ -44,40 +43,23 @@ def read_log(volumes: Path, id: DatabaseId, timeline: int, start: int, end: int,
         )
 
 
-def lay_log(pg_wal: Path, chunks: Iterable[tuple[int, int, bytes]], segment_bytes: int, uid: int) -> None:
-    """Write stretches of the log, each (timeline, position, bytes), into the files that a recovering PostgreSQL looks for, and sync them.
+def lay_log(pg_wal: Path, timeline: int, start: int, data: bytes, segment_bytes: int) -> None:
+    """Write a stretch of the log into the files that a recovering PostgreSQL looks for. What isn't written of a file is zeros, at which
+    replay ends.
 
-    The directory is ours alone: no compute has had it yet. What isn't written of a file is zeros, at which replay ends.
+    The directory is ours alone: no compute has had it yet. Nothing is synced: the volume as a whole will be.
     """
-    current, fd = "", -1
-    try:
-        for timeline, start, data in chunks:
-            for at, length in pieces(start, start + len(data), segment_bytes):
-                name = segment_name(timeline, at, segment_bytes)
-                if name != current:
-                    fd = _finish(fd)
-                    current, fd = name, os.open(pg_wal / name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-                    os.truncate(fd, segment_bytes)
-                    os.fchown(fd, uid, uid)
-                _write_all(fd, memoryview(data)[at - start : at - start + length], at % segment_bytes)
-    finally:
-        _finish(fd)
-    sync_directory(pg_wal)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
-
-
-def _finish(fd: int) -> int:
-    if fd >= 0:
+    for at, length in pieces(start, start + len(data), segment_bytes):
+        path = pg_wal / segment_name(timeline, at, segment_bytes)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.fsync(fd)
+            os.truncate(fd, segment_bytes)
+            rest, offset = memoryview(data)[at - start : at - start + length], at % segment_bytes
+            while rest:
+                written = os.pwrite(fd, rest, offset)
+                rest, offset = rest[written:], offset + written
         finally:
             os.close(fd)
-    return -1
 
 
 def _descend(opened: ExitStack, root: Path, names: Iterable[str]) -> int:

@@ -91,7 +91,8 @@ def test_what_is_laid_down_is_what_was_read(tmp_path: Path, pg_wal: Path) -> Non
     target = tmp_path / "target"
     target.mkdir()
     stretches = [(3 * MB + 100, 4 * MB - 50), (4 * MB - 50, 5 * MB), (5 * MB, 5 * MB + 777)]
-    lay_log(target, ((1, start, read_log(tmp_path, ID, 1, start, end, MB)) for start, end in stretches), MB, os.geteuid())
+    for start, end in stretches:
+        lay_log(target, 1, start, read_log(tmp_path, ID, 1, start, end, MB), MB)
     whole = log(1, 3 * MB, 3 * MB)
     laid = b"".join(path.read_bytes() for path in sorted(target.iterdir()))
     assert len(laid) == 3 * MB
@@ -100,5 +101,6 @@ def test_what_is_laid_down_is_what_was_read(tmp_path: Path, pg_wal: Path) -> Non
 
 
 def test_a_later_timeline_has_files_of_its_own(tmp_path: Path) -> None:
-    lay_log(tmp_path, [(1, 3 * MB, b"a" * 100), (2, 3 * MB + 50, b"b" * 50)], MB, os.geteuid())
+    lay_log(tmp_path, 1, 3 * MB, b"a" * 100, MB)
+    lay_log(tmp_path, 2, 3 * MB + 50, b"b" * 50, MB)
     assert {path.name for path in tmp_path.iterdir()} == {segment_name(1, 3 * MB, MB), segment_name(2, 3 * MB, MB)}
