@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.support.server import Server
 from torpor.base.btrfs import count_simply
@@ -24,6 +25,12 @@ _MAKE = {
     "ext4": ["mkfs.ext4", "-q", "-F"],
 }
 _OPTIONS = {"xfs": "loop,noatime,discard", "btrfs": "loop,noatime,discard,nodatacow", "ext4": "loop,noatime,discard"}
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of pool that can be tried here: btrfs is an offer."""
+    has_btrfs = shutil.which("mkfs.btrfs", path="/usr/sbin:/sbin:/usr/bin") and "\tbtrfs\n" in Path("/proc/filesystems").read_text()
+    return ("xfs", "btrfs") if has_btrfs else ("xfs",)
 
 
 @contextlib.contextmanager
@@ -69,7 +76,7 @@ def unmount(point: Path) -> None:
 
 
 @contextlib.contextmanager
-def server_on(kind: str, size_mb: int, **settings: object) -> Iterator[Server]:
+def server_on(kind: str, size_mb: int, **settings: Any) -> Iterator[Server]:
     """A Torpor whose pool is a file system of its own; the image is `pool.img`, as after `torpor host setup`."""
     server = Server(on_disk=True, **settings)
     point = server.data_dir / "volumes"

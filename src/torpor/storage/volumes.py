@@ -212,6 +212,12 @@ class Volumes:
         removing = self.root / f"{_REMOVING}{id}"
         try:
             self.path(id).rename(removing)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            removing = self.path(id)  # btrfs without any room can remove files, but not rename them
         self._measured.pop(id, None)
         await asyncio.to_thread(self._remove, removing)
 
