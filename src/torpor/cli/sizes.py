@@ -162,7 +162,7 @@ def summary(view: SizeView) -> list[str]:
         _line("processors", cpu + _mark(own.min_cpu, own.max_cpu) + now_cpu),
         _line("memory", memory + _mark(own.min_memory_bytes, own.max_memory_bytes) + used),
         _line("connections", f"{view.connections} of {size.connections}{_mark(own.connections)}{limit}"),
-        _line("disk", f"{text.size(view.disk_bytes)} of {text.size(size.disk_bytes)}{_mark(own.disk_bytes)}"),
+        _line("disk", f"{text.size(view.disk_bytes)} of {text.size(size.disk_bytes)}{_mark(own.disk_bytes)}{_shared(view)}"),
     ]
 
 
@@ -189,6 +189,13 @@ def _ceiling(decision: Decision, value: float | None) -> str:
     if value is None:
         return "none"
     return text.size(value) if decision.kind == "memory" else f"{value:.2g}"
+
+
+def _shared(view: SizeView) -> str:
+    """Told where it is more than the slack of rounding."""
+    if view.disk_own_bytes is None or view.disk_bytes - view.disk_own_bytes < MIB:
+        return ""
+    return f"; {text.size(view.disk_own_bytes)} count for it, the rest for what it was copied from"
 
 
 def _mark(*own: object) -> str:

@@ -13,6 +13,7 @@ from torpor.base.clock import Clock
 from torpor.base.memory import HostMemory
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
+from torpor.compute.lifecycle import ComputeState
 from torpor.control.scaling import Scaling
 from torpor.metering.traffic import Traffic
 from torpor.model.database import Wake
@@ -32,6 +33,7 @@ from torpor.model.views import (
     WakeView,
 )
 from torpor.model.workspace import WorkspaceId
+from torpor.storage.room import look
 from torpor.storage.volumes import Volumes
 
 _RECENT_WAKES = 10
@@ -138,7 +140,7 @@ class Viewer:
     async def detail(self, compute: Compute) -> DatabaseDetail:
         """Everything about one database."""
         causes = await compute.causes()
-        disk_bytes = await self._volumes.measure(compute.database.id)
+        disk_bytes, own_bytes = await self._disk(compute)
         view = self.view(compute)
         step = compute.next_step()
         blocked = compute.tier is Tier.AWAKE and any(cause.reason != "recent" for cause in causes)
@@ -156,7 +158,7 @@ class Viewer:
             last_activity_at=now - (mono - compute.last_activity) if compute.last_activity is not None else None,
             broken=compute.broken,
             recent_wakes=self.wakes(compute, _RECENT_WAKES),
-            size=self._size(compute, disk_bytes),
+            size=self._size(compute, disk_bytes, own_bytes),
             history=self._shipping(compute.database.id),
             lineage=tuple(self._lineage(compute.database.parent)),
         )
@@ -164,7 +166,7 @@ class Viewer:
     def _sandbox(self, compute: Compute) -> tuple[str, str]:
         """The level that it has, or will be started with, and what that lacks."""
         given, _, held_by = self._facts.sandbox.partition(", ")
-        level = compute.live().level if compute.tier is not Tier.STOPPED and not compute.is_moving else None
+        level = compute.live().level if compute.state is not ComputeState.STOPPED and not compute.is_moving else None
         if level is None or level == given:
             return self._facts.sandbox, self._facts.sandbox_lacks
         again = f"stop it once: `torpor sleep {compute.database.label} --tier stopped`"
@@ -172,9 +174,23 @@ class Viewer:
 
     async def size(self, compute: Compute) -> SizeView:
         """What a database may use, and why. Never wakes it."""
-        return self._size(compute, await self._volumes.measure(compute.database.id))
+        return self._size(compute, *await self._disk(compute))
 
-    def _size(self, compute: Compute, disk_bytes: int) -> SizeView:
+    async def _disk(self, compute: Compute) -> tuple[int, int | None]:
+        """Bytes of its volume, and how many of them count for it: each byte for whom it came from, as well as that can be told.
+
+        What a database that was copied from no other shares with its branches is its own; what it shares else is the template's.
+        """
+        database = compute.database
+        used = await self._volumes.measure(database.id)
+        shared = await self._volumes.shared_bytes(database.id)
+        if shared is None:
+            return used, None
+        if database.parent is None and any(self._fleet.compute(name).database.parent == database.id for name in self._fleet.names()):
+            return used, used
+        return used, max(0, used - shared)
+
+    def _size(self, compute: Compute, disk_bytes: int, own_bytes: int | None) -> SizeView:
         live, limits = self._scaling.live(compute), compute.shares.limits
         return SizeView(
             size=compute.size,
@@ -187,6 +203,7 @@ class Viewer:
             memory_ceiling_bytes=limits.memory_soft_bytes if limits is not None else None,
             memory_bytes=compute.usage().memory_bytes,
             disk_bytes=disk_bytes,
+            disk_own_bytes=own_bytes,
             connections=compute.connections,
             connection_limit=compute.connection_limit,
             held=self._facts.held,
@@ -203,7 +220,7 @@ class Viewer:
 
     def host(self) -> HostView:
         """The host at a glance."""
-        memory, facts, warm = self._memory(), self._facts, self._warm()
+        memory, facts, warm, room = self._memory(), self._facts, self._warm(), look(self._volumes.root)
         tiers = self._fleet.counts()
         for compute in warm:  # they are nobody's yet
             tiers[compute.tier] -= 1
@@ -225,6 +242,9 @@ class Viewer:
             sandbox_lacks=facts.sandbox_lacks,
             lacks=facts.lacks,
             refused=self._refused(),
+            pool_total_bytes=room.total_bytes,
+            pool_free_bytes=room.free_bytes,
+            pool_level=self._volumes.level.name.lower(),
         )
 
     @cached_property

@@ -98,7 +98,8 @@ class Decision:
 class SizeView:
     """What a database may use, what it may use now, and why. `cpu_ceiling` is None while there is none (boosted, or asleep); above
     `memory_ceiling_bytes` its memory is taken first when the host is short. Use, average and peak are processors of the last second and the
-    last five minutes. `held` says how each limit is held."""
+    last five minutes. `held` says how each limit is held. Of `disk_bytes`, `disk_own_bytes` count for this database: what it shares with
+    its template or its parent counts there. None where the file system doesn't say."""
 
     size: Size
     overrides: SizeOverrides = NO_OVERRIDES
@@ -114,6 +115,7 @@ class SizeView:
     connection_limit: int = 0
     held: dict[str, str] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
+    disk_own_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,3 +201,7 @@ class HostView:
     lacks: tuple[str, ...] = field(default=())
     refused: tuple[RefusalView, ...] = ()
     """Who was refused most in the last ten minutes, the heaviest first."""
+    pool_total_bytes: int = 0
+    pool_free_bytes: int = 0
+    pool_level: str = "room"
+    """room; or, the less there is: low (nothing is made, read-only by default), short (writers are ended), out (nothing runs)."""

@@ -30,6 +30,7 @@ from torpor.base.processes import dying_with_us
 from torpor.base.tasks import TaskOwner
 from torpor.model.errors import AlreadyRunning, DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId, is_database_id
+from torpor.storage.extents import shared_bytes
 from torpor.storage.quotas import NoQuotas, find_quotas
 from torpor.storage.room import FULL_HINT, PoolLevel, Room, look
 
@@ -39,6 +40,7 @@ INODE_BYTES = 4096
 """What a file, directory or link counts at least: the host's file system has only so many, about one for every 16 kB."""
 _SLOW_S = 1.0  # a walk that takes longer is a tenant's doing: 500,000 files
 _HOLD_AGAIN_S = 0.05
+_SHARED_PATIENCE_S = 2.0
 _REST = 10.0  # times as long as it took a volume isn't walked again: a tenth of a processor is spent on each at most
 _libc = ctypes.CDLL(None, use_errno=True)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -50,6 +52,8 @@ class _Measured:
     took_s: float = 0.0
     again_at: float = 0.0
     walk: asyncio.Task[None] | None = None
+    shared_bytes: int | None = None
+    share_again_at: float = 0.0
 
 
 class Volumes:
@@ -241,6 +245,17 @@ class Volumes:
         if measured.walk is not None:
             await asyncio.shield(measured.walk)
         return measured.used_bytes
+
+    async def shared_bytes(self, id: DatabaseId) -> int | None:
+        """How much of a volume others have, too (its template, its parent, its branches), as the file system says. None when it doesn't."""
+        if not self.reflinks:
+            return 0
+        measured = self._measured.setdefault(id, _Measured())
+        async with self._slow_walks:
+            if (began := time.monotonic()) >= measured.share_again_at:
+                measured.shared_bytes = await asyncio.to_thread(shared_bytes, self.data(id), _SHARED_PATIENCE_S)
+                measured.share_again_at = time.monotonic() + (time.monotonic() - began) * _REST
+        return measured.shared_bytes
 
     async def _measure(self, id: DatabaseId, measured: _Measured) -> None:
         try:
