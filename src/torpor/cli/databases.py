@@ -246,7 +246,7 @@ def policy_text(detail: DatabaseDetail) -> str:
 
 
 def _row(view: DatabaseView, now: float) -> list[str]:
-    memory = "-" if view.tier is Tier.STOPPED else text.size(view.memory_bytes)
+    memory = "-" if view.tier in (Tier.STOPPED, Tier.ARCHIVED) else text.size(view.memory_bytes)
     return [view.name, str(view.tier), text.age(view.tier_since, now), str(view.connections), memory, last_wake(view, now)]
 
 

@@ -96,7 +96,7 @@ def _wake(wake: WakeView, now: float) -> str:
 
 
 def _memory(view: DatabaseView) -> str:
-    if view.tier is Tier.STOPPED:
+    if view.tier in (Tier.STOPPED, Tier.ARCHIVED):
         return "none"
     return text.size(view.memory_bytes) + (f", and {text.size(view.swap_bytes)} in swap" if view.swap_bytes else "")
 

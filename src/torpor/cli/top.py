@@ -33,8 +33,8 @@ _REFRESH_S = 1.0
 _MAX_ROWS = 200
 _HEADER_LINES = 7
 _REFUSED_SHOWN = 3
-_DEPTH = (Tier.AWAKE, Tier.FROZEN, Tier.PAGED, Tier.STOPPED)
-_COLORS = {Tier.AWAKE: "green", Tier.FROZEN: "cyan", Tier.PAGED: "blue", Tier.STOPPED: "bright_black"}
+_DEPTH = (Tier.AWAKE, Tier.FROZEN, Tier.PAGED, Tier.STOPPED, Tier.ARCHIVED)
+_COLORS = {Tier.AWAKE: "green", Tier.FROZEN: "cyan", Tier.PAGED: "blue", Tier.STOPPED: "bright_black", Tier.ARCHIVED: "bright_black"}
 _HEAD = ("NAME", "TIER", "SINCE", "CONNS", "CPU%", "CEILING", "MEMORY", "LAST WAKE", "AWAKE BY")
 _RIGHT = frozenset({2, 3, 4, 5, 6})
 
@@ -106,9 +106,17 @@ def header(sample: Sample) -> list[str]:
     ]
     return [
         f"torpor {host.version}  up {text.duration(sample.at - host.started_at)}  door {host.door}  API {host.api}",
-        f"{host.databases} databases: {tiers}; {host.warm} warm; {host.connections} connections; memory {memory}{swap}",
+        f"{host.databases} databases: {tiers}; {host.warm} warm; {host.connections} connections; memory {memory}{swap}{_pool(host)}",
         *([f"refused: {', '.join(refused)}"] if refused else []),
     ]
+
+
+def _pool(host: HostView) -> str:
+    """Room in the pool; a daemon of before doesn't say."""
+    if not host.pool_total_bytes:
+        return ""
+    full = "" if host.pool_level == "room" else f" ({host.pool_level.upper()}: read-only until there is room)"
+    return f"; pool {text.size(host.pool_free_bytes)} of {text.size(host.pool_total_bytes)} free{full}"
 
 
 def row(sample: Sample, view: DatabaseView) -> list[str]:
@@ -122,7 +130,7 @@ def row(sample: Sample, view: DatabaseView) -> list[str]:
         str(view.connections),
         "-" if share is None else f"{share:.1f}",
         _ceiling(view),
-        "-" if view.tier is Tier.STOPPED else text.size(view.memory_bytes),
+        "-" if view.tier in (Tier.STOPPED, Tier.ARCHIVED) else text.size(view.memory_bytes),
         last_wake(view, sample.at),
         causes or "-",
     ]

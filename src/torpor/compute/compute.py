@@ -62,7 +62,8 @@ class Compute:
         self.last_activity: float | None = None  # monotonic
         self.broken = ""
         self.refusal: TorporError | None = None  # why it may not be started
-        self.handed_over = 0  # sockets of clients, ever
+        self.archived = False  # its volume is in the store
+        self.handed_over = self.exports = 0  # sockets of clients, ever; dumps that Torpor itself makes now
         self._around = around
         self._listener = listener
         self.shares = Shares()
@@ -88,7 +89,7 @@ class Compute:
     @property
     def tier(self) -> Tier:
         """The tier that users are shown."""
-        return TIERS[self.state]
+        return Tier.ARCHIVED if self.archived and self.state is ComputeState.STOPPED else TIERS[self.state]
 
     @property
     def major(self) -> int:
@@ -228,7 +229,7 @@ class Compute:
                 case ComputeState.FROZEN | ComputeState.PAGED:
                     return self._thaw(reason, detail)
                 case ComputeState.STOPPED:
-                    if self.refusal is not None:
+                    if self.refusal is not None and not self.exports:
                         raise self.refusal
                     if self._failure is not None and self._around.clock.monotonic() - self._failed_at < _FAILURE_REMEMBERED_S:
                         raise self._failure
@@ -243,6 +244,8 @@ class Compute:
         The caller keeps and closes its own socket object. `carrier` counts the bytes where `client` isn't TCP itself. Only within
         `awake`. Raises ComputeLost.
         """
+        if self.refusal is not None:  # it runs for an export
+            raise self.refusal
         self.handed_over += 1
         for pause_s in _HAND_OVER_AGAIN_AFTER_S:
             self._touch()
@@ -436,12 +439,15 @@ class Compute:
 
     async def _start(self, reason: WakeReason, detail: str) -> None:
         around, clock = self._around, self._around.clock
-        began_at, steps = clock.time(), Steps(clock)
+        began_at, steps, tier = clock.time(), Steps(clock), self.tier
         async with contextlib.AsyncExitStack() as slot:
             await slot.enter_async_context(around.starts)
             steps.done("queue")
             self._go(ComputeState.STARTING, reason)
             try:
+                if self.archived:
+                    await around.bring_back(self.database, slot.aclose)
+                    steps.done("fetch")
                 plan = await plan_launch(self.database, self.size, around, self.log_file)
                 postmaster = self._postmaster = self._new_postmaster()
                 await start(postmaster, plan, self.database.id, around, slot, steps, self._exited)
@@ -453,7 +459,7 @@ class Compute:
         self.broken = ""
         self._go(ComputeState.AWAKE, reason)
         self._begin_dozing()
-        wake = Wake(self.database.id, began_at, reason, Tier.STOPPED, detail, steps.elapsed_ms, steps.taken)
+        wake = Wake(self.database.id, began_at, reason, tier, detail, steps.elapsed_ms, steps.taken)
         self._last_wake = wake
         around.on_wake(wake)
 

@@ -13,6 +13,7 @@ from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle, boot_id
 from torpor.compute.compute import Compute
 from torpor.compute.ladder import Ladder
+from torpor.compute.lifecycle import ComputeState
 from torpor.compute.postmaster import accepts_connections
 from torpor.compute.surroundings import Surroundings
 from torpor.model.database import ComputeRecord, Database, DatabaseState, Role
@@ -96,6 +97,16 @@ class Fleet:
         self._index(compute)
         self._ladder.reschedule(compute)
         return compute
+
+    def set_archived(self, id: DatabaseId, archived: bool, since: float) -> None:
+        """Note that the volume of a database is in the store now, or on the pool."""
+        if (compute := self._by_id.get(id)) is None or compute.archived is archived:
+            return
+        before = compute.tier
+        compute.archived = archived
+        if compute.tier is not before:
+            compute.tier_since, compute.tier_reason = since, SleepReason.API
+            self.tier_changed(compute, before)
 
     def remove(self, id: DatabaseId) -> None:
         """Forget a database, which must be discarded. Idempotent."""
@@ -264,7 +275,7 @@ class Fleet:
         for stopping in stops:
             stopping.cancel()
         await asyncio.gather(*stops, return_exceptions=True)
-        await self._kill([compute for compute in computes if compute.tier is not Tier.STOPPED or compute.is_moving])
+        await self._kill([compute for compute in computes if compute.state is not ComputeState.STOPPED or compute.is_moving])
 
     async def _kill(self, computes: Collection[Compute]) -> None:
         log.warning("killing what doesn't end", computes=len(computes))
@@ -289,7 +300,7 @@ class Fleet:
     def running(self) -> list[Compute]:
         """All that aren't stopped, or won't be in a moment."""
         return [compute for tier in (Tier.AWAKE, Tier.FROZEN, Tier.PAGED) for compute in self._by_tier[tier]] + [
-            compute for compute in self._by_tier[Tier.STOPPED] if compute.is_moving
+            compute for tier in (Tier.STOPPED, Tier.ARCHIVED) for compute in self._by_tier[tier] if compute.is_moving
         ]
 
     def _index(self, compute: Compute) -> None:

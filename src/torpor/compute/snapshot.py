@@ -101,7 +101,7 @@ async def _as_it_is(compute: Compute, volumes: Volumes, data: Path, uid: int) ->
     """None when it isn't asleep, or didn't stay so."""
     tier, moves = compute.tier, compute.moves
     asleep = compute.state in (ComputeState.FROZEN, ComputeState.PAGED)
-    if not asleep and (compute.state is not ComputeState.STOPPED or compute.is_moving):
+    if not asleep and (compute.state is not ComputeState.STOPPED or compute.is_moving or compute.archived):
         return None
     try:
         await copy_tree(volumes.data(compute.database.id), data, uid, _STILL)

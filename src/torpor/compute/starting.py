@@ -19,6 +19,7 @@ from torpor.model.database import ComputeRecord, Database, Step
 from torpor.model.errors import (
     BinariesMissing,
     ComputeStartFailed,
+    HistoryError,
     HostError,
     PoolFull,
     ShuttingDown,
@@ -117,7 +118,7 @@ def failure_of(error: BaseException, label: str, log: Path) -> TorporError:
     """What those who wait for the start are told."""
     if isinstance(error, asyncio.CancelledError):
         return ShuttingDown(f"the start of database {label} was given up, as it is to be stopped")
-    if isinstance(error, BinariesMissing | PoolFull | StartTimeout):
+    if isinstance(error, BinariesMissing | PoolFull | StartTimeout | HistoryError):
         return error
     if isinstance(error, ComputeStartFailed) and not isinstance(error, VolumeInUse):
         words = logfile.last_words(log)

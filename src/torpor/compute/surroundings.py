@@ -20,6 +20,10 @@ from torpor.model.sleep import SleepPolicy
 from torpor.storage.volumes import Volumes
 
 
+async def _nothing_is_archived(_database: Database, _let_others: Callable[[], Awaitable[None]]) -> None:
+    pass
+
+
 async def _nobody_asks(_database: Database, _service: ServiceSession) -> None:
     pass
 
@@ -49,3 +53,5 @@ class Surroundings:
     """Finds who carries an adopted session, by the Unix address of the carrier's end."""
     falling_asleep: Callable[[Database, ServiceSession], Awaitable[None]] = _nobody_asks
     """Is called right before a freeze or a stop, while PostgreSQL can still be asked."""
+    bring_back: Callable[[Database, Callable[[], Awaitable[None]]], Awaitable[None]] = _nothing_is_archived
+    """Is called before the start of what is archived, and fetches its volume; what it is given it calls first, so that others may start."""

@@ -5,6 +5,7 @@ removed; what is gone is noted. Killing it in the middle is harmless: the next s
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,17 @@ class Reconciler:
     """One start's reconciliation."""
 
     def __init__(
-        self, catalog: Catalog, volumes: Volumes, trees: Trees, fleet: Fleet, provisioner: Provisioner, warm_pool: WarmPool, run: Path
+        self,
+        catalog: Catalog,
+        volumes: Volumes,
+        trees: Trees,
+        fleet: Fleet,
+        provisioner: Provisioner,
+        warm_pool: WarmPool,
+        run: Path,
+        is_archived: Callable[[DatabaseId], bool] = lambda _id: False,
     ) -> None:
+        """`is_archived` says of a database whether its volume is missing for that reason."""
         self._catalog = catalog
         self._volumes = volumes
         self._trees = trees
@@ -47,6 +57,7 @@ class Reconciler:
         self._provisioner = provisioner
         self._warm_pool = warm_pool
         self._run = run
+        self._is_archived = is_archived
 
     async def reconcile(self, door_port: int) -> Findings:
         """Set everything right. `door_port` tells clients' sockets from others in adopted backends."""
@@ -78,7 +89,7 @@ class Reconciler:
                     await self._provisioner.remove(compute)
                     found.removed += 1
                 case DatabaseState.READY:
-                    if database.id not in on_disk:
+                    if database.id not in on_disk and not self._is_archived(database.id):
                         compute.broken = "its volume is missing"
                         log.error("volume missing", database=database.label, volume=str(self._volumes.path(database.id)))
         for id in on_disk - {database.id for database in databases}:

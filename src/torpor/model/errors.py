@@ -33,12 +33,14 @@ TorporError
 │   ├── ComputeStartFailed      58000  503   PostgreSQL did not start; the cause is in the text
 │   ├── ComputeLost             57P02  503   PostgreSQL went away while we talked to it
 │   ├── StartTimeout            57P03  503   still starting (for instance recovering from a crash)
+│   ├── DumpFailed              58000  503   pg_dump could not read the database, or not all of it
 │   ├── PoolFull                53100  507   the storage pool has no room
-│   ├── HistoryUnreachable      58030  503   the store of the history doesn't answer, or fails
-│   ├── HistoryRefused          58030  503   … refuses: credentials, permissions, no such bucket
-│   ├── HistoryFull             53100  507   … has no room
-│   ├── HistoryMissing          58P01  404   a base or a piece of the log isn't there
-│   ├── HistoryCorrupt          XX001  500   what is stored isn't what was stored, or belongs elsewhere
+│   ├── HistoryError            58030  503   the store of the history, or what is in it, fails
+│   │   ├── HistoryUnreachable  58030  503   it doesn't answer, or says that something is wrong with it
+│   │   ├── HistoryRefused      58030  503   it refuses: credentials, permissions, no such bucket
+│   │   ├── HistoryFull         53100  507   it has no room
+│   │   ├── HistoryMissing      58P01  404   a base or a piece of the log isn't there
+│   │   └── HistoryCorrupt      XX001  500   what is stored isn't what was stored, or belongs elsewhere
 │   ├── DiskFull                53100  507   the database was stopped, as its volume is far beyond its size
 │   └── ShuttingDown            57P01  503   Torpor is stopping
 └── HostError                   the host lacks something; `torpor serve` ends with `exit_code`
@@ -211,6 +213,10 @@ class StartTimeout(Unavailable):
     kind, sqlstate, http_status = "start_timeout", "57P03", 503
 
 
+class DumpFailed(Unavailable):
+    kind, sqlstate, http_status = "dump_failed", "58000", 503
+
+
 class DiskFull(Unavailable):
     kind, sqlstate, http_status = "disk_full", "53100", 507
 
@@ -219,24 +225,28 @@ class PoolFull(Unavailable):
     kind, sqlstate, http_status = "pool_full", "53100", 507
 
 
-class HistoryUnreachable(Unavailable):
+class HistoryError(Unavailable):
+    kind, sqlstate, http_status = "history_error", "58030", 503
+
+
+class HistoryUnreachable(HistoryError):
     kind, sqlstate, http_status = "history_unreachable", "58030", 503
 
 
-class HistoryRefused(Unavailable):
+class HistoryRefused(HistoryError):
     kind, sqlstate, http_status = "history_refused", "58030", 503
 
 
-class HistoryFull(Unavailable):
+class HistoryFull(HistoryError):
     kind, sqlstate, http_status = "history_full", "53100", 507
     usual_hint = "give the store of the history more room, or keep less history"
 
 
-class HistoryMissing(Unavailable):
+class HistoryMissing(HistoryError):
     kind, sqlstate, http_status = "history_missing", "58P01", 404
 
 
-class HistoryCorrupt(Unavailable):
+class HistoryCorrupt(HistoryError):
     kind, sqlstate, http_status = "history_corrupt", "XX001", 500
     usual_hint = "restore to a moment that another base covers, and make a new base"
 

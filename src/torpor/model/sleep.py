@@ -13,6 +13,7 @@ class Tier(StrEnum):
     FROZEN = "frozen"  # processes and memory stay, no CPU
     PAGED = "paged"  # frozen, and memory reclaimed to swap
     STOPPED = "stopped"  # only the volume
+    ARCHIVED = "archived"  # not even that: it is in the store of the history
 
 
 class WakeReason(StrEnum):

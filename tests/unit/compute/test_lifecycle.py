@@ -12,7 +12,7 @@ S = ComputeState
 
 def test_every_state_has_moves_and_a_tier() -> None:
     assert set(MOVES) == set(TIERS) == set(ComputeState)
-    assert set(TIERS.values()) == set(Tier)
+    assert set(TIERS.values()) == set(Tier) - {Tier.ARCHIVED}  # which a stopped one is, too, when its volume is elsewhere
     assert all(MOVES.values()), "no state is a dead end"
 
 

@@ -14,7 +14,7 @@ from torpor.model.names import DatabaseId
 from torpor.model.settings import NO_HISTORY, Settings
 from torpor.storage.archive.bucket import Bucket
 from torpor.storage.archive.directory import DirectoryBucket
-from torpor.storage.archive.format import Keys
+from torpor.storage.archive.format import SHELVES, Keys
 from torpor.storage.archive.repository import Repository
 from torpor.storage.archive.s3 import S3Bucket
 from torpor.storage.archive.store import Store
@@ -31,7 +31,7 @@ class Archive:
         self.store, self.master = store, master
         self._executor = executor
         self._turns = asyncio.Semaphore(_CHUNKS_IN_MEMORY)
-        self._repositories: WeakValueDictionary[DatabaseId, Repository] = WeakValueDictionary()
+        self._repositories: WeakValueDictionary[str, Repository] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"<Archive {self.store.description}>"
@@ -42,16 +42,24 @@ class Archive:
 
     def repository(self, id: DatabaseId, wrapped_key: bytes) -> Repository:
         """The history of a database: the same object for all who hold it at a time. Raises KeyFileUnusable."""
-        if (found := self._repositories.get(id)) is None:
-            found = Repository(self.store, self.master.vault(id, wrapped_key), id, self._executor, self._turns)
-            self._repositories[id] = found
+        return self._repository(id, wrapped_key, Keys(id))
+
+    def shelf(self, id: DatabaseId, wrapped_key: bytes) -> Repository:
+        """Where the volume of a database is while it is archived: apart from its history. Raises KeyFileUnusable."""
+        return self._repository(id, wrapped_key, Keys(id, SHELVES))
+
+    def _repository(self, id: DatabaseId, wrapped_key: bytes, keys: Keys) -> Repository:
+        if (found := self._repositories.get(keys.root)) is None:
+            found = Repository(self.store, self.master.vault(id, wrapped_key), id, self._executor, self._turns, keys)
+            self._repositories[keys.root] = found
         return found
 
     async def destroy(self, id: DatabaseId) -> None:
-        """Remove a history whose key is gone already. Idempotent; may be called again after any failure."""
-        if (found := self._repositories.pop(id, None)) is not None:
-            await found.destroy()
-        await self.store.delete([stored.key for stored in await self.store.list(Keys(id).root)])
+        """Remove all that is stored of a database whose keys are gone already. Idempotent; may be called again after any failure."""
+        for root in (Keys(id).root, Keys(id, SHELVES).root):
+            if (found := self._repositories.pop(root, None)) is not None:
+                await found.destroy()
+            await self.store.delete([stored.key for stored in await self.store.list(root)])
 
     def close(self) -> None:
         """End its threads, once what they are at is done. Cancel who uses it before."""

@@ -4,6 +4,8 @@
     databases/<id>/chunks/<2 digits>/<62>  4 MB at most of bytes of files, or of the index, named by their digest
     databases/<id>/wal/<timeline>/<from>-<to>
 
+What an archived database consists of is a base, too, of its own below archived/<id>.
+
 All are sealed. Chunks are cut so that what changed little shares most: large files at multiples of 4 MB; small ones are packed in the order
 of their paths, and a pack ends where the name of a file says so, not where a size is reached, so that one file more moves no others.
 Paths are bytes, as the kernel has them.
@@ -21,6 +23,7 @@ from torpor.storage.archive.bucket import Stored
 from torpor.storage.archive.retention import Base, LogPiece
 
 FORMAT = 1
+HISTORIES, SHELVES = "databases", "archived"
 CHUNK_BYTES = 4 << 20
 SMALL_BYTES = 256 << 10
 """Files up to this size are packed."""
@@ -132,8 +135,8 @@ def ends_pack(path: bytes) -> bool:
 class Keys:
     """The names of a database's objects."""
 
-    def __init__(self, id: DatabaseId) -> None:
-        self.root = f"databases/{id}"
+    def __init__(self, id: DatabaseId, kind: str = HISTORIES) -> None:
+        self.root = f"{kind}/{id}"
         self.bases = f"{self.root}/bases"
         self.chunks = f"{self.root}/chunks"
         self.log = f"{self.root}/wal"

@@ -71,11 +71,11 @@ class Expired:
 class Repository:
     """What is kept of one database."""
 
-    def __init__(self, store: Store, vault: Vault, id: DatabaseId, executor: Executor, turns: asyncio.Semaphore) -> None:
-        """`turns` bounds the chunks in memory, of all repositories that share it."""
+    def __init__(self, store: Store, vault: Vault, id: DatabaseId, executor: Executor, turns: asyncio.Semaphore, keys: Keys) -> None:
+        """`turns` bounds the chunks in memory, of all repositories that share it; `keys` says where in the store it is."""
         self.id = id
         self._store, self._vault, self._executor, self._turns = store, vault, executor, turns
-        self._keys = Keys(id)
+        self._keys = keys
         self._changing = asyncio.Lock()
         self._held: Counter[int] = Counter()
         self._manifests: dict[int, Manifest] = {}
@@ -109,13 +109,14 @@ class Repository:
             return await _Putting(self, known, progress, total).run(source, leave_out, number, facts)
 
     async def get_base(self, number: int, target: Path, progress: Progress = _silent) -> Base:
-        """Write a base into `target`, which must be empty: as ours, with the modes that it had; durable on return.
+        """Write a base into `target`, a new directory or one with nothing in it but empty directories: as ours, with the modes that it had;
+        durable on return.
 
         Raises HistoryMissing, HistoryCorrupt, PoolFull; what was written until then is the caller's to remove.
         """
         async with self.hold(number):
             manifest = await self._manifest(number)
-            writer, done, total = tree.TreeWriter(target), 0, manifest.base.size_bytes
+            writer, done, total = await self._run(lambda: tree.TreeWriter(target)), 0, manifest.base.size_bytes
 
             async def fill(content: Content) -> None:
                 nonlocal done

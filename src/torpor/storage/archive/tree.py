@@ -78,10 +78,15 @@ def read_tree(root: Path, leave_out: Callable[[str], bool] = nothing) -> Iterato
 
 
 class TreeWriter:
-    """Makes a tree in an empty directory. All raise HistoryCorrupt for what no reader yields, and PoolFull."""
+    """Makes a tree in a directory, which it makes, too; one that is there may hold empty directories, and nothing else.
+
+    All raise HistoryCorrupt for what no reader yields, and PoolFull.
+    """
 
     def __init__(self, target: Path) -> None:
         self._target = os.fsencode(target)
+        with _named(self._target):
+            target.mkdir(mode=0o700, exist_ok=True)
         self._links: list[Link] = []
         self._modes: list[tuple[bytes, int]] = []
 
@@ -94,7 +99,11 @@ class TreeWriter:
         path = self._path(record.path)
         with _named(record.path):
             if isinstance(record, Directory):
-                os.mkdir(path, record.mode | 0o700)
+                try:
+                    os.mkdir(path, record.mode | 0o700)
+                except FileExistsError:
+                    if not stat.S_ISDIR(os.lstat(path).st_mode):
+                        raise
                 self._modes.append((path, record.mode))
             elif isinstance(record, File):
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
