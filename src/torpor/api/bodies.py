@@ -159,7 +159,6 @@ class BranchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return checked(SleepOverrides(self.freeze_after_s, self.page_after_s, self.stop_after_s))
 
 
-class ResetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 At = Annotated[
     float | None,
     Meta(description="As it was then: with all that was committed until then.", examples=[1795000000.0]),
@@ -179,6 +178,22 @@ class PastBranchBody(BranchBody, frozen=True, forbid_unknown_fields=True):
 
 
     """How to reset."""
+class RestoreBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to go back to: one of `at`, `lsn` and `before_transaction`."""
+
+    at: At = None
+    lsn: Lsn = None
+    before_transaction: BeforeTransaction = None
+    force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
+
+
+class UndoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to undo a restore."""
+
+    force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
+
+
+class ResetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
 

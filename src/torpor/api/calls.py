@@ -13,7 +13,7 @@ import msgspec
 
 from torpor.api.asgi import MAX_BODY_BYTES, Answer, Stream
 from torpor.api.bodies import NoQuery
-from torpor.api.ports import Access, Audit, Branches, Databases, Drains, Histories, Jobs, Keys, Workspaces
+from torpor.api.ports import Access, Archiving, Audit, Branches, Databases, Drains, Histories, Jobs, Keys, Restores, Rewinds, Workspaces
 from torpor.model import errors
 from torpor.model.drain import DrainState
 from torpor.model.size import SizeOverrides
@@ -40,6 +40,9 @@ class Services:
         jobs: Jobs,
         branches: Branches,
         histories: Histories | None = None,
+        restores: Restores | None = None,
+        rewinds: Rewinds | None = None,
+        archiving: Archiving | None = None,
     ) -> None:
         self.databases = databases
         self.workspaces = workspaces
@@ -49,6 +52,9 @@ class Services:
         self.jobs = jobs
         self.branches = branches
         self.histories = histories
+        self.restores = restores
+        self.rewinds = rewinds
+        self.archiving = archiving
         self.render = render
         self.drains = drains
         self.stopping = asyncio.Event()

@@ -7,12 +7,12 @@ from msgspec import UNSET
 
 from torpor.api import examples
 from torpor.api.asgi import Answer, json_answer
-from torpor.api.bodies import PastBranchBody, RetentionBody
+from torpor.api.bodies import PastBranchBody, RestoreBody, RetentionBody, UndoBody
 from torpor.api.calls import Call, Context, Operation, allowed_size
-from torpor.api.ports import Histories, Restores
+from torpor.api.ports import Histories, Restores, Rewinds
 from torpor.model import errors
 from torpor.model.branches import PastBranch
-from torpor.model.history import read_moment
+from torpor.model.history import Moment, read_moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.workspace import AccessScope
@@ -66,6 +66,29 @@ async def branch_past(context: Context, call: Call) -> Answer:
     return json_answer(begun, 202)
 
 
+async def restore(context: Context, call: Call) -> Answer:
+    """Brings a database back to what it was, in place: it keeps its URL, and its owner's password. What it is now stays as a branch, which
+    the job's result names as `before`. Answers at once, with the job that does it; the database goes on until the last second of that."""
+    body: RestoreBody = call.body
+    moment = read_moment(body.at, body.lsn, body.before_transaction)
+    if moment == Moment():
+        raise errors.InvalidRequest("it isn't said where to go back to", "give one of at, lsn and before_transaction")
+    return json_answer(await _rewinds(context).restore(call.name, moment, body.force, context.caller.actor), 202)
+
+
+async def undo_restore(context: Context, call: Call) -> Answer:
+    """Takes back the last restore in place: the database and the branch that was kept exchange what they are. Asked once more, the restore is
+    done again."""
+    body: UndoBody = call.body
+    return json_answer(await _rewinds(context).undo(call.name, body.force, context.caller.actor), 202)
+
+
+def _rewinds(context: Context) -> Rewinds:
+    _histories(context)
+    assert context.services.rewinds is not None
+    return context.services.rewinds.within(context.caller.workspace)
+
+
 def _restores(context: Context) -> Restores:
     _histories(context)
     assert context.services.restores is not None
@@ -104,6 +127,17 @@ OPERATIONS: tuple[Operation, ...] = (
         examples.PAST_BRANCH, 202, body=PastBranchBody, body_example={"name": "shop-then", "at": 1795000000.0}, scope=AccessScope.WRITE,
         action="database.branch_past", told=("name", "at", "lsn", "before_transaction", "ttl_s", "keep_passwords", "size"),
         refusals=(errors.DatabaseNotFound, errors.InvalidName, errors.DatabaseExists, errors.Conflict, errors.TooManyJobs),
+    ),
+    Operation(
+        "restoreDatabase", "POST", f"{_DATABASE}/restore", "Restore in place", restore, JobView, examples.JOB, 202,
+        body=RestoreBody, body_example={"at": 1795000000.0}, scope=AccessScope.WRITE, action="database.restore",
+        told=("at", "lsn", "before_transaction", "force"),
+        refusals=(errors.DatabaseNotFound, errors.DatabaseInUse, errors.Conflict, errors.TooManyJobs),
+    ),
+    Operation(
+        "undoRestore", "POST", f"{_DATABASE}/restore/undo", "Undo a restore", undo_restore, JobView, examples.JOB, 202,
+        body=UndoBody, body_example={"force": False}, scope=AccessScope.WRITE, action="database.restore_undo", told=("force",),
+        refusals=(errors.DatabaseNotFound, errors.DatabaseInUse, errors.Conflict, errors.TooManyJobs),
     ),
 )  # fmt: skip
 """Part of the table in `operations`."""

@@ -160,24 +160,6 @@ class Jobs(Protocol):
         ...
 
 
-class Histories(Protocol):
-    """The use cases on the past of databases. They don't ask whether the database is there, or whose it is."""
-
-    async def view(self, id: DatabaseId) -> HistoryView:
-        """What can be restored, and what it costs."""
-        ...
-
-    async def bases(self, id: DatabaseId) -> BaseList:
-        """The base copies, oldest first."""
-        ...
-
-    def back_up(self, id: DatabaseId, by: str) -> JobView:
-        """Begin to take a base copy."""
-        ...
-
-    def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
-        """What the database sets itself of how much is kept: seconds, base copies."""
-        ...
 class Restores(Protocol):
     """The use cases that bring back what was."""
 
@@ -218,6 +200,40 @@ class Access(Protocol):
     """The use cases on access lists. They don't ask whether the database or workspace is there."""
 
     def show(self, key: ScopeKey) -> AccessView:
+class Rewinds(Protocol):
+    """The use cases that restore in place."""
+
+    def within(self, workspace: WorkspaceId | None) -> "Rewinds":
+        """The same use cases, confined to the databases of one workspace."""
+        ...
+
+    async def restore(self, name: str, moment: Moment, force: bool, by: str) -> JobView:
+        """Begin to bring a database back to a moment."""
+        ...
+
+    async def undo(self, name: str, force: bool, by: str) -> JobView:
+        """Begin to take that back."""
+        ...
+
+
+class Histories(Protocol):
+    """The use cases on the past of databases. They don't ask whether the database is there, or whose it is."""
+
+    async def view(self, id: DatabaseId) -> HistoryView:
+        """What can be restored, and what it costs."""
+        ...
+
+    async def bases(self, id: DatabaseId) -> BaseList:
+        """The base copies, oldest first."""
+        ...
+
+    def back_up(self, id: DatabaseId, by: str) -> JobView:
+        """Begin to take a base copy."""
+        ...
+
+    def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
+        """What the database sets itself of how much is kept: seconds, base copies."""
+        ...
         """The lists of a scope."""
         ...
 
@@ -232,6 +248,14 @@ class Workspaces(Protocol):
     def create(self, name: str) -> WorkspaceView:
         """Make a workspace."""
         ...
+class Archiving(Protocol):
+    """The use case of archiving a database. It doesn't ask whether the database is there, or whose it is."""
+
+    def archive(self, id: DatabaseId, by: str) -> JobView:
+        """Begin to archive it."""
+        ...
+
+
 
     def list(self, after: str | None, limit: int) -> WorkspacePage:
         """Workspaces in the order of their names."""

@@ -112,7 +112,7 @@ class Branches:
         now, life = self._clock.time(), check_life(ttl_s)
         expires_at = now + life if life is not None else None
         name = check_database_name(name) if name is not None else suggest_name(self._fleet.find)
-        wanted = replace(self._nameless(source, now), name=name, overrides=overrides, size=size, expires_at=expires_at)
+        wanted = replace(self.nameless(source, now), name=name, overrides=overrides, size=size, expires_at=expires_at)
         password = None if keep_passwords else password or new_password()
         compute = await self.make(wanted, source, name, fill or self._copy, password, steps)
         try:
@@ -166,7 +166,7 @@ class Branches:
         steps, id = Steps(self._clock), compute.database.id
         role = await self._fleet.role(compute.database, name)
         at = self._clock.time()
-        fresh = await self.make(replace(self._nameless(source, at), size=compute.database.size), source, name, self._copy, "", steps)
+        fresh = await self.make(replace(self.nameless(source, at), size=compute.database.size), source, name, self._copy, "", steps)
         try:
             if role is not None and role.verifier is not None:
                 async with fresh.awake(WakeReason.MAINTENANCE, "reset"):
@@ -229,7 +229,8 @@ class Branches:
     async def _copy(self, source: Compute, data: Path, uid: int) -> None:
         await snapshot(source, self._volumes, data, uid)
 
-    def _nameless(self, source: Compute, at: float) -> Database:
+    def nameless(self, source: Compute, at: float) -> Database:
+        """A branch of `source` that nobody can use yet."""
         parent = source.database
         return Database(
             new_id(),

@@ -166,6 +166,14 @@ class Histories:
                 else:
                     await self.shipper.settle(compute.database.id, _SETTLE_S)
 
+    def break_run(self, id: DatabaseId, why: str) -> None:
+        """A database was given another volume: what it writes from now on doesn't go on from what was shipped."""
+        if (compute := self._find(id)) is not None:
+            self._attempts.pop(id, None)  # a new base is wanted at once
+            track = self.shipper.track(compute)
+            self.shipper.note(track, shipped=None, end_lsn=None, base_at=None, base_lsn=None, trouble=why)
+            self.shipper.flush()
+
     # -- what users ask for
 
     def back_up(self, id: DatabaseId, by: str) -> JobView:

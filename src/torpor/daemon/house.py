@@ -24,9 +24,11 @@ from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.base.telemetry import Telemetry
 from torpor.catalog.access import AccessRecords
+from torpor.catalog.archived import ArchivedRecords
 from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
 from torpor.catalog.histories import HistoryRecords
+from torpor.catalog.rewinds import RewindRecords
 from torpor.catalog.workspaces import WorkspaceRecords
 from torpor.compute.compute import Compute
 from torpor.compute.drain import Drain
@@ -37,6 +39,7 @@ from torpor.compute.surroundings import Surroundings
 from torpor.compute.template import Templates
 from torpor.compute.warmpool import WarmPool
 from torpor.control.access import AccessControl
+from torpor.control.archiving import Archiving
 from torpor.control.audit import TORPOR, Audit
 from torpor.control.branches import Branches
 from torpor.control.databases import Databases
@@ -49,9 +52,10 @@ from torpor.control.pool import PoolWatch
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
 from torpor.control.scaling import Scaling
+from torpor.control.restore import Restores
+from torpor.control.rewind import Rewinds
 from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
-from torpor.control.restore import Restores
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.encryption import make_encryption
 from torpor.daemon.ground import Ground
@@ -141,6 +145,7 @@ class House:
                 relayed=self._relays.find,
                 falling_asleep=self._falling_asleep,
             )
+                bring_back=lambda database, let_others: self._archiving.bring_back(database, let_others),
             self._fleet = fleet = Fleet(around, ladder)
             templates = Templates(self._volumes.root / ".templates", ground.postgres)
             provisioner = Provisioner(
@@ -149,9 +154,8 @@ class House:
             self._warm_pool = provisioner.warm_pool = WarmPool(
                 settings.warm_pool_size, settings.postgres_major, provisioner.make_warm, provisioner.is_busy, self._clock, self._refilling
             )
-            self._reconciler = Reconciler(
-                self._catalog, self._volumes, self._trees, fleet, provisioner, self._warm_pool, directory.path / "run"
-            )
+            run, is_archived = directory.path / "run", lambda id: self._archiving.holds(id)
+            self._reconciler = Reconciler(self._catalog, self._volumes, self._trees, fleet, provisioner, self._warm_pool, run, is_archived)
             secret = hashlib.sha256(b"mock authentication " + token.encode()).digest()
             remembered = estate.failures if estate else None
             self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers, remembered=remembered)
@@ -185,6 +189,10 @@ class House:
                 undo.callback(self._archive.close)
             self._histories = self._make_histories(self._archive)
             scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
+            archived = ArchivedRecords(self._catalog.connection)
+            self._archiving: Archiving = Archiving(
+                self._archive, archived, fleet, self._volumes, self._jobs, self._log_is_stored, self._clock, self._tasks
+            )
             disks = self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
             self._pool_watch = PoolWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, disks, self._clock, self._tasks)
             viewer = Viewer(
@@ -229,6 +237,8 @@ class House:
             )
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
+            restores = self._make_restores(databases, branches, around, viewer)
+            self._rewinds = self._make_rewinds(databases, branches, restores, provisioner)
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
@@ -245,6 +255,9 @@ class House:
                 histories=self._histories,
             )
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
+                archiving=self._archiving,
+                restores=restores,
+                rewinds=self._rewinds,
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate, settings.trusted_proxies)
             self.api = ApiServer(services, token, settings.api_host, settings.api_port, token_path(directory.path), limits=limits)
             telemetry.add(self.api.requests)
@@ -266,7 +279,10 @@ class House:
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
             await self._access.enforce("torpor")  # a change may have been cut off before it reached them
             log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
+            self._archiving.reconcile()
             await self._encryption.start()
+            if self._rewinds is not None:
+                await self._rewinds.finish_left()
             if estate is None:
                 await self.door.start()
             else:
@@ -291,6 +307,7 @@ class House:
             self._histories.start()
         self._warm_pool.start()
         self._tasks.spawn(asyncio.to_thread(self._images.tidy), "tidy root images")
+        self._archiving.start()
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
         self._tasks.spawn_endless(self._encryption.watch, "watch certificates")
         self._tasks.spawn_endless(self._audit.keep_bounded, "keep the audit log bounded")
@@ -446,6 +463,7 @@ class House:
             fleet.get,
             self._volumes,
             self._jobs,
+            self._catalog.knows_roles,
             Retention(*retention),
             self._clock,
             self._tasks,
@@ -453,26 +471,25 @@ class House:
 
     async def _falling_asleep(self, database: Database, service: ServiceSession) -> None:
         if self._histories is not None:
-            await self._histories.shipper.falling_asleep(database, service)
-
-    def _forget(self, id: DatabaseId) -> None:
-            self._catalog.knows_roles,
-        if self._histories is not None:
-            self._histories.forget(id)
-        self._access.forget((ListScope.DATABASE, id))
-        self._wakes.forget(id)
-        self._traffic.forget(id)
-        self._scaling.forget(id)
-
     def _make_restores(self, databases: Databases, branches: Branches, around: Surroundings, viewer: Viewer) -> Restores | None:
         if self._histories is None:
             return None
         return Restores(databases, branches, self._histories, self._fleet, around, viewer, self._jobs, self._clock)
 
-    async def _flush_regularly(self) -> None:
-        while True:
-            await self._clock.sleep(_FLUSH_EVERY_S)
-            self._flush()
+    def _make_rewinds(
+        self, databases: Databases, branches: Branches, restores: Restores | None, provisioner: Provisioner
+    ) -> Rewinds | None:
+        if self._histories is None or restores is None:
+            return None
+        catalog, histories = self._catalog, self._histories
+        records = RewindRecords(catalog.connection)
+        return Rewinds(
+            databases, branches, restores, histories, records, catalog, self._fleet, self._volumes, provisioner, self._jobs, self._clock
+        )
+
+            await self._histories.shipper.falling_asleep(database, service)
+
+    def _forget(self, id: DatabaseId) -> None:
     async def _log_is_stored(self, id: DatabaseId) -> bool:
         """Whether the history of a stopped database needs nothing of its volume any more; waits for that some seconds."""
         if self._histories is None:
@@ -481,6 +498,17 @@ class House:
         history = HistoryRecords(self._catalog.connection).get(id)
         return history is None or history.end_lsn is None
 
+        if self._histories is not None:
+            self._histories.forget(id)
+        self._access.forget((ListScope.DATABASE, id))
+        self._wakes.forget(id)
+        self._traffic.forget(id)
+        self._scaling.forget(id)
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await self._clock.sleep(_FLUSH_EVERY_S)
+            self._flush()
 
     def _flush(self) -> None:
         for compute in self._fleet.in_tier(Tier.AWAKE):

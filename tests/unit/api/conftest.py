@@ -1,9 +1,10 @@
 """A twin of the use cases on databases in memory, beside real workspaces, keys and audit log, behind a real server on a loopback port."""
 
+import asyncio
 import copy
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
-from torpor.model.branches import Branched, BranchList
+from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
@@ -208,6 +209,46 @@ class TwinHistories:
 
 @pytest.fixture
 def databases(tmp_path: Path) -> TwinDatabases:
+class TwinRestores:
+    """Restores among the databases of a twin: all are done at once."""
+
+    def __init__(self, databases: TwinDatabases) -> None:
+        self.databases = databases
+
+    def within(self, workspace: WorkspaceId | None) -> "TwinRestores":
+        return TwinRestores(self.databases.within(workspace))
+
+    def branch(
+        self,
+        parent: str,
+        name: str | None,
+        moment: Moment,
+        keep_passwords: bool,
+        ttl_s: float | None,
+        overrides: SleepOverrides,
+        size: SizeOverrides,
+        by: str,
+    ) -> PastBranch:
+        self.databases.get(parent)
+        return replace(examples.PAST_BRANCH, name=name or "made-up", credentials=None if keep_passwords else examples.CREDENTIALS)
+
+
+class TwinRewinds:
+    """Restores in place among the databases of a twin."""
+
+    def __init__(self, databases: TwinDatabases) -> None:
+        self.databases = databases
+
+    def within(self, workspace: WorkspaceId | None) -> "TwinRewinds":
+        return TwinRewinds(self.databases.within(workspace))
+
+    async def restore(self, name: str, moment: Moment, force: bool, by: str) -> JobView:
+        return replace(examples.JOB, database=self.databases.get(name).name)
+
+    async def undo(self, name: str, force: bool, by: str) -> JobView:
+        return replace(examples.JOB, kind="undo", database=self.databases.get(name).name)
+
+
     return TwinDatabases(tmp_path)
 
 
@@ -277,6 +318,8 @@ async def server(desk: Desk, tmp_path: Path) -> AsyncIterator[ApiServer]:
     server = ApiServer(desk.services, TOKEN, "127.0.0.1", 0, tmp_path / "token", grace_s=0.3)
     desk.telemetry.add(server.requests)
     await server.start()
+            restores=TwinRestores(databases),
+            rewinds=TwinRewinds(databases),
     yield server
     await server.stop()
 

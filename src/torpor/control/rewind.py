@@ -1,0 +1,294 @@
+"""Restores in place: a database becomes what it was, keeps its id, its name and its owner's password, and what it is now stays as a branch.
+
+What was is made as a branch first (`control.restore`), with all that may fail and take long. Then the two exchange their volumes, which is
+one atomic step of the file system, and each gives owner and inner database its own name. To undo a restore is the same exchange again.
+
+The exchange is in the catalog before it begins, and the volume that is to be the database's bears a mark: so after a kill -9, at whatever
+step, the next Torpor knows whether it has happened. If so, it finishes the naming; if not, all is as it was, and what was made for it goes.
+REWIND_STEPS are the steps.
+
+Concurrency: each is a job. One at a time of one database. While volumes are exchanged, for about a second, clients are told to come back.
+"""
+
+import asyncio
+import contextlib
+import copy
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from torpor.base.clock import Clock
+from torpor.base.files import sync_directory
+from torpor.base.logs import get_logger
+from torpor.catalog.catalog import Catalog
+from torpor.catalog.rewinds import RewindRecords
+from torpor.compute.compute import Compute
+from torpor.compute.fleet import Fleet
+from torpor.compute.lifecycle import ComputeState
+from torpor.compute.service import literal
+from torpor.control.branches import Branches
+from torpor.control.databases import Databases
+from torpor.control.history import Histories
+from torpor.control.jobs import Jobs, Progress
+from torpor.control.provisioning import Provisioner
+from torpor.control.restore import Restores
+from torpor.model.database import DatabaseState
+from torpor.model.errors import Conflict, DatabaseInUse, TorporError, Unavailable
+from torpor.model.history import Moment
+from torpor.model.jobs import JobView
+from torpor.model.names import DatabaseId
+from torpor.model.sleep import SleepReason, Tier, WakeReason
+from torpor.model.workspace import WorkspaceId
+from torpor.storage.volumes import Volumes
+
+log = get_logger(__name__)
+
+Work = Callable[[Progress], Awaitable[dict[str, str]]]
+
+_MARK = "exchanged"  # beside the cluster, in the volume that a database is to have
+_LONGEST_NAME = 63
+
+
+class RewindStep(StrEnum):
+    """The steps of a restore in place, in order. Up to RECORDED a kill leaves nothing, up to EXCHANGED nothing but what was."""
+
+    MADE = "made"  # what was, as a branch in the making
+    RECORDED = "recorded"  # the catalog says which two exchange
+    STOPPED = "stopped"  # neither runs, and neither may be started
+    EXCHANGED = "exchanged"  # each has the other's volume
+    NAMED = "named"  # and in it owner and inner database of its own name
+
+
+REWIND_STEPS = tuple(RewindStep)
+
+
+class Rewinds:
+    """All use cases that restore in place."""
+
+    def __init__(
+        self,
+        databases: Databases,
+        branches: Branches,
+        restores: Restores,
+        histories: Histories,
+        records: RewindRecords,
+        catalog: Catalog,
+        fleet: Fleet,
+        volumes: Volumes,
+        provisioner: Provisioner,
+        jobs: Jobs,
+        clock: Clock,
+    ) -> None:
+        self._databases = databases
+        self._branches = branches
+        self._restores = restores
+        self._histories = histories
+        self._records = records
+        self._catalog = catalog
+        self._fleet = fleet
+        self._volumes = volumes
+        self._provisioner = provisioner
+        self._jobs = jobs
+        self._clock = clock
+        self._under_way: set[DatabaseId] = set()
+
+    def within(self, workspace: WorkspaceId | None) -> Self:
+        """The same use cases, confined to the databases of a workspace."""
+        confined = copy.copy(self)
+        confined._databases = self._databases.within(workspace)
+        return confined
+
+    async def restore(self, name: str, moment: Moment, force: bool, by: str) -> JobView:
+        """Bring a database back to a moment, as a job. What it is now stays as a branch, which the job's result names.
+
+        Raises DatabaseNotFound, Conflict without any history, DatabaseInUse with open connections that aren't just ending, unless `force`.
+        """
+        compute = self._databases.compute(name)
+        self._histories.history(compute.database.id)
+        await _check_unused(compute, force)
+        return self._begin("restore", compute, lambda progress: self._restore(compute, moment, force, progress), by)
+
+    async def undo(self, name: str, force: bool, by: str) -> JobView:
+        """Take back the last restore in place, as a job: the database and its branch exchange what they are. Once more, and it is done again.
+
+        Raises DatabaseNotFound, Conflict when none was made or what it was is gone, DatabaseInUse.
+        """
+        compute = self._databases.compute(name)
+        kept = self._fleet.get(self._records.kept(compute.database.id))
+        if kept is None or kept.database.state is not DatabaseState.READY:
+            raise Conflict(
+                f"database {name} was not restored in place, or what it was before is gone", "`torpor branches` shows what there is"
+            )
+        await _check_unused(compute, force)
+        await _check_unused(kept, force)
+        return self._begin("undo", compute, lambda progress: self._undo(compute, kept, force, progress), by)
+
+    async def finish_left(self) -> None:
+        """Once at start: what another Torpor was killed at."""
+        for id, kept_id, is_made in self._records.unfinished():
+            compute, kept = self._fleet.get(id), self._fleet.get(kept_id)
+            if compute is None or kept is None:
+                self._records.forget(id)
+                continue
+            try:
+                await self._finish_left(compute, kept, is_made)
+            except (TorporError, OSError) as error:
+                log.error("an exchange could not be finished", database=compute.database.label, cause=str(error))
+
+    async def _finish_left(self, compute: Compute, kept: Compute, is_made: bool) -> None:
+        has_happened = await asyncio.to_thread((self._volumes.path(compute.database.id) / _MARK).exists)
+        log.warning("an exchange was cut off", database=compute.database.label, other=kept.database.label, has_happened=has_happened)
+        await self._give(compute, kept)
+        if not has_happened and is_made:
+            self._records.forget(compute.database.id)
+            await self._provisioner.remove(kept)
+            return
+        await self._finish(compute, kept)
+
+    # -- inside
+
+    def _begin(self, kind: str, compute: Compute, work: Work, by: str) -> JobView:
+        id = compute.database.id
+        if id in self._under_way:
+            raise Conflict(f"database {compute.database.label} is being restored already", "wait for it: `torpor job ls`")
+
+        async def guarded(progress: Progress) -> dict[str, str]:
+            try:
+                return await work(progress)
+            finally:
+                self._under_way.discard(id)
+
+        job = self._jobs.start(kind, compute.database, guarded, by)
+        self._under_way.add(id)
+        return job
+
+    async def _restore(self, compute: Compute, moment: Moment, force: bool, progress: Progress) -> dict[str, str]:
+        name, now = compute.database.label, self._clock.time()
+        role = await self._fleet.role(compute.database, name)
+        wanted = self._branches.nameless(compute, now)
+        wanted = replace(wanted, name=self._free_name(name, now), size=compute.database.size)
+        kept = await self._branches.make(wanted, compute, name, self._restores.filler(moment, progress), None)
+        try:
+            if role is not None and role.verifier is not None:
+                async with kept.awake(WakeReason.MAINTENANCE, "restore"):
+                    await kept.set_password(name, role.verifier)
+            await kept.stop(SleepReason.API)
+            self._reached(RewindStep.MADE, compute)
+            await _check_unused(compute, force)
+            await asyncio.to_thread(_mark, self._volumes.path(kept.database.id), compute.database.id)
+            with self._catalog.transaction():
+                self._records.begin(compute.database.id, kept.database.id, True)
+                self._catalog.set_state(kept.database.id, DatabaseState.READY)
+        except BaseException:
+            await self._provisioner.remove(kept)
+            raise
+        # From here on it can't be taken back by halves: whoever cancels the job waits for its end.
+        await asyncio.shield(self._exchange(compute, kept, force, is_made=True, why=f"it was restored to {moment}"))
+        return {"database": name, "before": kept.database.label}
+
+    async def _undo(self, compute: Compute, kept: Compute, force: bool, progress: Progress) -> dict[str, str]:
+        progress(0, None, "", "exchanging")
+        await asyncio.to_thread(_mark, self._volumes.path(kept.database.id), compute.database.id)
+        self._records.begin(compute.database.id, kept.database.id, False)
+        await asyncio.shield(self._exchange(compute, kept, force, is_made=False, why="a restore was undone"))
+        return {"database": compute.database.label, "before": kept.database.label}
+
+    async def _exchange(self, compute: Compute, kept: Compute, force: bool, is_made: bool, why: str) -> None:
+        self._reached(RewindStep.RECORDED, compute)
+        id, kept_id = compute.database.id, kept.database.id
+        busy = Unavailable(f"database {compute.database.label} is being restored", "try again in a moment")
+        compute.refusal = kept.refusal = busy
+        try:
+            for each in (compute, kept):
+                while each.state is not ComputeState.STOPPED or each.is_moving:
+                    await each.sleep(Tier.STOPPED, SleepReason.API, force)
+                    await each.stop(SleepReason.API)
+            await self._histories.settle(id)
+            self._reached(RewindStep.STOPPED, compute)
+            for each in (compute, kept):
+                if each.database.state is not (DatabaseState.READY if each is compute or not is_made else DatabaseState.BRANCHING):
+                    raise Conflict(f"{each.database.label} was removed meanwhile")
+                self._catalog.forget_roles(each.database.id)
+                each.moves += 1
+            self._volumes.exchange(id, kept_id)
+        except BaseException:
+            compute.refusal = kept.refusal = None
+            await self._take_back(compute, kept, is_made)
+            raise
+        self._reached(RewindStep.EXCHANGED, compute)
+        try:
+            self._histories.break_run(id, why)
+            await self._give(compute, kept)
+        finally:
+            compute.refusal = kept.refusal = None
+        if is_made:
+            self._fleet.update(replace(kept.database, state=DatabaseState.READY))
+        await self._finish(compute, kept)
+
+    async def _take_back(self, compute: Compute, kept: Compute, is_made: bool) -> None:
+        self._records.forget(compute.database.id)
+        with contextlib.suppress(OSError):
+            (self._volumes.path(kept.database.id) / _MARK).unlink()
+        if is_made:
+            await self._provisioner.remove(kept)
+
+    async def _give(self, compute: Compute, kept: Compute) -> None:
+        for each in (compute, kept):
+            if each.tier is Tier.STOPPED:
+                await self._volumes.give(each.database.id, each.database.uid)
+
+    async def _finish(self, compute: Compute, kept: Compute) -> None:
+        """Names and the end of it. Idempotent."""
+        await _name(compute, kept.database.label)
+        await _name(kept, compute.database.label)
+        self._reached(RewindStep.NAMED, compute)
+        for each in (compute, kept):
+            with contextlib.suppress(FileNotFoundError):
+                (self._volumes.path(each.database.id) / _MARK).unlink()
+        self._records.finish(compute.database.id)
+
+    def _free_name(self, name: str, now: float) -> str:
+        tail = datetime.fromtimestamp(now, UTC).strftime("-before-%Y%m%d-%H%M%S")
+        free = name[: _LONGEST_NAME - len(tail)] + tail
+        if self._fleet.find(free) is not None:
+            raise Conflict(f"there is a database {free} already", "try again in a second")
+        return free
+
+    def _reached(self, step: RewindStep, compute: Compute) -> None:
+        """Every step goes through here."""
+        log.debug("rewind", database=compute.database.label, step=str(step))
+
+
+async def _check_unused(compute: Compute, force: bool) -> None:
+    if not force and (connections := await compute.lasting_connections()):
+        raise DatabaseInUse(f"database {compute.database.label} has {connections} open connections", "close them, or use force")
+
+
+async def _name(compute: Compute, other: str) -> None:
+    """Where owner and inner database have the name of the other one, give them that of this one."""
+    label = compute.database.label
+    async with compute.awake(WakeReason.MAINTENANCE, "restore"):
+        service = await compute.live().service()
+        names = {
+            row[0]
+            for row in await service.query(
+                f"SELECT rolname FROM pg_catalog.pg_roles WHERE rolname IN ({literal(label)}, {literal(other)})"  # noqa: S608  # quoted
+            )
+        }
+        if other in names and label not in names:
+            await service.name_branch(other, label, None)
+
+
+def _mark(volume: Path, id: DatabaseId) -> None:
+    """Say durably that this volume is to be that database's."""
+    fd = os.open(volume / _MARK, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, id.encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_directory(volume)
