@@ -119,11 +119,13 @@ def limit(directory: Path, number: int, own_bytes: int | None, group_bytes: int 
                 fcntl.ioctl(fd, _QGROUP_LIMIT, bytearray(wanted))
 
 
-def counted(counters: Path, number: int) -> int | None:
-    """Bytes in the group around a subvolume, metadata included; None when it isn't counted."""
-    with contextlib.suppress(OSError, ValueError):
-        return int((counters / f"1_{number}" / "referenced").read_text())
-    return None
+def counted(counters: Path, number: int) -> tuple[int, int | None]:
+    """Bytes that a subvolume itself has, metadata included, and its limit. As of the last commit of the file system, which is every 30
+    seconds, when anybody syncs, and when the limit is met. Raises OSError when it isn't counted."""
+    shown = counters / f"0_{number}"
+    limited = (shown / "limit_flags").read_text().strip() != "0"
+    most = int((shown / "max_referenced").read_text()) if limited else _NO_LIMIT
+    return int((shown / "referenced").read_text()), None if most == _NO_LIMIT else most
 
 
 def groups(counters: Path) -> list[int]:

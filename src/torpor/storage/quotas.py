@@ -24,6 +24,17 @@ def stopping_point(size_bytes: int) -> int:
     return size_bytes * 5 // 4 + GIB // 4
 
 
+def data_limit(size_bytes: int, used_bytes: int, limit_bytes: int | None, is_full: bool) -> int:
+    """What to hold the data of a volume to. Pure. `limit_bytes` is what it is held to now.
+
+    Who has met the limit gets a little more each time, up to what is stopped: without any room nothing can be deleted either.
+    """
+    limit = size_bytes if limit_bytes is None or not is_full else max(size_bytes, limit_bytes)
+    if used_bytes > limit - MIB:
+        limit = max(limit, used_bytes) + _ELBOW_ROOM_BYTES
+    return max(size_bytes, min(limit, stopping_point(size_bytes)))
+
+
 class Quotas(Protocol):
     """How the directories of volumes are made, held and counted."""
 
@@ -39,10 +50,6 @@ class Quotas(Protocol):
     def limit(self, volume: Path, size_bytes: int, is_full: bool = False) -> bool:
         """Hold a volume to a size from now on, whether it is in use or not; whether the kernel does. One that is full gets a little more
         each time, up to what it is stopped for: without any room nothing can be deleted either."""
-        ...
-
-    def own_bytes(self, volume: Path) -> int | None:
-        """What the volume has written and still has, without what it shares of others; None when that isn't counted. Cheap."""
         ...
 
     def release(self, volume: Path) -> None:
@@ -67,10 +74,6 @@ class NoQuotas:
         """Nothing."""
         return False
 
-    def own_bytes(self, volume: Path) -> int | None:
-        """Unknown."""
-        return None
-
     def release(self, volume: Path) -> None:
         """Nothing."""
 
@@ -86,7 +89,6 @@ class BtrfsQuotas:
     def __init__(self, root: Path, counters: Path) -> None:
         self._root = root
         self._counters = counters
-        self._limits: dict[int, tuple[int, int]] = {}  # what the kernel was told last: a call less for each start
 
     def __repr__(self) -> str:
         return f"<BtrfsQuotas {self._root}>"
@@ -107,24 +109,18 @@ class BtrfsQuotas:
         number = btrfs.subvolume(volume)
         if number is None:
             return False
-        most, own = size_bytes, btrfs.counted(self._counters, number) or 0
-        if is_full or own >= size_bytes - MIB:
-            most = min(max(size_bytes, own) + _ELBOW_ROOM_BYTES, stopping_point(size_bytes))
-        wanted = most, most + LOG_ROOM_BYTES
-        if self._limits.get(number) != wanted:
-            btrfs.limit(self._root, number, *wanted)
-            self._limits[number] = wanted
+        try:
+            now = btrfs.counted(self._counters, number)
+        except OSError:
+            return False
+        wanted = data_limit(size_bytes, *now, is_full)
+        if wanted != now[1]:
+            btrfs.limit(self._root, number, wanted, wanted + LOG_ROOM_BYTES)
         return True
-
-    def own_bytes(self, volume: Path) -> int | None:
-        """As counted when the file system last committed, which is every 30 seconds, and when anybody syncs."""
-        number = btrfs.subvolume(volume)
-        return None if number is None else btrfs.counted(self._counters, number)
 
     def release(self, volume: Path) -> None:
         """Lift the limits: to remove files takes room as well."""
         if (number := btrfs.subvolume(volume)) is not None:
-            self._limits.pop(number, None)
             btrfs.limit(self._root, number, None, None)
 
     def tidy(self) -> None:

@@ -26,6 +26,12 @@ def test_fullness(used: int, before: Fullness, after: Fullness) -> None:
     assert fullness(used, SIZE, before) is after
 
 
+def test_what_the_kernel_holds_may_have_a_log_beyond_its_size() -> None:
+    assert fullness(SIZE + GIB, SIZE, is_held=True) is Fullness.FULL
+    assert fullness(int(SIZE * 1.15) + GIB, SIZE, is_held=True) is Fullness.OVER
+    assert fullness(SIZE * 2, SIZE, is_held=True) is Fullness.WAY_OVER
+
+
 def test_the_next_look_comes_before_it_could_be_full() -> None:
     assert look_again_in(0, SIZE) == 15
     assert look_again_in(SIZE - GIB, SIZE) == pytest.approx(5.12)
