@@ -80,6 +80,9 @@ class App:
             # Torpor stops. The answer is sent by the task that is being cancelled, which may still await.
             answer = json_answer(error_answer(ShuttingDown("Torpor is stopping", "try again when it runs")), 503)
         except TorporError as error:
+            if started:
+                log.warning("an answer broke off", operation=request.label, cause=error.message)
+                raise
             answer = json_answer(error_answer(error), error.http_status, _extra_headers(error, scope["path"] in _PAGES))
         except Exception:
             log.exception("a request failed unexpectedly", operation=request.label)

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from torpor.model.errors import InvalidRequest
+from torpor.model.exports import ExportFormat
 from torpor.model.jobs import JobState
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier
@@ -177,7 +178,6 @@ class PastBranchBody(BranchBody, frozen=True, forbid_unknown_fields=True):
     before_transaction: BeforeTransaction = None
 
 
-    """How to reset."""
 class RestoreBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where to go back to: one of `at`, `lsn` and `before_transaction`."""
 
@@ -194,6 +194,7 @@ class UndoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to reset."""
 
     force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
 
@@ -256,6 +257,15 @@ class SleepBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     tier: Annotated[Literal["frozen", "paged", "stopped"], Meta(description="How deep.")] = "frozen"
     force: Annotated[bool, Meta(description="Also while something runs; stopping then closes open connections.")] = False
+
+
+class ExportBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an export holds, and how it is written."""
+
+    format: Annotated[ExportFormat, Meta(description="SQL, or pg_dump's compressed archive.")] = ExportFormat.PLAIN
+    schema_only: Annotated[bool, Meta(description="No rows.")] = False
+    data_only: Annotated[bool, Meta(description="Only rows.")] = False
+    owners: Annotated[bool, Meta(description="Also who owns what, and who may do what: for a target that has the same roles.")] = False
 
 
 class DrainBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ Concurrency: handlers run in the task of their request. A handler's docstring is
 from msgspec import UNSET
 
 from torpor import __version__
-from torpor.api import access, branches, examples, governance, history, jobs
+from torpor.api import access, archiving, branches, examples, exports, governance, history, jobs
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
     AccessBody,
@@ -16,6 +16,7 @@ from torpor.api.bodies import (
     CreateKeyBody,
     CreateWorkspaceBody,
     DrainBody,
+    ExportBody,
     ForceQuery,
     Health,
     JobsQuery,
@@ -246,6 +247,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=ResetBody, body_example={"force": False}, scope=_WRITE, action="database.reset", told=("force",),
         refusals=(errors.DatabaseInUse, errors.Conflict, errors.PoolFull, *_WAKING),
     ),
+    *archiving.OPERATIONS,
     *history.OPERATIONS,
     Operation(
         "sleepDatabase", "POST", f"{_DATABASE}/sleep", "Put a database to sleep", sleep_database, DatabaseView, examples.DATABASE,
@@ -263,6 +265,11 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "issueTicket", "POST", f"{_DATABASE}/tickets", "Issue a password of short life", issue_ticket, Credentials, examples.TICKET, 201,
         scope=_WRITE, action="database.ticket", refusals=_WAKING,
+    ),
+    Operation(
+        "exportDatabase", "POST", f"{_DATABASE}/export", "Export a database", exports.export_database, str, media=exports.MEDIA,
+        body=ExportBody, body_example={"format": "custom"}, scope=_WRITE, action="database.export",
+        told=("format", "schema_only", "data_only", "owners"), refusals=(*_WAKING, errors.TooManyJobs, errors.DumpFailed, errors.DiskFull),
     ),
     Operation(
         "listWakes", "GET", f"{_DATABASE}/wakes", "List wakes", list_wakes, WakesAnswer, WakesAnswer((examples.WAKE,)), query=WakesQuery,

@@ -13,6 +13,8 @@ from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
 from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.drain import DrainView
+from torpor.model.exports import ExportOptions
+from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId
@@ -89,6 +91,10 @@ class Databases(Protocol):
         """A password of short life for the owner."""
         ...
 
+    async def export(self, name: str, options: ExportOptions) -> "Export":
+        """A dump, which has begun when this returns."""
+        ...
+
     def wakes(self, name: str, limit: int) -> tuple[WakeView, ...]:
         """The newest wakes, newest first."""
         ...
@@ -99,6 +105,18 @@ class Databases(Protocol):
 
     def host(self) -> HostView:
         """The host at a glance."""
+        ...
+
+
+class Export(Protocol):
+    """A dump that goes on."""
+
+    def parts(self) -> AsyncGenerator[bytes, None]:
+        """All of it. Raises what it fails at."""
+        ...
+
+    def close(self) -> None:
+        """End it, wherever it is."""
         ...
 
 
@@ -182,24 +200,6 @@ class Restores(Protocol):
         ...
 
 
-
-    def set_retention(self, id: DatabaseId, keep_s: float | None, keep_bases: int | None) -> RetentionView:
-        """Replace that."""
-        ...
-
-    async def before_sleep(self, id: DatabaseId) -> None:
-        """Somebody asks for a sleep: take what is still missing from the history, within seconds."""
-        ...
-
-    async def settle(self, id: DatabaseId) -> None:
-        """It fell asleep: wait until its log is in the store, for seconds at most."""
-        ...
-
-
-class Access(Protocol):
-    """The use cases on access lists. They don't ask whether the database or workspace is there."""
-
-    def show(self, key: ScopeKey) -> AccessView:
 class Rewinds(Protocol):
     """The use cases that restore in place."""
 
@@ -234,6 +234,32 @@ class Histories(Protocol):
     def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
         """What the database sets itself of how much is kept: seconds, base copies."""
         ...
+
+    def set_retention(self, id: DatabaseId, keep_s: float | None, keep_bases: int | None) -> RetentionView:
+        """Replace that."""
+        ...
+
+    async def before_sleep(self, id: DatabaseId) -> None:
+        """Somebody asks for a sleep: take what is still missing from the history, within seconds."""
+        ...
+
+    async def settle(self, id: DatabaseId) -> None:
+        """It fell asleep: wait until its log is in the store, for seconds at most."""
+        ...
+
+
+class Archiving(Protocol):
+    """The use case of archiving a database. It doesn't ask whether the database is there, or whose it is."""
+
+    def archive(self, id: DatabaseId, by: str) -> JobView:
+        """Begin to archive it."""
+        ...
+
+
+class Access(Protocol):
+    """The use cases on access lists. They don't ask whether the database or workspace is there."""
+
+    def show(self, key: ScopeKey) -> AccessView:
         """The lists of a scope."""
         ...
 
@@ -248,14 +274,6 @@ class Workspaces(Protocol):
     def create(self, name: str) -> WorkspaceView:
         """Make a workspace."""
         ...
-class Archiving(Protocol):
-    """The use case of archiving a database. It doesn't ask whether the database is there, or whose it is."""
-
-    def archive(self, id: DatabaseId, by: str) -> JobView:
-        """Begin to archive it."""
-        ...
-
-
 
     def list(self, after: str | None, limit: int) -> WorkspacePage:
         """Workspaces in the order of their names."""

@@ -161,7 +161,13 @@ class Client:
 
     def stream(self, path: str, **query: str | int | None) -> Iterator[bytes]:
         """GET, piece by piece as it arrives, for as long as the API sends."""
-        response = self._send("GET", _with_query(path, query), None)
+        yield from self._pieces(self._send("GET", _with_query(path, query), None))
+
+    def download(self, path: str, body: Mapping[str, Any]) -> Iterator[bytes]:
+        """POST, piece by piece as the answer arrives. Raises CommandError also for an answer that breaks off."""
+        yield from self._pieces(self._send("POST", path, body))
+
+    def _pieces(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         if self._connection is not None and self._connection.sock is not None:
             self._connection.sock.settimeout(None)
         try:

@@ -9,21 +9,26 @@ import contextlib
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
 import click
 
 from torpor.cli import text
+from torpor.cli.client import database_path
 from torpor.cli.dumps import Complaint, Kind, Script, Truncated, complaint, kind_of
 from torpor.cli.errors import CommandError, Exit
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.cli.pgtools import Running, Target, chunks, environment, split_password, target
 from torpor.cli.progress import Meter
+from torpor.model.exports import ExportFormat, ExportOptions
 
 _NO_OWNERS = ("--no-owner", "--no-privileges")
+_HINDRANCES = frozenset({"export_failed", "binaries_missing", "conflict"})
+"""What keeps pg_dump here from making a dump, and Torpor not."""
+
 _HEAD_BYTES = 512
 _SOURCE_PATIENCE_S = "15"
 _SOURCE_FACTS = "SELECT pg_catalog.current_setting('server_version_num'), pg_catalog.pg_database_size(pg_catalog.current_database())"
@@ -53,41 +58,59 @@ def export(invocation: Invocation, name: str, kind: str, schema_only: bool, data
         raise CommandError("an archive isn't for terminals", "write it to a file: --output shop.dump", kind="usage", code=Exit.USAGE)
     if invocation.json and output is None:
         raise CommandError("with --json stdout isn't the dump's", "write it to a file: --output dump.sql", kind="usage", code=Exit.USAGE)
-    client = invocation.connect()
-    where = target(invocation, client, name)
-    client.close()
-    arguments = [f"--format={kind}", *(() if owners else _NO_OWNERS)]
-    arguments += ["--schema-only"] * schema_only + ["--data-only"] * data_only
+    options = ExportOptions(ExportFormat(kind), schema_only, data_only, owners)
     if output is None:
         sys.stdout.flush()
-        size = _dump(invocation, name, where, arguments, sys.stdout.buffer)
+        size = _export(invocation, name, options, sys.stdout.buffer)
     else:
         with _appearing(output) as file:
-            size = _dump(invocation, name, where, arguments, file)
+            size = _export(invocation, name, options, file)
     if output is not None:
         invocation.emit({"database": name, "file": str(output), "bytes": size, "format": kind}, f"{output}: {text.size(size)}")
     else:
         invocation.hint(f"{name} is exported: {text.size(size)}")
 
 
-def _dump(invocation: Invocation, name: str, where: Target, arguments: Iterable[str], out: IO[bytes]) -> int:
-    """How many bytes went to `out`."""
-    size = 0
-    line = [*arguments, "--no-password", f"--dbname={where.url}"]
-    with (
-        Running(invocation, "pg_dump", where.major, line, where) as dump,
-        Meter(invocation, f"export {name}") as meter,
-    ):
-        for piece in chunks(dump.stdout):
+def _export(invocation: Invocation, name: str, options: ExportOptions, out: IO[bytes]) -> int:
+    """How many bytes went to `out`: by pg_dump here, which outlives a restart of Torpor, or by Torpor itself where that can't be."""
+    client = invocation.connect()
+    written = 0
+    with Meter(invocation, f"export {name}") as meter:
+
+        def take(piece: bytes) -> None:
+            nonlocal written
             _write_all(out, piece)
-            size += len(piece)
-            meter.show(size)
+            written += len(piece)
+            meter.show(written)
+
+        try:
+            _dump(invocation, name, target(invocation, client, name), options, take)
+            return written
+        except CommandError as error:
+            if written or error.shown_kind not in _HINDRANCES:
+                raise
+            invocation.hint(f"not by this machine's pg_dump ({text.clean(error.message)}), but by Torpor itself")
+        try:
+            for piece in client.download(database_path(name, "export"), asdict(options)):
+                take(piece)
+        except CommandError as error:
+            if not written:
+                raise
+            hint = "what was written so far is not whole; Torpor's log tells why"
+            raise CommandError(f"the export of {name} broke off", hint, kind="export_failed") from error
+    return written
+
+
+def _dump(invocation: Invocation, name: str, where: Target, options: ExportOptions, take: Callable[[bytes], None]) -> None:
+    line = [*options.arguments(), "--no-password", f"--dbname={where.url}"]
+    with Running(invocation, "pg_dump", where.major, line, where) as dump:
+        for piece in chunks(dump.stdout):
+            take(piece)
         if dump.wait() != 0:
             raise _failed(f"{name} could not be exported", complaint(dump.said), "what was written so far is not whole", "export_failed")
         warnings = dump.said
     if warnings and not invocation.json:
         click.echo("".join(f"{text.clean(one)}\n" for one in warnings.splitlines()), err=True, nl=False)
-    return size
 
 
 @click.command(name="import")

@@ -66,7 +66,7 @@ class Launch:
         and PostgreSQL is loaded. If that fails PostgreSQL never begins, and `wait_ready` says so.
         """
         try:
-            await asyncio.to_thread(_enter, self.process.pid, entrances)
+            await asyncio.to_thread(enter, self.process.pid, entrances)
             # Had it ended before, what it forked could have become another's child, and be somewhere outside.
             if start_ticks(self.process.pid) is not None:
                 os.write(self._go_fd, b"G")
@@ -170,7 +170,7 @@ def spawn(plan: LaunchPlan, tree: Tree, listener_path: Path) -> Launch:
     return Launch(process, ours, go_write)
 
 
-def _enter(pid: int, entrances: list[Path]) -> None:
+def enter(pid: int, entrances: list[Path]) -> None:
     """Move a process into its tree, and all that it has forked until then; what it forks later is born inside.
 
     Complete without a halt: once the kernel has moved a process, each of its children was either there to be listed or is born inside.
@@ -179,7 +179,7 @@ def _enter(pid: int, entrances: list[Path]) -> None:
         entrance.write_text(str(pid))
     for child in children(pid):
         with contextlib.suppress(ProcessLookupError):  # it has ended; its children, in a sandbox, with it
-            _enter(child, entrances)
+            enter(child, entrances)
 
 
 def command(plan: LaunchPlan) -> list[str]:

@@ -52,7 +52,8 @@ WARM_DATABASE = "warm"
 """What the database and its owner are called in a cluster that nobody has claimed (template.sql, claim.sql)."""
 
 
-def _startup(database: str, major: int) -> bytes:
+def startup_packet(database: str, major: int) -> bytes:
+    """The beginning of a session of Torpor's own."""
     options = _OPTIONS + (" -c event_triggers=off" if major >= _LOGIN_TRIGGERS_SINCE else "")
     return StartupMessage({"user": SERVICE_ROLE, "database": database, "application_name": "torpor", "options": options}).encode()
 
@@ -93,7 +94,7 @@ class ServiceSession:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                line = LifeLine(await hand_over(listener, theirs, None, _startup(database, major)))
+                line = LifeLine(await hand_over(listener, theirs, None, startup_packet(database, major)))
             ours.setblocking(False)
             session = cls(ours, line)
         except BaseException:
@@ -149,10 +150,11 @@ class ServiceSession:
         await self.query("SELECT pg_catalog.pg_reload_conf()")
 
     async def end_clients(self) -> None:
-        """End all other sessions of clients."""
+        """End all sessions but Torpor's own."""
         await self.query(
             "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity "
-            "WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_catalog.pg_backend_pid()"
+            "WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_catalog.pg_backend_pid() "
+            "AND usename IS DISTINCT FROM 'torpor'"
         )
 
     async def end_backends(self, pids: Iterable[int]) -> None:

@@ -16,10 +16,12 @@ from typing import Self
 from torpor.catalog.catalog import Catalog
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet, no_database
+from torpor.control.exports import Export, Exporter
 from torpor.control.names import suggest_name
 from torpor.control.provisioning import Provisioner, new_password
 from torpor.control.views import Viewer, wake_view
 from torpor.model.errors import Conflict, DatabaseInUse, InvalidRequest
+from torpor.model.exports import ExportOptions
 from torpor.model.names import DatabaseId, check_database_name
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
@@ -46,6 +48,7 @@ class Databases:
         size: Size,
         forget: Callable[[DatabaseId], None],
         allows_superusers: bool = False,
+        exporter: Exporter | None = None,
     ) -> None:
         self._catalog = catalog
         self._fleet = fleet
@@ -57,6 +60,7 @@ class Databases:
         self._size = size
         self._forget = forget
         self._allows_superusers = allows_superusers
+        self._exporter = exporter
         self._workspace: WorkspaceId | None = None
 
     def within(self, workspace: WorkspaceId | None) -> Self:
@@ -199,6 +203,13 @@ class Databases:
         made = await asyncio.to_thread(make_verifier, password, verifier.salt, verifier.iterations)
         self._fleet.tickets.add(compute.database.id, name, made, TICKET_TTL_S)
         return self._viewer.credentials(name, password, time.time() + TICKET_TTL_S)
+
+    async def export(self, name: str, options: ExportOptions) -> Export:
+        """A dump, which begins when this returns; the caller closes it. Works whenever PostgreSQL can be started."""
+        compute = self.compute(name)
+        if self._exporter is None:
+            raise Conflict("this Torpor exports nothing itself", f"`torpor export {name}` does")
+        return await self._exporter.open(compute, options)
 
     def wakes(self, name: str, limit: int) -> tuple[WakeView, ...]:
         """The newest wakes, newest first."""

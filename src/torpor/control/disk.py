@@ -181,17 +181,18 @@ class DiskWatch:
                 f"database {compute.database.label} was stopped: its volume has grown to {used // MIB} MB, its size is {size // MIB} MB",
                 f"give it more: `torpor size {compute.database.label} --disk …`",
             )
-            await compute.stop(SleepReason.DISK_FULL)
-            return
+            if not compute.exports:  # they need it to run; clients are kept out
+                await compute.stop(SleepReason.DISK_FULL)
+                return
         if known.read_only is None:
             known.read_only = await asyncio.to_thread(self._is_marked, compute.database.id)
         wanted = known.wants_read_only(self._volumes.level)
-        if known.read_only == wanted and full is not Fullness.OVER:
+        if known.read_only == wanted and full < Fullness.OVER:
             return
         if known.read_only != wanted:
             await self._set_read_only(compute, wanted)
             known.read_only = wanted
-        if full is Fullness.OVER:
+        if full >= Fullness.OVER:
             await (await compute.live().service()).end_clients()
 
     async def _set_read_only(self, compute: Compute, on: bool) -> None:

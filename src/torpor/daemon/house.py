@@ -45,15 +45,16 @@ from torpor.control.branches import Branches
 from torpor.control.databases import Databases
 from torpor.control.disk import DiskWatch
 from torpor.control.expiry import Expiry
+from torpor.control.exports import Exporter
 from torpor.control.history import Histories
 from torpor.control.jobs import Jobs
 from torpor.control.keys import KeyRing
 from torpor.control.pool import PoolWatch
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
-from torpor.control.scaling import Scaling
 from torpor.control.restore import Restores
 from torpor.control.rewind import Rewinds
+from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
@@ -144,8 +145,8 @@ class House:
                 sandbox=self._sandbox,
                 relayed=self._relays.find,
                 falling_asleep=self._falling_asleep,
-            )
                 bring_back=lambda database, let_others: self._archiving.bring_back(database, let_others),
+            )
             self._fleet = fleet = Fleet(around, ladder)
             templates = Templates(self._volumes.root / ".templates", ground.postgres)
             provisioner = Provisioner(
@@ -188,11 +189,11 @@ class House:
             if self._archive is not None:
                 undo.callback(self._archive.close)
             self._histories = self._make_histories(self._archive)
-            scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
             archived = ArchivedRecords(self._catalog.connection)
             self._archiving: Archiving = Archiving(
                 self._archive, archived, fleet, self._volumes, self._jobs, self._log_is_stored, self._clock, self._tasks
             )
+            scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
             disks = self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
             self._pool_watch = PoolWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, disks, self._clock, self._tasks)
             viewer = Viewer(
@@ -220,6 +221,7 @@ class House:
                 settings.size,
                 self._forget,
                 settings.tenant_superuser and around.sandbox.level.holds_superusers,
+                Exporter(around),
             )
             self._expiry = Expiry(fleet, self._clock, self._tasks, self._expired)
             self._databases = databases
@@ -235,10 +237,10 @@ class House:
                 settings.size,
                 self._expiry.watch,
             )
-            telemetry = Telemetry()
-            register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
             restores = self._make_restores(databases, branches, around, viewer)
             self._rewinds = self._make_rewinds(databases, branches, restores, provisioner)
+            telemetry = Telemetry()
+            register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
@@ -253,11 +255,11 @@ class House:
                 jobs=self._jobs,
                 branches=branches,
                 histories=self._histories,
-            )
-            names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
                 archiving=self._archiving,
                 restores=restores,
                 rewinds=self._rewinds,
+            )
+            names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate, settings.trusted_proxies)
             self.api = ApiServer(services, token, settings.api_host, settings.api_port, token_path(directory.path), limits=limits)
             telemetry.add(self.api.requests)
@@ -277,12 +279,12 @@ class House:
             self._audit.settle()
             await self._relays.take_over()
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
-            await self._access.enforce("torpor")  # a change may have been cut off before it reached them
-            log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
             self._archiving.reconcile()
-            await self._encryption.start()
+            await self._access.enforce("torpor")  # a change may have been cut off before it reached them
             if self._rewinds is not None:
                 await self._rewinds.finish_left()
+            log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
+            await self._encryption.start()
             if estate is None:
                 await self.door.start()
             else:
@@ -305,9 +307,9 @@ class House:
         self._pool_watch.start()
         if self._histories is not None:
             self._histories.start()
+        self._archiving.start()
         self._warm_pool.start()
         self._tasks.spawn(asyncio.to_thread(self._images.tidy), "tidy root images")
-        self._archiving.start()
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
         self._tasks.spawn_endless(self._encryption.watch, "watch certificates")
         self._tasks.spawn_endless(self._audit.keep_bounded, "keep the audit log bounded")
@@ -461,16 +463,14 @@ class House:
             records,
             lambda: fleet.in_tier(Tier.AWAKE),
             fleet.get,
+            self._catalog.knows_roles,
             self._volumes,
             self._jobs,
-            self._catalog.knows_roles,
             Retention(*retention),
             self._clock,
             self._tasks,
         )
 
-    async def _falling_asleep(self, database: Database, service: ServiceSession) -> None:
-        if self._histories is not None:
     def _make_restores(self, databases: Databases, branches: Branches, around: Surroundings, viewer: Viewer) -> Restores | None:
         if self._histories is None:
             return None
@@ -487,9 +487,10 @@ class House:
             databases, branches, restores, histories, records, catalog, self._fleet, self._volumes, provisioner, self._jobs, self._clock
         )
 
+    async def _falling_asleep(self, database: Database, service: ServiceSession) -> None:
+        if self._histories is not None:
             await self._histories.shipper.falling_asleep(database, service)
 
-    def _forget(self, id: DatabaseId) -> None:
     async def _log_is_stored(self, id: DatabaseId) -> bool:
         """Whether the history of a stopped database needs nothing of its volume any more; waits for that some seconds."""
         if self._histories is None:
@@ -498,6 +499,7 @@ class House:
         history = HistoryRecords(self._catalog.connection).get(id)
         return history is None or history.end_lsn is None
 
+    def _forget(self, id: DatabaseId) -> None:
         if self._histories is not None:
             self._histories.forget(id)
         self._access.forget((ListScope.DATABASE, id))

@@ -32,6 +32,8 @@ from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
 from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
+from torpor.model.exports import ExportOptions
+from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId, check_database_name
@@ -44,6 +46,28 @@ from torpor.model.workspace_views import CreatedKey
 TOKEN = "test-token-0123456789"
 
 
+class TwinExport:
+    """Four parts; the last one may fail, or come when it is let go."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.encode()
+        self.closed = 0
+        self.failure: Exception | None = None
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        for _ in range(3):
+            yield self.text
+        await self.go.wait()
+        if self.failure is not None:
+            raise self.failure
+        yield b" end"
+
+    def close(self) -> None:
+        self.closed += 1
+
+
 class TwinDatabases:
     """Keeps databases in a dict. `calls` may be told to fail or to hang through `trouble`."""
 
@@ -53,6 +77,8 @@ class TwinDatabases:
         self.overrides: dict[str, SleepOverrides] = {}
         self.sizes: dict[str, SizeOverrides] = {}
         self.trouble: Any = None
+        self.exports: list[TwinExport] = []
+        self.lets_go = True
         self.owners: dict[str, WorkspaceId] = {}
         self._workspace: WorkspaceId | None = None
         self._numbers = itertools.count()
@@ -135,6 +161,13 @@ class TwinDatabases:
         self.get(name)
         return replace(self._credentials(name), expires_at=time.time() + 60)
 
+    async def export(self, name: str, options: ExportOptions) -> "TwinExport":
+        self.get(name)
+        self.exports.append(TwinExport(" ".join(options.arguments())))
+        if not self.lets_go:
+            self.exports[-1].go.clear()
+        return self.exports[-1]
+
     def wakes(self, name: str, limit: int) -> tuple[WakeView, ...]:
         self.get(name)
         return (examples.WAKE,) * limit
@@ -176,39 +209,6 @@ class TwinBranches:
         return self.databases.views[name]
 
 
-class TwinHistories:
-    """The past of databases that have none, but answer as if."""
-
-    def __init__(self) -> None:
-        self.kept: dict[DatabaseId, tuple[float | None, int | None]] = {}
-        self.asked: list[tuple[str, DatabaseId]] = []
-
-    async def view(self, id: DatabaseId) -> HistoryView:
-        return examples.HISTORY
-
-    async def bases(self, id: DatabaseId) -> BaseList:
-        return examples.BASES
-
-    def back_up(self, id: DatabaseId, by: str) -> JobView:
-        self.asked.append((by, id))
-        return examples.JOB
-
-    def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
-        return self.kept.get(id, (None, None))
-
-    def set_retention(self, id: DatabaseId, keep_s: float | None, keep_bases: int | None) -> RetentionView:
-        self.kept[id] = (keep_s, keep_bases)
-        return RetentionView(keep_s if keep_s is not None else 604_800.0, keep_bases or 30)
-
-    async def before_sleep(self, id: DatabaseId) -> None:
-        self.asked.append(("before_sleep", id))
-
-    async def settle(self, id: DatabaseId) -> None:
-        self.asked.append(("settle", id))
-
-
-@pytest.fixture
-def databases(tmp_path: Path) -> TwinDatabases:
 class TwinRestores:
     """Restores among the databases of a twin: all are done at once."""
 
@@ -249,6 +249,46 @@ class TwinRewinds:
         return replace(examples.JOB, kind="undo", database=self.databases.get(name).name)
 
 
+class TwinArchiving:
+    """Says that it archives."""
+
+    def archive(self, id: DatabaseId, by: str) -> JobView:
+        return examples.JOB
+
+
+class TwinHistories:
+    """The past of databases that have none, but answer as if."""
+
+    def __init__(self) -> None:
+        self.kept: dict[DatabaseId, tuple[float | None, int | None]] = {}
+        self.asked: list[tuple[str, DatabaseId]] = []
+
+    async def view(self, id: DatabaseId) -> HistoryView:
+        return examples.HISTORY
+
+    async def bases(self, id: DatabaseId) -> BaseList:
+        return examples.BASES
+
+    def back_up(self, id: DatabaseId, by: str) -> JobView:
+        self.asked.append((by, id))
+        return examples.JOB
+
+    def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
+        return self.kept.get(id, (None, None))
+
+    def set_retention(self, id: DatabaseId, keep_s: float | None, keep_bases: int | None) -> RetentionView:
+        self.kept[id] = (keep_s, keep_bases)
+        return RetentionView(keep_s if keep_s is not None else 604_800.0, keep_bases or 30)
+
+    async def before_sleep(self, id: DatabaseId) -> None:
+        self.asked.append(("before_sleep", id))
+
+    async def settle(self, id: DatabaseId) -> None:
+        self.asked.append(("settle", id))
+
+
+@pytest.fixture
+def databases(tmp_path: Path) -> TwinDatabases:
     return TwinDatabases(tmp_path)
 
 
@@ -284,7 +324,10 @@ class Desk:
             access=self.access,
             jobs=self.jobs,
             branches=TwinBranches(databases),
+            archiving=TwinArchiving(),
             histories=TwinHistories(),
+            restores=TwinRestores(databases),
+            rewinds=TwinRewinds(databases),
         )
 
     def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:
@@ -318,8 +361,6 @@ async def server(desk: Desk, tmp_path: Path) -> AsyncIterator[ApiServer]:
     server = ApiServer(desk.services, TOKEN, "127.0.0.1", 0, tmp_path / "token", grace_s=0.3)
     desk.telemetry.add(server.requests)
     await server.start()
-            restores=TwinRestores(databases),
-            rewinds=TwinRewinds(databases),
     yield server
     await server.stop()
 

@@ -12,7 +12,7 @@ There is no /proc and no /sys: PostgreSQL needs neither (docs/decisions/0007-the
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -43,8 +43,10 @@ class Confinement:
     filter_fd: int
 
 
-def confined(given: Confinement, environment: Mapping[str, str], program: list[str]) -> list[str]:
+def confined(given: Confinement, environment: Mapping[str, str], program: list[str], more: Sequence[str] = ()) -> list[str]:
     """The command line that runs `program` (a path inside) with exactly this environment, at a level that is a sandbox.
+
+    `more` are further options of bwrap's.
 
     Descriptors that are open stay open for the program, but for the filter's.
     """
@@ -77,7 +79,7 @@ def confined(given: Confinement, environment: Mapping[str, str], program: list[s
     line += ["--ro-bind", str(given.library.parent), str(LIBRARY_DIRECTORY)]
     if given.level is not SandboxLevel.NO_USER_NAMESPACE:  # there the first process is a root without any rights, to whom /data is closed
         line += ["--lock-file", str(DATA / LOCKED_FILE)]
-    line += ["--chdir", "/", "--clearenv"]
+    line += [*more, "--chdir", "/", "--clearenv"]
     for name, value in inside.items():
         line += ["--setenv", name, value]
     return [*line, "--seccomp", str(given.filter_fd), "--", *program]
