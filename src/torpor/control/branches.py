@@ -227,6 +227,8 @@ class Branches:
         return compute
 
     async def _copy(self, source: Compute, data: Path, uid: int) -> None:
+        if not self._volumes.reflinks:
+            self._volumes.check_room(await self._volumes.measure(source.database.id))
         await snapshot(source, self._volumes, data, uid)
 
     def nameless(self, source: Compute, at: float) -> Database:

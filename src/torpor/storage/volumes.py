@@ -129,10 +129,10 @@ class Volumes:
         self.level = room.level(self.level)
         return room
 
-    def check_room(self) -> None:
-        """Raises PoolFull when nothing may be made any more."""
+    def check_room(self, for_bytes: int = 0) -> None:
+        """Raises PoolFull when nothing may be made any more, or nothing that takes so much: what is kept is for those that are there."""
         room = self.room()
-        if self.level is not PoolLevel.ROOM:
+        if self.level is not PoolLevel.ROOM or room.free_bytes - room.kept_bytes < for_bytes:
             raise PoolFull(
                 f"the storage pool is full: {room.free_bytes >> 20} MB are free, of which {room.kept_bytes >> 20} MB are kept", FULL_HINT
             )

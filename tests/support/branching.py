@@ -1,0 +1,88 @@
+"""What the tests and benchmarks of branches share: making one, and finding out whether it is whole and holds what it must."""
+
+import os
+import pwd
+import shutil
+import subprocess
+from pathlib import Path
+
+import psycopg
+
+from tests.support.faults import Connection, Inserter, program
+from tests.support.server import MadeDatabase, Server
+
+_CHECK_TREES = """CREATE EXTENSION IF NOT EXISTS amcheck;
+
+SELECT bt_index_check(c.oid, true) FROM pg_class c JOIN pg_am a ON a.oid = c.relam
+WHERE a.amname = 'btree' AND c.relkind = 'i' AND c.relpersistence = 'p';
+
+"""
+
+
+def branch(server: Server, parent: str, name: str | None = None, **settings: object) -> MadeDatabase:
+    """Make a branch over the API."""
+    made = server.call("POST", f"/v1/databases/{parent}/branches", {"name": name, **settings})
+    database, credentials = made["database"], made["credentials"] or {"url": made["database"]["url"], "password": ""}
+    return MadeDatabase(database["name"], database["id"], credentials["url"], credentials["password"])
+
+
+def acknowledged(inserters: list[Inserter]) -> list[int]:
+    """How many rows each knows to be committed."""
+    return [inserter.acknowledged for inserter in inserters]
+
+
+def check_prefix(connection: Connection, before: list[int], after: list[int]) -> None:
+    """A copy holds exactly a prefix of the commits that each client was told of: all of those `before` the copy was asked for, none that
+    came `after` it was there but for one each, whose answer was still on its way."""
+    for client, (least, most) in enumerate(zip(before, after, strict=True)):
+        query = "SELECT number FROM acknowledged WHERE client = %s ORDER BY number"
+        found = [row[0] for row in connection.execute(query, (client,)).fetchall()]
+        assert found == list(range(len(found))), f"client {client} has holes"
+        assert least <= len(found) <= most + 1, f"client {client}: {least} <= {len(found)} <= {most + 1}"
+
+
+def check_balances(connection: Connection) -> None:
+    """pgbench's transactions are whole: each moves the same amount in four tables."""
+    sums = connection.execute(
+        "SELECT (SELECT coalesce(sum(abalance), 0) FROM pgbench_accounts), (SELECT coalesce(sum(tbalance), 0) FROM pgbench_tellers),"
+        " (SELECT coalesce(sum(bbalance), 0) FROM pgbench_branches), (SELECT coalesce(sum(delta), 0) FROM pgbench_history)"
+    ).fetchone()
+    assert sums is not None
+    assert len(set(sums)) == 1, sums
+
+
+def check_pages(server: Server, database: MadeDatabase, major: int = 18) -> None:
+    """Every page of a stopped database has its checksum, and every B-tree agrees with its table."""
+    place = server.data_dir / f"check-{database.id}"
+    try:
+        place.mkdir(mode=0o711)
+        data, conf = place / "data", server.data_dir / "conf" / str(major)
+        subprocess.run(["cp", "--archive", "--reflink=auto", str(volume(server, database) / "data"), str(data)], check=True)
+        lead = []
+        if os.geteuid() == 0:  # PostgreSQL wants to run under a user that has a name
+            nobody = pwd.getpwnam("nobody")
+            subprocess.run(["chown", "--recursive", f"{nobody.pw_uid}:{nobody.pw_gid}", str(data)], check=True)
+            lead = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
+        checked = subprocess.run(
+            [*lead, program("pg_checksums", major), "--check", "-D", str(data)], capture_output=True, text=True, cwd="/"
+        )
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+        single = [*lead, program("postgres", major), "--single", "-j", "-D", str(data), f"--config_file={conf}/postgresql.conf"]
+        ran = subprocess.run(
+            [*single, "-c", "exit_on_error=true", database.name], input=_CHECK_TREES, capture_output=True, text=True, cwd="/"
+        )
+        assert ran.returncode == 0, ran.stderr
+        assert "bt_index_check" in ran.stdout
+        assert "ERROR" not in ran.stderr, ran.stderr
+    finally:
+        shutil.rmtree(place)
+
+
+def connect(url: str) -> Connection:
+    """A session that commits by itself."""
+    return psycopg.connect(url, autocommit=True, connect_timeout=40)
+
+
+def volume(server: Server, database: MadeDatabase) -> Path:
+    """Where its bytes are."""
+    return server.data_dir / "volumes" / database.id
