@@ -15,9 +15,8 @@ async def archive_database(context: Context, call: Call) -> Answer:
     """Sends a database's volume to the store of the history, compressed and encrypted, and removes it here once all of it was read back.
     Answers at once, with the job that does it. The database comes back by itself, with its next connection. Whoever wakes it before the
     job is done has it as ever, and the job fails."""
-    if context.services.archiving is None:
-        raise errors.Conflict("this Torpor archives nothing", "the setting history_store says where to: a directory, or s3://bucket/prefix")
-    return json_answer(context.services.archiving.archive(context.databases.get(call.name).id, context.caller.actor), 202)
+    id = context.databases.get(call.name).id
+    return json_answer(context.services.archiving.archive(id, context.caller.actor), 202)
 
 
 OPERATIONS: tuple[Operation, ...] = (

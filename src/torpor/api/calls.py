@@ -39,10 +39,10 @@ class Services:
         access: Access,
         jobs: Jobs,
         branches: Branches,
+        archiving: Archiving,
         histories: Histories | None = None,
         restores: Restores | None = None,
         rewinds: Rewinds | None = None,
-        archiving: Archiving | None = None,
     ) -> None:
         self.databases = databases
         self.workspaces = workspaces

@@ -55,7 +55,7 @@ def test_limits_and_choices_are_told() -> None:
     parameters = {p["name"]: p["schema"] for p in found["paths"]["/v1/databases"]["get"]["parameters"]}
     assert parameters["limit"] == {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}
     schemas = found["components"]["schemas"]
-    assert schemas["Tier"]["enum"] == ["awake", "frozen", "paged", "stopped"]
+    assert schemas["Tier"]["enum"] == ["awake", "frozen", "paged", "stopped", "archived"]
     assert schemas["CreateBody"]["additionalProperties"] is False
     assert schemas["UpdateBody"]["properties"]["freeze_after_s"]["anyOf"][1] == {"type": "string", "enum": ["never"]}
     assert [ref["$ref"].rpartition("/")[2] for ref in schemas["DatabaseView"]["properties"]["tier_reason"]["anyOf"][:2]] == [
