@@ -15,12 +15,13 @@ import re
 import secrets
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from torpor.base.logs import get_logger
-from torpor.base.processes import dying_with_us
+from torpor.base.processes import descendants, dying_with_us
 from torpor.compute.compute import Compute
 from torpor.compute.handover import LifeLine, hand_over
 from torpor.compute.launch import LaunchPlan, enter
@@ -36,6 +37,7 @@ from torpor.pgwire.startup import EncryptionRequest, StartupMessage, parse_first
 log = get_logger(__name__)
 
 READ_BYTES = 256 * 1024
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _SOCKET = ".s.PGSQL.5432"
 _PATIENCE_S = 30.0  # for pg_dump to connect: its sandbox is made, and it is loaded
 _LONGEST_PACKET = 10_000
@@ -122,13 +124,13 @@ class Dump:
     async def _connect(self, listener: socket.socket, door: Path, startup: bytes) -> None:
         """Take pg_dump's connection and hand it over as Torpor's own."""
         loop = asyncio.get_running_loop()
-        accepting = asyncio.ensure_future(loop.sock_accept(listener))
+        accepting = asyncio.ensure_future(self._accept(listener))
         ending = asyncio.ensure_future(self._ended.wait())
         try:
             await asyncio.wait((accepting, ending), timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
             if not accepting.done():
                 raise self._failure() if ending.done() else DumpFailed("pg_dump didn't connect")
-            client, _ = accepting.result()
+            client = accepting.result()
         finally:
             for waiting in (accepting, ending):
                 waiting.cancel()
@@ -140,6 +142,15 @@ class Dump:
             if not isinstance(packet, StartupMessage):
                 raise DumpFailed("pg_dump didn't log in")
             self._line = LifeLine(await hand_over(door, client, None, startup))
+
+    async def _accept(self, listener: socket.socket) -> socket.socket:
+        """The connection of pg_dump itself. At a weak level the database's own processes could come first: the session isn't theirs."""
+        while True:
+            client, _ = await asyncio.get_running_loop().sock_accept(listener)
+            pid, _, _ = _CREDENTIALS.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            if pid in descendants(self._process.pid):
+                return client
+            client.close()
 
     def _note_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
