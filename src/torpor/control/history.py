@@ -112,6 +112,7 @@ class Histories:
         self._bases = asyncio.Semaphore(_BASES_AT_ONCE)
         self._taking: dict[DatabaseId, asyncio.Lock] = {}
         self._attempts: dict[DatabaseId, _Attempt] = {}
+        self._doomed = asyncio.Event()  # something is to be removed at once
 
     def __repr__(self) -> str:
         return f"<Histories in {self._archive.store.description}>"
@@ -140,6 +141,7 @@ class Histories:
     def forget(self, id: DatabaseId) -> None:
         """The database is gone; so is its key, and what is in the store goes when it can. Idempotent."""
         self.shipper.forget(id)
+        self._doomed.set()
         self._taking.pop(id, None)
         self._attempts.pop(id, None)
 
@@ -328,7 +330,9 @@ class Histories:
                 except TorporError as error:
                     self._records.set_expiry(id, self._clock.time() + _EXPIRE_AGAIN_S)
                     log.warning("a history could not be shortened", database=id, cause=error.message)
-            await self._clock.sleep(_TEND_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._doomed.wait(), _TEND_EVERY_S)
+            self._doomed.clear()
 
     async def _expire(self, id: DatabaseId) -> None:
         history = self._records.get(id)

@@ -41,7 +41,7 @@ log = get_logger(__name__)
 _LOOK_S = 0.5
 _SOON_S = 0.02
 _EVERY_S = 2.0
-_LONGEST_PAUSE_S = 30.0
+_LONGEST_PAUSE_S = 10.0
 _ROUND_S = 60.0  # that one round may take; then it is tried again, from where it got to
 _AT_ONCE = 8
 _PIECE_BYTES = 4 << 20  # of which one object is made
@@ -195,12 +195,11 @@ class Shipper:
             await self._ship_awake(track, await track.compute.live().service())
 
     async def begin_run(self, track: Track, trouble: str) -> None:
-        """Begin a run with what the log still holds; the slot keeps what follows. The first base of it is still to be taken."""
+        """Begin a run with what is written from now on; the slot keeps it. The first base of it is still to be taken."""
         service = await track.compute.live().service()
         position = await keep_log(service)
-        if position.kept_from is None:
-            raise LogGone("PostgreSQL keeps no log for Torpor: all its replication slots are taken")
-        begins = position.kept_from - position.kept_from % position.segment_bytes
+        # Where the file begins that is written now: what the slot keeps may be what is gone, and a base begins with its own checkpoint.
+        begins = position.flushed - position.flushed % position.segment_bytes
         if trouble:
             log.warning("history begins anew", database=track.compute.database.label, cause=trouble)
         shipped = Shipped(position.timeline, position.segment_bytes, begins, self._clock.time(), b"")
@@ -213,7 +212,7 @@ class Shipper:
             base_lsn=None,
             trouble=trouble or track.history.trouble,
         )
-        track.is_checked, track.advanced = True, begins
+        track.is_checked, track.advanced = True, 0
         self.flush()
 
     # -- inside
