@@ -122,3 +122,16 @@ def test_killed_on_the_way(server: Server) -> None:
     eventually(lambda: not objects(server, database), 90)
     stop_database(server, database)
     server.call("DELETE", f"/v1/databases/{database.name}")
+
+
+def test_what_is_archived_can_be_reset(server: Server) -> None:
+    database = server.create()
+    name = f"{database.name}-try"
+    made = server.call("POST", f"/v1/databases/{database.name}/branches", {"name": name})
+    branch = MadeDatabase(name, made["database"]["id"], made["credentials"]["url"], made["credentials"]["password"])
+    with connect(branch) as connection:
+        connection.execute("CREATE TABLE tried AS SELECT 1")
+    archive_until(server, branch, lambda: server.tier(name) == "archived")
+    server.call("POST", f"/v1/databases/{name}/reset", {"force": True})
+    with connect(branch) as connection:
+        assert connection.execute("SELECT to_regclass('tried')").fetchone() == (None,)

@@ -1,7 +1,8 @@
 """The lowest tier: a database's volume goes to the store of the history, compressed and encrypted, and comes back at its next wake.
 
 Going, step by step (`ArchiveStep`): the intent is recorded, the database stopped, its volume stored, all of it read back and checked, the
-catalog says that it is in the store, the volume is removed. Whoever wakes it before the last but one has it as ever, and what was stored goes.
+catalog says that it is in the store, the volume is removed. Whoever wakes it before the last but one has it as ever, and what was stored
+goes.
 
 Coming back: the volume is fetched, and appears under its name when it is whole; the catalog says that it is on the pool, PostgreSQL is
 started, what is in the store goes.
@@ -30,10 +31,10 @@ from torpor.compute.lifecycle import ComputeState
 from torpor.control.jobs import Jobs, Progress
 from torpor.model.archived import Archived, ArchivedState
 from torpor.model.database import Database, DatabaseState
-from torpor.model.errors import Conflict, DatabaseInUse, TorporError, Unavailable
+from torpor.model.errors import Conflict, DatabaseInUse, StartTimeout, TorporError, Unavailable
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId
-from torpor.model.sleep import SleepReason, Tier
+from torpor.model.sleep import SleepReason, Tier, WakeReason
 from torpor.storage.archive.archive import Archive
 from torpor.storage.archive.repository import Repository
 from torpor.storage.archive.retention import BaseFacts
@@ -272,6 +273,13 @@ class Archiving:
         if (turn := self._turns.get(id)) is None:
             turn = self._turns[id] = asyncio.Lock()
         return turn
+
+
+async def have_volume(compute: Compute, why: str) -> None:
+    """Have the volume of a database on the pool, for those who exchange it. Raises Unavailable errors."""
+    while compute.archived:
+        with contextlib.suppress(StartTimeout):  # it is still being fetched
+            await compute.wake(WakeReason.MAINTENANCE, why)
 
 
 async def _finish(task: "asyncio.Task[None]") -> None:

@@ -29,6 +29,7 @@ from torpor.compute.lifecycle import ComputeState
 from torpor.compute.service import QueryFailed
 from torpor.compute.snapshot import snapshot
 from torpor.compute.starting import Steps
+from torpor.control.archiving import have_volume
 from torpor.control.databases import Databases
 from torpor.control.names import suggest_name
 from torpor.control.provisioning import Provisioner, new_id, new_password
@@ -173,6 +174,7 @@ class Branches:
                     await fresh.set_password(name, role.verifier)
             await fresh.stop(SleepReason.API)
             await self._volumes.give(fresh.database.id, compute.database.uid)
+            await have_volume(compute, "reset")
             await compute.sleep(Tier.STOPPED, SleepReason.API, force)
             while compute.state is not ComputeState.STOPPED or compute.is_moving:  # somebody came in this very moment
                 await compute.sleep(Tier.STOPPED, SleepReason.API, force)

@@ -30,6 +30,7 @@ from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.lifecycle import ComputeState
 from torpor.compute.service import literal
+from torpor.control.archiving import have_volume
 from torpor.control.branches import Branches
 from torpor.control.databases import Databases
 from torpor.control.history import Histories
@@ -178,6 +179,7 @@ class Rewinds:
                     await kept.set_password(name, role.verifier)
             await kept.stop(SleepReason.API)
             self._reached(RewindStep.MADE, compute)
+            await have_volume(compute, "restore")
             await _check_unused(compute, force)
             await asyncio.to_thread(_mark, self._volumes.path(kept.database.id), compute.database.id)
             with self._catalog.transaction():
@@ -191,6 +193,8 @@ class Rewinds:
         return {"database": name, "before": kept.database.label}
 
     async def _undo(self, compute: Compute, kept: Compute, force: bool, progress: Progress) -> dict[str, str]:
+        for each in (compute, kept):
+            await have_volume(each, "a restore is undone")
         progress(0, None, "", "exchanging")
         await asyncio.to_thread(_mark, self._volumes.path(kept.database.id), compute.database.id)
         self._records.begin(compute.database.id, kept.database.id, False)
