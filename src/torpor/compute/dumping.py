@@ -156,16 +156,21 @@ class Dump:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         self._ended.set()
 
-    def _listen(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            if part := os.read(self._stderr, _SAID_BYTES):
-                self._said += part
-                del self._said[:-_SAID_BYTES]
-            else:
-                asyncio.get_running_loop().remove_reader(self._stderr)
+    def _listen(self) -> bool:
+        """Whether there was something."""
+        try:
+            part = os.read(self._stderr, _SAID_BYTES)
+        except BlockingIOError:
+            return False
+        self._said += part
+        del self._said[:-_SAID_BYTES]
+        if not part:
+            asyncio.get_running_loop().remove_reader(self._stderr)
+        return bool(part)
 
     def _failure(self) -> DumpFailed:
-        self._listen()
+        while self._listen():
+            pass
         said = bytes(self._said).decode("utf-8", "replace")
         found = _ERROR.search(said)
         shown = found[1] if found else (said.strip().splitlines() or ["it ended without a word"])[-1]
