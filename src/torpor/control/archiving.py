@@ -8,7 +8,7 @@ Coming back: the volume is fetched, and appears under its name when it is whole;
 started, what is in the store goes.
 
 Whenever Torpor ends, a whole volume that lies on the pool is the database, whatever the catalog says: nothing but the last step of going
-removes one, and only after the store was found to have all of it. So an older copy of the catalog harms nobody either.
+removes one, and only after the store was found to have all of it.
 
 Concurrency: on the loop. Going and coming of one database take turns. What can't be removed from the store is tried again each minute.
 Safe to cancel.
