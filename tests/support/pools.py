@@ -17,7 +17,7 @@ from tests.support.server import Server
 from torpor.base.btrfs import count_simply
 from torpor.base.processes import start_ticks
 
-_PLACE = Path("/var/tmp")
+DISK, MEMORY = Path("/var/tmp"), Path("/dev/shm")
 _PREFIX = "torpor-pool-"
 _MAKE = {
     "xfs": ["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
@@ -34,7 +34,7 @@ def kinds() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def loop_pool(kind: str, size_mb: int, place: Path = _PLACE) -> Iterator[Path]:
+def loop_pool(kind: str, size_mb: int, place: Path = DISK) -> Iterator[Path]:
     """A mounted file system; its image lies beside it as `image`. Counts, where it is btrfs."""
     _remove_orphans()
     directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
@@ -46,8 +46,7 @@ def loop_pool(kind: str, size_mb: int, place: Path = _PLACE) -> Iterator[Path]:
         mount(kind, directory / "image", point)
         yield point
     finally:
-        unmount(point)
-        shutil.rmtree(directory)
+        _clear(directory)
 
 
 def make_image(kind: str, image: Path, size_mb: int) -> None:
@@ -91,8 +90,15 @@ def server_on(kind: str, size_mb: int, **settings: Any) -> Iterator[Server]:
 
 
 def _remove_orphans() -> None:
-    for directory in _PLACE.glob(f"{_PREFIX}*-*"):
+    for directory in [path for place in (DISK, MEMORY) for path in place.glob(f"{_PREFIX}*-*")]:
         owner = directory.name.removeprefix(_PREFIX).partition("-")[0]
         if owner.isdecimal() and start_ticks(int(owner)) is None:
-            unmount(directory / "mnt")
-            shutil.rmtree(directory, ignore_errors=True)
+            _clear(directory)
+
+
+def _clear(directory: Path) -> None:
+    """Unmount what is mounted below, the innermost first."""
+    points = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in sorted((one for one in points if one.startswith(f"{directory}/")), key=len, reverse=True):
+        unmount(Path(point))
+    shutil.rmtree(directory)
