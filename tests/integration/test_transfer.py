@@ -215,7 +215,7 @@ def test_an_import_that_dies_leaves_nothing(torpor: Server, empty: MadeDatabase,
     importing.stdin.flush()
     eventually(lambda: execute(empty, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'psql' AND xact_start IS NOT NULL"))
     importing.send_signal(number)
-    assert importing.wait(30) != 0
+    assert importing.wait(60) != 0
     importing.stdin.close()
     eventually(lambda: not execute(empty, "SELECT 1 FROM pg_stat_activity WHERE application_name = 'psql'"))
     assert is_empty(empty)
@@ -238,7 +238,6 @@ def test_urls_that_lead_nowhere(run: Run, filled: MadeDatabase, empty: MadeDatab
             (filled.url.replace(filled.password, "geheim"), "password authentication failed"),
             (filled.url.replace(f":{filled.password}", ""), "no password supplied"),
             (filled.url.rpartition("/")[0] + "/nobody", ""),
-            ("postgresql://a:geheim@name.invalid/b", "could not translate host name"),
         ):
             failed = run("import", empty.name, url, "--json")
             assert (failed.code, failed.error["kind"]) == (1, "source_failed"), failed
@@ -285,7 +284,7 @@ def test_passwords_are_in_no_command_line(torpor: Server, filled: MadeDatabase) 
     assert any(b"pg_dump" in line for line in lines)
     assert not any(b"password=" in line.lower() or b":" in line.partition(b"dbname=")[2].rpartition(b"@")[0][13:] for line in lines)
     exporting.stdout.close()
-    assert exporting.wait(30) is not None
+    assert exporting.wait(60) is not None
 
 
 def _is_child(path: Path, parent: int) -> bool:

@@ -29,7 +29,7 @@ _SIGNS = {Change.ADDED: "+", Change.REMOVED: "-", Change.CHANGED: "~"}
 def diff(invocation: Invocation, first: str, second: str, summary: bool) -> None:
     """What differs between the schemas of two databases: torpor diff shop shop-try
 
-    Shows what leads from FIRST to SECOND, object by object. The exit code is diff's: 0 when there is no difference, 1 when there is, 2
+    Shows what leads from FIRST to SECOND, object by object. The exit code is as diff has it: 0 for no difference, 1 for some, 2 or more
     when it could not be found out.
     """
     try:

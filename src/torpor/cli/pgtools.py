@@ -24,16 +24,7 @@ from torpor.cli.invocation import Invocation
 from torpor.cli.passwords import with_login
 from torpor.model.views import Credentials, DatabaseDetail
 
-MISLEADING = (
-    "PGHOSTADDR",
-    "PGSERVICE",
-    "PGSERVICEFILE",
-    "PGREQUIREAUTH",
-    "PGCHANNELBINDING",
-    "PGTARGETSESSIONATTRS",
-    "PGOPTIONS",
-    "PGDATABASE",
-)
+MISLEADING = ("PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGREQUIREAUTH", "PGCHANNELBINDING", "PGTARGETSESSIONATTRS")
 """Variables that would send a program somewhere else than its URL says."""
 
 _KEPT_BYTES = 4096
@@ -60,8 +51,11 @@ def target(invocation: Invocation, client: Client, name: str) -> Target:
 
 def environment(password: str | None) -> dict[str, str]:
     """What a program that speaks to a server gets: this process's, without what would mislead it."""
-    kept = {key: value for key, value in os.environ.items() if key not in MISLEADING}
-    return kept | {"LC_MESSAGES": "C", "LANGUAGE": "C", "PGCLIENTENCODING": "UTF8"} | ({} if password is None else {"PGPASSWORD": password})
+    kept = {key: value for key, value in os.environ.items() if key not in (*MISLEADING, "PGOPTIONS", "PGDATABASE")}
+    # Their words are read here, so they have to be English.
+    return (
+        kept | {"LC_ALL": "C.UTF-8", "LANGUAGE": "C", "PGCLIENTENCODING": "UTF8"} | ({} if password is None else {"PGPASSWORD": password})
+    )
 
 
 def split_password(url: str) -> tuple[str, str | None]:

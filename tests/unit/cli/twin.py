@@ -172,6 +172,8 @@ class Twin:
                 if found.parent is None:
                     raise Conflict(f"database {name} is no branch", "only a branch can be reset to its parent")
                 return 200, found
+            case "POST", "export":
+                return 200, b"a dump, format=" + body["format"].encode()
             case "GET", "size":
                 return 200, self.size
             case "GET", "logs":
