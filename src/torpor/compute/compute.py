@@ -29,7 +29,7 @@ from torpor.compute.surroundings import Surroundings
 from torpor.compute.turnstile import Turnstile
 from torpor.metering.traffic import Carrier, Traffic
 from torpor.model.database import Database, Role, Step, Wake
-from torpor.model.errors import Conflict, DatabaseInUse, ShuttingDown, StartTimeout, TorporError
+from torpor.model.errors import Conflict, DatabaseInUse, DiskFull, ShuttingDown, StartTimeout, TorporError
 from torpor.model.size import Size
 from torpor.model.sleep import AwakeReason, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import AwakeCause
@@ -229,7 +229,7 @@ class Compute:
                 case ComputeState.FROZEN | ComputeState.PAGED:
                     return self._thaw(reason, detail)
                 case ComputeState.STOPPED:
-                    if self.refusal is not None and not self.exports:
+                    if self.refusal is not None and not (self.exports and isinstance(self.refusal, DiskFull)):
                         raise self.refusal
                     if self._failure is not None and self._around.clock.monotonic() - self._failed_at < _FAILURE_REMEMBERED_S:
                         raise self._failure
