@@ -9,7 +9,7 @@ import pytest
 from tests.support.faults import eventually, in_thread, stop_database
 from tests.support.server import MadeDatabase, Server
 
-ROWS = 60_000
+ROWS = 30_000
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def connect(database: MadeDatabase) -> "psycopg.Connection[tuple[object, ...]]":
 
 
 def fill(database: MadeDatabase) -> None:
-    """About 30 MB that don't compress well."""
+    """Some MB that don't compress well."""
     with connect(database) as connection:
         connection.execute(
             "CREATE TABLE kept AS SELECT n, md5(n::text || random()) || md5(random()::text) AS noise FROM generate_series(1, %s) n", (ROWS,)

@@ -31,7 +31,16 @@ from torpor.compute.lifecycle import ComputeState
 from torpor.control.jobs import Jobs, Progress
 from torpor.model.archived import Archived, ArchivedState
 from torpor.model.database import Database, DatabaseState
-from torpor.model.errors import Conflict, DatabaseInUse, StartTimeout, TorporError, Unavailable
+from torpor.model.errors import (
+    Conflict,
+    DatabaseInUse,
+    HistoryCorrupt,
+    HistoryError,
+    HistoryMissing,
+    StartTimeout,
+    TorporError,
+    Unavailable,
+)
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import SleepReason, Tier, WakeReason
@@ -43,6 +52,8 @@ from torpor.storage.volumes import Volumes
 log = get_logger(__name__)
 
 _TEND_EVERY_S = 60.0
+_GIVING_UP_S = 5.0
+_SEE_LOG = "the daemon's log says more"
 _NUMBER = 1  # the only base of what an archived database leaves in the store
 
 
@@ -202,8 +213,9 @@ class Archiving:
             )
 
     async def _give_up(self, id: DatabaseId) -> None:
-        with contextlib.suppress(TorporError):  # then it is tried again
-            await self._forget(id)
+        with contextlib.suppress(TorporError, TimeoutError):  # then it is tried again
+            async with asyncio.timeout(_GIVING_UP_S):
+                await self._forget(id)
 
     # -- and back
 
@@ -218,22 +230,24 @@ class Archiving:
             if archived is None or archived.state is not ArchivedState.ARCHIVED:
                 return
             if self._archive is None:
-                raise Unavailable(f"it is archived in {archived.store}, and history_store is none", "set history_store as it was before")
+                log.error("what is archived can't be fetched", database=database.label, store=archived.store, cause="history_store is none")
+                raise Unavailable(f"{database.label} is archived, and this Torpor has no store", _SEE_LOG)
             log.info("fetching what was archived", database=database.label, size_bytes=archived.size_bytes)
-            await self._volumes.make(database.id, database.uid, lambda data: self._fetch(archived, data))
+            await self._volumes.make(database.id, database.uid, lambda data: self._fetch(archived, database, data))
             _reached(ArchiveStep.FETCHED, database)
             self._records.set_back(database.id)
             self._fleet.set_archived(database.id, False, self._clock.time())
             _reached(ArchiveStep.BACK, database)
         self._tasks.spawn(self._forget_later(database.id), f"forget what was archived of {database.label}")
 
-    async def _fetch(self, archived: Archived, data: Path) -> None:
+    async def _fetch(self, archived: Archived, database: Database, data: Path) -> None:
         try:
             await self._repository(archived.id).get_base(_NUMBER, data)
-        except TorporError as error:
-            if self._archive is not None and archived.store != self._archive.store.description:
-                error.hint = f"it was archived in {archived.store}; set history_store as it was before"
-            raise
+        except HistoryError as error:  # what it says is for the host's owner, not for whoever connects
+            log.error("what is archived can't be fetched", database=database.label, store=archived.store, cause=str(error))
+            damaged = isinstance(error, HistoryMissing | HistoryCorrupt)
+            cause = "what is stored of it is damaged, or not there" if damaged else "its store can't be reached, or refuses"
+            raise type(error)(f"{database.label} is archived, and {cause}", _SEE_LOG) from error
 
     async def _forget_later(self, id: DatabaseId) -> None:
         async with self._turn(id):

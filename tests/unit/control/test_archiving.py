@@ -142,7 +142,7 @@ async def test_a_store_that_fails(found: Shelves, tmp_path: Path) -> None:
     found.bucket.failures = 0
     assert (await found.archive()).state is JobState.DONE
     found.bucket.failures = -1
-    with pytest.raises(HistoryUnreachable):
+    with pytest.raises(HistoryUnreachable, match="db1 is archived, and its store can't be reached, or refuses; the daemon's log says more"):
         await found.bring_back()
     assert found.compute.tier is Tier.ARCHIVED
     assert not list(found.house.volumes.root.glob("*d*"))
@@ -162,7 +162,7 @@ async def test_the_key_goes_with_the_database(found: Shelves) -> None:
 async def test_without_a_store(found: Shelves) -> None:
     await found.archive()
     found.archiving._archive = None
-    with pytest.raises(Unavailable, match="history_store is none"):
+    with pytest.raises(Unavailable, match="this Torpor has no store"):
         await found.bring_back()
     with pytest.raises(Conflict, match="no store"):
         found.archiving.archive(DATABASE.id, "test")

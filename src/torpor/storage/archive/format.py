@@ -55,6 +55,13 @@ class Link(msgspec.Struct, tag="l", array_like=True, frozen=True):
     target: bytes
 
 
+class Twin(msgspec.Struct, tag="t", array_like=True, frozen=True):
+    """Another name of a file that was listed before: a hard link, or what takes 1 GB here could take a thousand there."""
+
+    path: bytes
+    of: bytes
+
+
 class Content(msgspec.Struct, tag="c", array_like=True, frozen=True):
     """A chunk: the bytes of its parts (path, offset, length), one after the other. Their files were listed before."""
 
@@ -62,7 +69,8 @@ class Content(msgspec.Struct, tag="c", array_like=True, frozen=True):
     parts: list[tuple[bytes, int, int]]
 
 
-Record: TypeAlias = Directory | File | Link | Content
+Entry: TypeAlias = Directory | File | Link | Twin
+Record: TypeAlias = Entry | Content
 
 
 class Manifest(msgspec.Struct, frozen=True):

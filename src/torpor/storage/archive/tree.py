@@ -4,7 +4,7 @@ What is read may be a tenant's: links are kept as they are and followed by nobod
 who nests directories without end is refused. What is written goes into a directory of ours that was empty; links come last, so that nothing
 is ever written through one.
 
-Concurrency: all of it blocks; memory is a chunk and the names of the directories on the way down.
+Concurrency: all of it blocks; memory is a chunk, the names in the directories on the way down, and of files that have several.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from torpor.model.errors import Conflict, HistoryCorrupt, PoolFull, Unavailable
-from torpor.storage.archive.format import CHUNK_BYTES, PACK_BYTES, SMALL_BYTES, Directory, File, Link, ends_pack
+from torpor.storage.archive.format import CHUNK_BYTES, PACK_BYTES, SMALL_BYTES, Directory, Entry, File, Link, Twin, ends_pack
 
 _DEPTH = 64
 _ZEROS = bytes(CHUNK_BYTES)
@@ -50,7 +50,7 @@ def measure(root: Path, leave_out: Callable[[str], bool] = nothing) -> int:
     return total
 
 
-def read_tree(root: Path, leave_out: Callable[[str], bool] = nothing) -> Iterator[Directory | File | Link | Bytes]:
+def read_tree(root: Path, leave_out: Callable[[str], bool] = nothing) -> Iterator[Entry | Bytes]:
     """All below `root`, in the order of names, without what `leave_out` says of a path (and all below it). Nobody may write there.
 
     Raises OSError, Conflict for a tree that is nested too deeply, and Unavailable for a file that changes meanwhile.
@@ -90,12 +90,12 @@ class TreeWriter:
         self._links: list[Link] = []
         self._modes: list[tuple[bytes, int]] = []
 
-    def add(self, records: Sequence[Directory | File | Link]) -> None:
+    def add(self, records: Sequence[Entry]) -> None:
         """Make directories and files, which are all zeros as yet."""
         for record in records:
             self._add(record)
 
-    def _add(self, record: Directory | File | Link) -> None:
+    def _add(self, record: Entry) -> None:
         path = self._path(record.path)
         with _named(record.path):
             if isinstance(record, Directory):
@@ -115,6 +115,8 @@ class TreeWriter:
                         self._modes.append((path, record.mode))
                 finally:
                     os.close(fd)
+            elif isinstance(record, Twin):
+                os.link(self._path(record.of), path, follow_symlinks=False)
             else:
                 self._links.append(record)
 
@@ -170,8 +172,9 @@ class _Found:
         os.close(self.fd)
 
 
-def _walk(root: Path, leave_out: Callable[[str], bool]) -> Iterator[Directory | Link | _Found]:
+def _walk(root: Path, leave_out: Callable[[str], bool]) -> Iterator[Directory | Link | Twin | _Found]:
     stack: list[tuple[int, bytes, Iterator[str]]] = []
+    named: dict[int, bytes] = {}  # by inode, those that have several names
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.append((fd, b"", iter(sorted(os.listdir(fd)))))
     try:
@@ -198,8 +201,13 @@ def _walk(root: Path, leave_out: Callable[[str], bool]) -> Iterator[Directory | 
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     os.close(fd)
-                    continue
-                yield _Found(path, fd, status)
+                elif status.st_nlink > 1 and status.st_ino in named:
+                    os.close(fd)
+                    yield Twin(path, named[status.st_ino])
+                else:
+                    if status.st_nlink > 1:
+                        named[status.st_ino] = path
+                    yield _Found(path, fd, status)
     finally:
         for fd, _, _ in stack:
             os.close(fd)

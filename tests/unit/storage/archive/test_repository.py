@@ -186,6 +186,7 @@ async def test_what_a_tenant_may_leave_there(in_memory: tuple[FaultyBucket, Repo
     (closed / "program").write_text("z")
     (closed / "program").chmod(0o4755)
     closed.chmod(0o500)
+    os.link(source / "closed/program", source / "twin")
     await shop.put_base(source, FACTS)
     await shop.get_base(1, empty(tmp_path / "back"))
     assert tree_of(tmp_path / "back") == {
@@ -195,7 +196,9 @@ async def test_what_a_tenant_may_leave_there(in_memory: tuple[FaultyBucket, Repo
         "closed": ("directory", 0o500, b""),
         "closed/readonly": ("file", 0o400, b"y"),
         "closed/program": ("file", 0o755, b"z"),
+        "twin": ("file", 0o755, b"z"),
     }
+    assert (tmp_path / "back/twin").samefile(tmp_path / "back/closed/program")
     deep = source
     for _ in range(70):
         deep = empty(deep / "d")
