@@ -315,6 +315,7 @@ class Desk:
         self.books: list[AccessBook] = []
         self.access = AccessControl(AccessRecords(self.catalog.connection), NoFleet(), TaskOwner("access"), self.books.append)
         self.jobs = Jobs(self.audit, self.clock)
+        self.histories = TwinHistories()
         self.services = Services(
             databases,
             self.workspaces,
@@ -325,7 +326,7 @@ class Desk:
             jobs=self.jobs,
             branches=TwinBranches(databases),
             archiving=TwinArchiving(),
-            histories=TwinHistories(),
+            histories=self.histories,
             restores=TwinRestores(databases),
             rewinds=TwinRewinds(databases),
         )

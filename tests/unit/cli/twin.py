@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from torpor.api import examples
 from torpor.api.faults import TooManyRequests
 from torpor.base.clock import SystemClock
 from torpor.catalog.audit import AuditRecords
@@ -20,8 +21,9 @@ from torpor.control.audit import Audit
 from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.audit import AuditFilter
-from torpor.model.branches import Branched, BranchList
+from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, JobNotFound, TorporError, Unauthorized
+from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobList, JobState, JobView
 from torpor.model.names import DatabaseId
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
@@ -101,6 +103,8 @@ class Twin:
     # How a job goes on, by its id; a stream of events breaks off after so many.
     jobs: dict[str, list[JobView]] = field(default_factory=dict)
     steps_a_stream: int = 100
+    history: HistoryView = examples.HISTORY
+    bases: BaseList = examples.BASES
     # How many requests are still refused since they come too early.
     early: int = 0
     # Called with each request before it is answered; may raise a TorporError.
@@ -164,6 +168,19 @@ class Twin:
                 return 200, {"wake": None if found.tier is Tier.AWAKE else asdict(WAKE)}
             case "POST", "password" | "tickets":
                 return 200, self._credentials(name)
+            case "GET", "history":
+                return 200, self.history
+            case "PATCH", "history":
+                return 200, RetentionView((body.get("keep_days") or 7) * 86_400.0, body.get("keep_bases") or 30, ("keep_s",))
+            case "GET", "backups":
+                return 200, self.bases
+            case "POST", "backups" | "restore":
+                (job, *_), *_ = self.jobs.values()
+                return 202, job
+            case "POST", "branches" if "at" in body or "lsn" in body:
+                (job, *_), *_ = self.jobs.values()
+                made = self._branch(found, body)
+                return 202, PastBranch(job, made.database.name, made.credentials)
             case "POST", "branches":
                 return 201, self._branch(found, body)
             case "GET", "branches":
