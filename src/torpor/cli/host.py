@@ -49,6 +49,13 @@ class Size(click.ParamType[int]):
 
 @click.command()
 @click.option("--pool-size", type=Size(), help="Size of the pool (default: half of the free space, at most 100G; takes room as it fills).")
+@click.option(
+    "--pool-filesystem",
+    type=click.Choice(["xfs", "btrfs"]),
+    default="xfs",
+    show_default=True,
+    help="What the pool is made with. On btrfs the kernel holds each database to its size; on XFS PostgreSQL writes faster.",
+)
 @click.option("--zram/--no-zram", default=None, help="Add zram swap although there is swap, or don't add any.")
 @click.option("--zram-size", type=Size(), help="Size of the zram swap (default: half of the memory).")
 @click.option("--skip-packages", is_flag=True, help="Ask nothing of apt.")
@@ -59,6 +66,7 @@ def setup(
     context: click.Context,
     invocation: Invocation,
     pool_size: int | None,
+    pool_filesystem: str,
     zram: bool | None,
     zram_size: int | None,
     skip_packages: bool,
@@ -74,7 +82,7 @@ def setup(
     facts = probe(data_dir, machine)
     names = packages.needed(facts.distribution, facts.distribution_version)
     missing = None if names is None else packages.missing(machine, names)
-    steps = plan(facts, missing, Wishes(pool_size, zram, zram_size, not skip_packages))
+    steps = plan(facts, missing, Wishes(pool_size, pool_filesystem, zram, zram_size, not skip_packages))
     if dry_run:
         _report(context, invocation, iter(steps))
         return

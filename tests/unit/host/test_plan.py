@@ -83,6 +83,8 @@ def test_pool_is_not_put_over_files() -> None:
         (replace(HOST, pool_image_exists=True), Wishes(), MountPool()),
         (replace(HOST, data=replace(BARE, reflinks=True)), Wishes(), None),
         (HOST, Wishes(pool_size_bytes=GIB), MakePool(GIB)),
+        (replace(HOST, kernel="6.7.0"), Wishes(pool_size_bytes=GIB, pool_filesystem="btrfs"), MakePool(GIB, "btrfs")),
+        (replace(HOST, kernel="6.6.1"), Wishes(pool_filesystem="btrfs"), None),
         (replace(HOST, data=replace(BARE, free_bytes=900 * GIB)), Wishes(), MakePool(100 * GIB)),
     ],
 )

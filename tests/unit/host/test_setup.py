@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pools import kinds
 from torpor.base.host import packages, pool, record, setup, zram
 from torpor.base.host.facts import KERNEL_SETTINGS_FILE, can_reflink, probe, probe_swaps
 from torpor.base.host.machine import HostActionFailed, Machine, Output
@@ -209,17 +210,19 @@ def only_user_of_zram() -> Iterator[None]:
 
 
 @pytest.mark.root
-def test_a_real_pool(real_directory: Path) -> None:
+@pytest.mark.parametrize("filesystem", kinds())
+def test_a_real_pool(real_directory: Path, filesystem: str) -> None:
     machine = Machine()
     image = real_directory / "pool.img"
-    wishes = Wishes(pool_size_bytes=300 << 20, zram=False)
+    wishes = Wishes(pool_size_bytes=300 << 20, pool_filesystem=filesystem, zram=False)
     planned = [step for step in plan(probe(real_directory), (), wishes) if step.name == "copy-on-write pool"]
     if planned[0].action is None:
-        planned = [Step("copy-on-write pool", State.CHANGE, "", MakePool(300 << 20))]  # /var/tmp shares blocks itself
+        planned = [Step("copy-on-write pool", State.CHANGE, "", MakePool(300 << 20, filesystem))]  # /var/tmp shares blocks itself
     (done,) = setup.apply(tuple(planned), real_directory, machine)
     assert done.state is State.CHANGED, done.text
     volumes = real_directory / "volumes"
     assert can_reflink(volumes)
+    assert probe(real_directory).pool.quotas is (filesystem == "btrfs")
     assert image.stat().st_size == 300 << 20
     assert image.stat().st_blocks * 512 < 100 << 20
     assert image.stat().st_mode & 0o777 == 0o600
@@ -237,6 +240,7 @@ def test_a_real_pool(real_directory: Path) -> None:
     assert undone.state is State.CHANGED
     assert image.exists()
     assert not os.path.ismount(volumes)
+    assert not probe(real_directory).pool.quotas
     assert {step.state for step in setup.undo(real_directory, machine)} == {State.DONE}
     assert pool.ensure_pool_mounted(real_directory)
     (volumes / "d1" / "held").unlink()

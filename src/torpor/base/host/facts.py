@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torpor.base.btrfs import counters
 from torpor.base.host.cgroup_facts import CgroupFacts, probe_cgroups
 from torpor.base.host.machine import Machine
 
@@ -59,6 +60,8 @@ class DirectoryFacts:
     reflinks: bool | None = None
     is_mount: bool = False
     empty: bool = True
+    # Whether the kernel holds each volume to its size: btrfs that counts simply.
+    quotas: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,7 @@ def probe_directory(path: Path) -> DirectoryFacts:
         reflinks=can_reflink(there),
         is_mount=exists and os.path.ismount(path),
         empty=empty,
+        quotas=counters(there) is not None,
     )
 
 

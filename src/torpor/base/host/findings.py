@@ -35,6 +35,7 @@ def findings(facts: HostFacts) -> tuple[Finding, ...]:
     return (
         _data(facts.data),
         _pool(facts),
+        _quotas(facts),
         *_cgroups(facts.cgroups, facts.is_root),
         _swap(facts),
         _sandbox(facts.sandbox, facts.is_root),
@@ -86,6 +87,16 @@ def _pool(facts: HostFacts) -> Finding:
     return Finding(name, Status.WARN, f"{pool.filesystem or 'the file system'} can't share blocks between files", cost, _SETUP)
 
 
+def _quotas(facts: HostFacts) -> Finding:
+    name = "disk quotas"
+    if facts.pool.quotas and facts.is_root:
+        return Finding(name, Status.OK, "the kernel holds each volume to its size (btrfs)")
+    found = "volumes are watched: measured while awake, read-only at their size, stopped beyond it"
+    cost = "a database can pass its size by what it writes within a second or so"
+    remedy = "a pool on btrfs has quotas of the kernel's, and writes slower: `torpor host setup --pool-filesystem btrfs` (Linux 6.7)"
+    return Finding(name, Status.OK, found, cost, remedy)
+
+
 def _cgroups(cgroups: CgroupFacts, is_root: bool) -> tuple[Finding, ...]:
     name = "control groups"
     if cgroups.mode is CgroupMode.NONE:
@@ -117,7 +128,7 @@ def _cgroups(cgroups: CgroupFacts, is_root: bool) -> tuple[Finding, ...]:
 def _limits(held: tuple[str, ...], remedy: str) -> Finding:
     missing = [name for name in ("processor", "memory", "processes") if name not in held]
     if not missing:
-        return Finding("limits", Status.OK, f"{', '.join(held)}, held by the kernel; disk: watched while a database is awake")
+        return Finding("limits", Status.OK, f"{', '.join(held)}, held by the kernel")
     cost = f"a database can take as much as it likes of what isn't held ({', '.join(missing)}), and slow the others"
     return Finding("limits", Status.WARN, f"held: {', '.join(held) or 'none'}", cost, remedy)
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from torpor.base.host.facts import KERNEL_SETTINGS_FILE, HostFacts
+from torpor.base.host.facts import KERNEL_SETTINGS_FILE, HostFacts, kernel_release
 from torpor.base.host.findings import GIB, show_bytes
 
 MIN_POOL_BYTES = 300 << 20  # mkfs.xfs makes nothing smaller
+_QUOTAS_SINCE = (6, 7)
 _MAX_DEFAULT_POOL_BYTES = 100 * GIB
 _MIN_ZRAM_BYTES = 16 << 20
 # Reading neighbours ahead from compressed memory only costs time; and idle memory should go before file cache goes.
@@ -33,9 +34,10 @@ class InstallPackages:
 
 @dataclass(frozen=True, slots=True)
 class MakePool:
-    """Make a sparse image of this size with XFS on it, and mount it."""
+    """Make a sparse image of this size with that file system on it, and mount it."""
 
     size_bytes: int
+    filesystem: str = "xfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Wishes:
     """What the caller wants otherwise. None leaves the choice to the plan."""
 
     pool_size_bytes: int | None = None
+    pool_filesystem: str = "xfs"
     zram: bool | None = None
     zram_size_bytes: int | None = None
     packages: bool = True
@@ -126,8 +129,11 @@ def _pool(facts: HostFacts, wishes: Wishes) -> Step:
         return Step(name, State.FAILED, text)
     if size > facts.data.free_bytes + facts.data.total_bytes:
         return Step(name, State.FAILED, f"{show_bytes(size)} is more than the disk has: give a smaller --pool-size")
-    text = f"make a pool of {show_bytes(size)} (XFS in a sparse file, takes room as it fills) and mount it at {pool.path}"
-    return Step(name, State.CHANGE, text, MakePool(size))
+    if wishes.pool_filesystem == "btrfs" and kernel_release(facts.kernel) < _QUOTAS_SINCE:
+        return Step(name, State.FAILED, f"quotas on btrfs take Linux 6.7, this is {facts.kernel}: make it with XFS")
+    kind = {"xfs": "XFS", "btrfs": "btrfs"}[wishes.pool_filesystem]
+    text = f"make a pool of {show_bytes(size)} ({kind} in a sparse file, takes room as it fills) and mount it at {pool.path}"
+    return Step(name, State.CHANGE, text, MakePool(size, wishes.pool_filesystem))
 
 
 def _memory(facts: HostFacts, wishes: Wishes) -> tuple[Step, Step]:

@@ -8,12 +8,15 @@ import contextlib
 import os
 from pathlib import Path
 
+from torpor.base.btrfs import count_simply, counters
 from torpor.base.host.facts import POOL_DIRECTORY_NAME, POOL_IMAGE_NAME
 from torpor.base.host.machine import HostActionFailed, Machine
 
 _LABEL = "torpor"
-# discard: what is deleted in the pool is freed in the sparse file.
-_OPTIONS = "loop,noatime,discard"
+# discard: what is deleted in the pool is freed in the sparse file. nodatacow: PostgreSQL has checksums of its own, and writes in place.
+_OPTIONS = {"xfs": "loop,noatime,discard", "btrfs": "loop,noatime,discard,nodatacow"}
+_MAKE = {"xfs": ("mkfs.xfs", "-q", "-f", "-m", "reflink=1"), "btrfs": ("mkfs.btrfs", "-q", "-f", "-m", "single")}
+_BTRFS_MAGIC, _BTRFS_MAGIC_AT = b"_BHRfS_M", 0x10040
 # Computes run under other users and reach their own volume by its path, but needn't list the others.
 _MODE = 0o711
 
@@ -36,11 +39,27 @@ def ensure_pool_mounted(data_dir: Path, machine: Machine | None = None) -> bool:
     point.mkdir(mode=_MODE, parents=True, exist_ok=True)
     if os.listdir(point):
         raise HostActionFailed(f"{point} holds files that the pool {image} would hide", f"move them away: `mv {point} {point}.old`")
-    hint = f"look at `dmesg | tail`; loop devices and XFS must be there; `xfs_repair {image}` mends a damaged pool"
-    machine.must_run(["mount", "-t", "xfs", "-o", _OPTIONS, str(image), str(point)], hint)
+    kind = _filesystem(image)
+    mends = "xfs_repair" if kind == "xfs" else "btrfs check --repair"
+    hint = f"look at `dmesg | tail`; loop devices and {kind} must be there; `{mends} {image}` mends a damaged pool"
+    machine.must_run(["mount", "-t", kind, "-o", _OPTIONS[kind], str(image), str(point)], hint)
     point.chmod(_MODE)
+    if kind == "btrfs" and counters(point) is None:
+        try:
+            count_simply(point)
+        except OSError as error:
+            raise HostActionFailed(f"the pool {image} can't count: {error.strerror}", "quotas on btrfs take Linux 6.7") from error
     _tune(image, machine)
     return True
+
+
+def _filesystem(image: Path) -> str:
+    try:
+        with image.open("rb") as file:
+            file.seek(_BTRFS_MAGIC_AT)
+            return "btrfs" if file.read(len(_BTRFS_MAGIC)) == _BTRFS_MAGIC else "xfs"
+    except OSError as error:
+        raise HostActionFailed(f"the pool {image} can't be read: {error.strerror}") from error
 
 
 def _tune(image: Path, machine: Machine) -> None:
@@ -56,7 +75,7 @@ def _tune(image: Path, machine: Machine) -> None:
             machine.path(f"/sys/block/{device.removeprefix('/dev/')}/queue/scheduler").write_text("bfq")
 
 
-def make_pool(data_dir: Path, size_bytes: int, machine: Machine) -> None:
+def make_pool(data_dir: Path, size_bytes: int, machine: Machine, filesystem: str = "xfs") -> None:
     """Make the image (sparse) with an empty file system. The caller has seen that there is none. Raises HostActionFailed."""
     image = data_dir / POOL_IMAGE_NAME
     unfinished = image.with_suffix(".new")
@@ -65,7 +84,8 @@ def make_pool(data_dir: Path, size_bytes: int, machine: Machine) -> None:
         with unfinished.open("wb") as stream:
             os.fchmod(stream.fileno(), 0o600)
             stream.truncate(size_bytes)
-        machine.must_run(["mkfs.xfs", "-q", "-f", "-m", "reflink=1", "-L", _LABEL, str(unfinished)], "the package xfsprogs has it", 300)
+        package = {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}[filesystem]
+        machine.must_run([*_MAKE[filesystem], "-L", _LABEL, str(unfinished)], f"the package {package} has it", 300)
         unfinished.replace(image)
     except OSError as error:
         raise HostActionFailed(f"{image} can't be made: {error.strerror}", "make room, or give a smaller --pool-size") from error

@@ -54,8 +54,8 @@ def _apply(action: Action, data_dir: Path, machine: Machine) -> str:
             known = record.load(data_dir)
             record.save(data_dir, replace(known, packages=tuple(dict.fromkeys((*known.packages, *names)))))
             return text
-        case MakePool(size):
-            pool.make_pool(data_dir, size, machine)
+        case MakePool(size, filesystem):
+            pool.make_pool(data_dir, size, machine, filesystem)
             record.save(data_dir, replace(record.load(data_dir), pool_made=True))
             return f"{_mount(data_dir, machine)}, {show_bytes(size)}"
         case MountPool():
