@@ -141,7 +141,7 @@ class Archiving:
         async with self._turn(id):
             if self._records.get(id) is not None:
                 await self._forget(id)  # it came back a moment ago
-            self._check(compute)
+            await _check_unused(compute)
             assert self._archive is not None
             self._records.begin(id, self._archive.new_key(id), self._archive.store.description, self._clock.time())
             _reached(ArchiveStep.RECORDED, compute.database)
@@ -203,14 +203,6 @@ class Archiving:
         check()
         # From here to `set_archived` of the fleet nothing is awaited, so nobody can start it in between.
         self._records.set_archived(database.id, self._clock.time(), base.size_bytes, base.stored_bytes)
-
-    def _check(self, compute: Compute) -> None:
-        if compute.database.state is not DatabaseState.READY:
-            raise Conflict(f"{compute.database.label} is being removed")
-        if compute.connections:
-            raise DatabaseInUse(
-                f"{compute.database.label} has {compute.connections} open connections", "close them first: they don't survive this"
-            )
 
     async def _give_up(self, id: DatabaseId) -> None:
         with contextlib.suppress(TorporError, TimeoutError):  # then it is tried again
@@ -294,6 +286,13 @@ async def have_volume(compute: Compute, why: str) -> None:
     while compute.archived:
         with contextlib.suppress(StartTimeout):  # it is still being fetched
             await compute.wake(WakeReason.MAINTENANCE, why)
+
+
+async def _check_unused(compute: Compute) -> None:
+    if connections := await compute.lasting_connections():
+        raise DatabaseInUse(f"{compute.database.label} has {connections} open connections", "close them first: they don't survive this")
+    if compute.database.state is not DatabaseState.READY:
+        raise Conflict(f"{compute.database.label} is being removed")
 
 
 async def _finish(task: "asyncio.Task[None]") -> None:
