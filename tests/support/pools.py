@@ -57,8 +57,17 @@ def make_image(kind: str, image: Path, size_mb: int) -> None:
 
 
 def mount(kind: str, image: Path, point: Path) -> None:
-    """Mount it as Torpor would."""
-    subprocess.run(["mount", "-t", kind, "-o", _OPTIONS[kind], str(image), str(point)], check=True)
+    """Mount it as Torpor would.
+
+    What was unmounted a moment ago may still be mounted for a sandbox that just begins, somewhere on this machine; and of a file system
+    and its clone only one can be mounted at a time.
+    """
+    command = ["mount", "-t", kind, "-o", _OPTIONS[kind], str(image), str(point)]
+    deadline = time.monotonic() + 60
+    while (done := subprocess.run(command, capture_output=True, text=True)).returncode != 0:
+        if time.monotonic() > deadline:
+            raise OSError(done.stderr)
+        time.sleep(0.1)
     point.chmod(0o711)
     if kind == "btrfs":
         count_simply(point)

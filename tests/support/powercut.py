@@ -66,6 +66,7 @@ class Host:
         mount("xfs", data_dir / "pool.img", data_dir / "volumes")  # cached: Torpor itself would write around the cache
         self.server = Server(data_dir=data_dir, freeze_after_s=60, page_after_s="never")
         self.server.start()
+        self._sandbox = self.server.call("GET", "/v1/host")["sandbox"]
         self.databases = [self._make(f"shop{number}") for number in range(databases)]
 
     def _make(self, name: str) -> MadeDatabase:
@@ -121,6 +122,7 @@ class Host:
         mount("xfs", cut.image, self._disk)
         self.server = Server(data_dir=self._disk / "data", **settings)  # type: ignore[arg-type]
         self.server.start()
+        assert self.server.call("GET", "/v1/host")["sandbox"] == self._sandbox
         for database in self.databases:
             with psycopg.connect(database.url, autocommit=True, connect_timeout=60) as connection:
                 check_prefix(connection, cut.before[database.name], cut.after[database.name])
