@@ -17,6 +17,8 @@ from torpor.door.guard.guard import Guard
 from torpor.door.stats import DoorStats
 from torpor.insights.wakes import WakeLog
 from torpor.model.sleep import Tier
+from torpor.storage.room import look
+from torpor.storage.volumes import Volumes
 
 
 def register(
@@ -121,4 +123,14 @@ def register_shares(telemetry: Telemetry, scaling: Scaling, fleet: Fleet) -> Non
             lambda: [((), scaling.killed)], type="counter",
         ),
     ):  # fmt: skip
+        telemetry.add(family)
+
+
+def register_pool(telemetry: Telemetry, volumes: Volumes) -> None:
+    """Add the room of the pool, and how full that is: 0 for room, up to 3 when nothing runs any more."""
+    for family in (
+        Readings("torpor_pool_free_bytes", "Bytes that are free in the pool.", lambda: [((), look(volumes.root).free_bytes)]),
+        Readings("torpor_pool_total_bytes", "Bytes that the pool has.", lambda: [((), look(volumes.root).total_bytes)]),
+        Readings("torpor_pool_full", "0: room, 1: read-only, 2: writers are ended, 3: nothing runs.", lambda: [((), volumes.level)]),
+    ):
         telemetry.add(family)
