@@ -52,7 +52,7 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
         _line("CPU", f"{view.cpu_ms / 1000:.1f} s since it was started"),
         _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
         *([_line(label, words) for label, words in state(detail.history, now)] if detail.history is not None else []),
-        _line("volume", text.clean(detail.volume)),
+        _line("volume", _volume(detail)),
         _line("sandbox", text.clean(detail.sandbox)),
         *([_line("", text.clean(detail.sandbox_lacks, 300))] if detail.sandbox_lacks else []),
     ]
@@ -93,6 +93,12 @@ def _next(detail: DatabaseDetail, now: float) -> str:
 def _wake(wake: WakeView, now: float) -> str:
     who = f" ({text.clean(wake.detail, 80)})" if wake.detail else ""
     return f"{text.duration(now - wake.at)} ago by {wake.reason}{who}, from {wake.tier} in {text.milliseconds(wake.elapsed_ms)}"
+
+
+def _volume(detail: DatabaseDetail) -> str:
+    if detail.archived_bytes is None:
+        return text.clean(detail.volume)
+    return f"archived: {text.size(detail.archived_bytes)} in the store; it comes back with the next connection, or by `torpor wake`"
 
 
 def _memory(view: DatabaseView) -> str:

@@ -104,6 +104,11 @@ class Archiving:
         found = self._records.get(id)
         return found is not None and found.state is ArchivedState.ARCHIVED
 
+    def stored_bytes(self, id: DatabaseId) -> int | None:
+        """What an archived database takes in the store; None for others."""
+        found = self._records.get(id)
+        return found.stored_bytes if found is not None and found.state is ArchivedState.ARCHIVED else None
+
     def reconcile(self) -> None:
         """Once at start, when the fleet is known and nothing is woken yet: what lies on the pool is used, the others are in the store."""
         on_disk = self._volumes.ids()

@@ -82,7 +82,9 @@ class Viewer:
         scaling: Scaling,
         refused: Callable[[], tuple[RefusalView, ...]] = tuple,
         shipping: Callable[[DatabaseId], ShippingView | None] = lambda _id: None,
+        archived_bytes: Callable[[DatabaseId], int | None] = lambda _id: None,
     ) -> None:
+        self._archived_bytes = archived_bytes
         self._shipping = shipping
         self._refused = refused
         self._scaling = scaling
@@ -161,6 +163,7 @@ class Viewer:
             size=self._size(compute, disk_bytes, own_bytes),
             history=self._shipping(compute.database.id),
             lineage=tuple(self._lineage(compute.database.parent)),
+            archived_bytes=self._archived_bytes(compute.database.id) if compute.archived else None,
         )
 
     def _sandbox(self, compute: Compute) -> tuple[str, str]:

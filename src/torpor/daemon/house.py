@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 from torpor import __version__
@@ -61,7 +61,7 @@ from torpor.daemon.directory import DataDirectory
 from torpor.daemon.encryption import make_encryption
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
-from torpor.daemon.metrics import register, register_guard, register_shares
+from torpor.daemon.metrics import register, register_guard, register_pool, register_shares
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
@@ -145,7 +145,7 @@ class House:
                 sandbox=self._sandbox,
                 relayed=self._relays.find,
                 falling_asleep=self._falling_asleep,
-                bring_back=lambda database, let_others: self._archiving.bring_back(database, let_others),
+                bring_back=self._bring_back,
             )
             self._fleet = fleet = Fleet(around, ladder)
             templates = Templates(self._volumes.root / ".templates", ground.postgres)
@@ -155,8 +155,10 @@ class House:
             self._warm_pool = provisioner.warm_pool = WarmPool(
                 settings.warm_pool_size, settings.postgres_major, provisioner.make_warm, provisioner.is_busy, self._clock, self._refilling
             )
-            run, is_archived = directory.path / "run", lambda id: self._archiving.holds(id)
-            self._reconciler = Reconciler(self._catalog, self._volumes, self._trees, fleet, provisioner, self._warm_pool, run, is_archived)
+            run = directory.path / "run"
+            self._reconciler = Reconciler(
+                self._catalog, self._volumes, self._trees, fleet, provisioner, self._warm_pool, run, self._is_archived
+            )
             secret = hashlib.sha256(b"mock authentication " + token.encode()).digest()
             remembered = estate.failures if estate else None
             self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers, remembered=remembered)
@@ -209,6 +211,7 @@ class House:
                 scaling,
                 self._refused,
                 self._histories.shipping if self._histories is not None else lambda _id: None,
+                self._archiving.stored_bytes,
             )
             databases = Databases(
                 self._catalog,
@@ -243,6 +246,7 @@ class House:
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
+            register_pool(telemetry, self._volumes)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
             services = Services(
                 databases,
@@ -490,6 +494,12 @@ class House:
     async def _falling_asleep(self, database: Database, service: ServiceSession) -> None:
         if self._histories is not None:
             await self._histories.shipper.falling_asleep(database, service)
+
+    def _is_archived(self, id: DatabaseId) -> bool:
+        return self._archiving.holds(id)
+
+    async def _bring_back(self, database: Database, let_others: Callable[[], Awaitable[None]]) -> None:
+        await self._archiving.bring_back(database, let_others)
 
     async def _log_is_stored(self, id: DatabaseId) -> bool:
         """Whether the history of a stopped database needs nothing of its volume any more; waits for that some seconds."""

@@ -137,6 +137,8 @@ class DatabaseDetail:
     history: ShippingView | None = None
     lineage: tuple[str, ...] = ()
     """Of a branch: its parent, the parent of that one, and so on."""
+    archived_bytes: int | None = None
+    """What it takes in the store, if it is archived."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.twin import NOW, Twin, view
+from torpor.api import examples
+from torpor.cli.show import lines
 from torpor.model.jobs import JobError, JobId, JobState, JobView
+from torpor.model.sleep import Tier
 
 RUNNING = JobView(JobId("jk3v5q2mzab7w"), "archive", "shop", JobState.RUNNING, NOW, None, 10, 20, "bytes", "reading back")
 
@@ -34,3 +37,10 @@ def test_what_hinders_it_is_told(torpor: Run, running: Twin) -> None:
     assert result.code != 0
     assert "shop has 2 open connections" in result.err
     assert "close them first" in result.err
+
+
+def test_it_is_shown() -> None:
+    detail = replace(examples.DETAIL, database=replace(examples.DATABASE, tier=Tier.ARCHIVED), archived_bytes=23 << 20)
+    shown = "\n".join(lines(detail, NOW))
+    assert "tier         archived" in shown
+    assert "volume       archived: 23 MB in the store" in shown

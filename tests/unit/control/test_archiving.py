@@ -79,6 +79,7 @@ async def test_there_and_back(found: Shelves, tmp_path: Path) -> None:
     assert (found.compute.tier, found.compute.state) == (Tier.ARCHIVED, ComputeState.STOPPED)
     assert found.house.fleet.counts()[Tier.ARCHIVED] == 1
     assert found.archiving.holds(DATABASE.id)
+    assert found.archiving.stored_bytes(DATABASE.id) == int(job.result["stored_bytes"]) > 300_000
     assert not found.house.volumes.ids()
     with pytest.raises(Conflict, match="archived already"):
         found.archiving.archive(DATABASE.id, "test")
