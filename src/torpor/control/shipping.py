@@ -31,7 +31,7 @@ from torpor.compute.service import ServiceSession
 from torpor.model.database import Database, DatabaseState
 from torpor.model.errors import TorporError
 from torpor.model.history import History, Shipped, line_of
-from torpor.model.lsn import PAGE_BYTES, format_lsn
+from torpor.model.lsn import PAGE_BYTES, format_lsn, pieces
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import Tier
 from torpor.storage.walfiles import LogGone, read_log
@@ -45,6 +45,7 @@ _LONGEST_PAUSE_S = 10.0
 _ROUND_S = 60.0  # that one round may take; then it is tried again, from where it got to
 _AT_ONCE = 8
 _PIECE_BYTES = 4 << 20  # of which one object is made
+_PIECES_AT_ONCE = 4
 _FIRST_LOOK_S = 0.5  # after a wake: most of them write nothing
 
 
@@ -333,21 +334,25 @@ class Shipper:
         return fingerprint(data, start)
 
     async def _ship_up_to(self, track: Track, end: int, at: float) -> None:
-        """Store the log up to `end`, piece by piece; what is stored stays noted whatever happens to the rest."""
+        """Store the log up to `end`, a few pieces at a time; what is stored stays noted whatever happens to the rest."""
         shipped = track.history.shipped
         assert shipped is not None
         sink = self._sink(track.history) if shipped.lsn < end else None
         line = line_of(track.history.run, shipped.timeline)
         while sink is not None and shipped.lsn < end:
-            piece_end = min(end, (shipped.lsn // _PIECE_BYTES + 1) * _PIECE_BYTES)
-            tail_from = page_before(piece_end)
+            until = min(end, (shipped.lsn // _PIECE_BYTES + _PIECES_AT_ONCE) * _PIECE_BYTES)
+            tail_from = page_before(until)
             read_from = min(shipped.lsn, tail_from)
             data = await asyncio.to_thread(
-                read_log, self._volumes, track.compute.database.id, shipped.timeline, read_from, piece_end, shipped.segment_bytes
+                read_log, self._volumes, track.compute.database.id, shipped.timeline, read_from, until, shipped.segment_bytes
             )
-            await sink.put_wal(line, shipped.lsn, data[shipped.lsn - read_from :])
+            cuts = pieces(shipped.lsn, until, _PIECE_BYTES)
+            puts = [sink.put_wal(line, begin, data[begin - read_from : begin - read_from + length]) for begin, length in cuts]
+            for outcome in await asyncio.gather(*puts, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
             tail = fingerprint(data[tail_from - read_from :], tail_from)
-            shipped = replace(shipped, lsn=piece_end, tail=tail, at=at if piece_end == end else shipped.at)
+            shipped = replace(shipped, lsn=until, tail=tail, at=at if until == end else shipped.at)
             self.note(track, shipped=shipped)
         if shipped.at < at:
             self.note(track, shipped=replace(shipped, at=at))
