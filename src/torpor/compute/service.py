@@ -138,6 +138,7 @@ class ServiceSession:
             statements.append(f"ALTER ROLE {identifier(name)} PASSWORD {literal(verifier)}")
             statements.append(_FORGET_PASSWORDS.format(owner=literal(name), service=literal(SERVICE_ROLE)))
         await self.query(";".join([*statements, _BRANCH]))
+        await self.query("SELECT pg_catalog.pg_reload_conf()")
 
     async def set_password(self, role: str, verifier: str) -> None:
         """Give a role a password, by its verifier."""
