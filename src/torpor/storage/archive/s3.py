@@ -3,6 +3,7 @@
 Concurrency: requests run on obstore's own threads; cancelling one drops its connection. Retries are the Store's, not obstore's.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from obstore.store import S3Config
 
 _CONNECT_S = 5
+_STATUS, _CODE = re.compile(r"status code: (\d{3} [A-Za-z ]+)"), re.compile(r"<Code>([A-Za-z0-9]{1,60})</Code>")
 _LISTED_AT_ONCE = 1000
 _DELETED_AT_ONCE = 1000
 _FULL = ("507 ", "storagefull", "quotaexceeded", "insufficientstorage", "no space", "entitytoolarge", "diskfull")
@@ -123,9 +125,17 @@ class S3Bucket:
     def _named(self, error: Exception) -> TorporError:
         text = str(error)
         words = text.lower()
-        reason = text.split("\n\nDebug source:", maxsplit=1)[0].splitlines()[0][:300]
+        reason = _reason(text)
         if any(word in words for word in _FULL):
             return HistoryFull(f"{self.description} is full")
         if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError) or any(word in words for word in _REFUSED):
             return HistoryRefused(f"{self.description} refuses: {reason}", "check the bucket, its permissions and the AWS_ variables")
         return HistoryUnreachable(f"{self.description} can't be reached: {reason}")
+
+
+def _reason(text: str) -> str:
+    """The few words of an error that say what is wrong: status and code, where there was an answer."""
+    if (status := _STATUS.search(text)) is None:
+        return text.split("\n\nDebug source:", maxsplit=1)[0].splitlines()[0][:300]
+    code = _CODE.search(text)
+    return f"{status[1].strip()}{f' ({code[1]})' if code is not None else ''}"

@@ -59,7 +59,7 @@ CALLS: dict[str, Callable[[S3Bucket], Awaitable[object]]] = {
         ("507 Insufficient Storage", "XMinioStorageFull", HistoryFull),
         ("403 Forbidden", "QuotaExceeded", HistoryFull),
         ("500 Internal Server Error", "InternalError", HistoryUnreachable),
-        ("503 Slow Down", "SlowDown", HistoryUnreachable),
+        ("503 Service Unavailable", "SlowDown", HistoryUnreachable),
         ("", "", HistoryUnreachable),
     ],
 )
@@ -71,6 +71,8 @@ async def test_causes_are_told_apart(status: str, code: str, expected: type[Torp
                 await call(bucket)
             assert "s3://bucket/prefix at 127.0.0.1" in caught.value.message
             assert "testing" not in str(caught.value)
+            if expected is not HistoryFull and status:
+                assert caught.value.message.endswith(f": {status} ({code})")
 
 
 async def test_nobody_listens() -> None:
