@@ -20,7 +20,7 @@ def log(timeline: int, start: int, length: int) -> bytes:
     pages = []
     for address in range(start, start + length, PAGE):
         header = struct.pack("<HHIQ", 0xD118, 0, timeline, address)
-        pages.append(header + bytes(address // PAGE % 251 + 1 for _ in range(PAGE - len(header))))
+        pages.append(header + bytes([address // PAGE % 251 + 1]) * (PAGE - len(header)))
     return b"".join(pages)[:length]
 
 
