@@ -87,6 +87,10 @@ def test_there_and_back(server: Server) -> None:
     wake = server.view(database.name)["database"]["last_wake"]
     assert wake["tier"] == "archived"
     eventually(lambda: not objects(server, database))
+    stop_database(server, database)  # its history goes on as if nothing had been
+    history = server.call("GET", f"/v1/databases/{database.name}/history")
+    assert (history["shipping"]["broken"], history["shipping"]["behind_bytes"]) == ("", 0)
+    assert len(history["windows"]) <= 1
 
 
 @pytest.mark.fault
