@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support.branching import branch
 from tests.support.faults import Inserter, eventually, put_to_sleep, refusal_of
 from tests.support.pools import kinds, server_on
 from tests.support.server import MadeDatabase, Server
@@ -205,3 +206,19 @@ def test_rooms_are_told(torpor: Server) -> None:
     assert isinstance(room, Room)
     assert host["pool_level"] == "room"
     assert 0 < host["pool_free_bytes"] <= host["pool_total_bytes"] == room.total_bytes
+
+
+def test_what_is_shared_counts_once(torpor: Server) -> None:
+    """For whom it came from: what a branch shares is its parent's, and what a parent shares with the template is the template's."""
+    parent = torpor.create("origin")
+    table(parent)
+    own = torpor.view("origin")["size"]
+    assert own["disk_own_bytes"] < own["disk_bytes"]
+    copy = branch(torpor, "origin", "copy")
+    size = torpor.view("copy")["size"]
+    assert size["disk_bytes"] > 20 * MIB
+    assert size["disk_own_bytes"] < size["disk_bytes"] / 2
+    origin = torpor.view("origin")["size"]
+    assert origin["disk_own_bytes"] == origin["disk_bytes"]
+    for database in (copy, parent):
+        torpor.call("DELETE", f"/v1/databases/{database.name}?force=true")

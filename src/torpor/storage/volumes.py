@@ -41,6 +41,7 @@ INODE_BYTES = 4096
 _SLOW_S = 1.0  # a walk that takes longer is a tenant's doing: 500,000 files
 _HOLD_AGAIN_S = 0.05
 _SHARED_PATIENCE_S = 2.0
+_TIDY_AFTER = 64
 _REST = 10.0  # times as long as it took a volume isn't walked again: a tenth of a processor is spent on each at most
 _libc = ctypes.CDLL(None, use_errno=True)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -75,6 +76,7 @@ class Volumes:
         self.level = PoolLevel.ROOM
         """As it was when somebody looked last."""
         self._held = -1
+        self._removed = 0
         self._measured: dict[DatabaseId, _Measured] = {}
         self._tasks = TaskOwner("volumes")
         self._quick_walks, self._slow_walks = asyncio.Semaphore(1), asyncio.Semaphore(1)
@@ -114,6 +116,9 @@ class Volumes:
                 raise AlreadyRunning(
                     f"another Torpor runs the databases in {self.root}", "stop that one: two would destroy each other's data"
                 ) from error
+            except OSError as error:
+                os.close(fd)
+                raise DataDirectoryUnusable(f"the volumes directory {self.root} can't be locked: {error.strerror}") from error
             self._held = fd
             return
 
@@ -224,6 +229,9 @@ class Volumes:
             removing = self.path(id)  # btrfs without any room can remove files, but not rename them
         self._measured.pop(id, None)
         await asyncio.to_thread(self._remove, removing)
+        self._removed += 1
+        if self._removed % _TIDY_AFTER == 0:
+            await asyncio.to_thread(self.quotas.tidy)
 
     def ids(self) -> set[DatabaseId]:
         """Whole volumes on disk."""
