@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HELPERS = {"__init__", "__main__", "escapes", "fuzz", "harness", "power_cut", "rig", "soak"}
+HELPERS = {"__init__", "__main__", "branch_soak", "escapes", "fuzz", "harness", "power_cut", "rig", "soak"}
 
 
 def main() -> int:

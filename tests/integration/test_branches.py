@@ -1,6 +1,5 @@
 """Branches of databases that are used, asleep, stopped: whole, of their own, and nothing to each other. The parent goes on."""
 
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from urllib.error import HTTPError
 import psycopg
 import pytest
 
-from tests.support.branching import acknowledged, branch, check_balances, check_pages, check_prefix, connect
-from tests.support.faults import Inserter, assert_nothing_half_made, eventually, program, put_to_sleep, refusal_of, stop_database
+from tests.support.branching import acknowledged, branch, branch_and_check, check_pages, check_prefix, connect, load
+from tests.support.faults import assert_nothing_half_made, put_to_sleep, refusal_of, stop_database
 from tests.support.server import MadeDatabase, Server
 
 pytestmark = [pytest.mark.integration]
@@ -97,43 +96,8 @@ def test_passwords(server: Server, shop: MadeDatabase) -> None:
 
 def test_every_branch_under_load_holds_a_prefix(server: Server, shop: MadeDatabase) -> None:
     """pgbench and four clients that note each acknowledged commit go on; branches are made several at once, one of them of a branch."""
-    with connect(shop.url) as connection:
-        connection.execute("CREATE TABLE acknowledged (client int, number int)")
-    subprocess.run([program("pgbench"), "-i", "-q", "-s", "1", shop.url], check=True, capture_output=True)
-    inserters = [Inserter(shop.url, number) for number in range(4)]
-    load = subprocess.Popen(
-        [program("pgbench"), "-n", "-c", "2", "-T", "300", shop.url], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-
-    def make_and_check(number: int) -> None:
-        before = acknowledged(inserters)
-        made = branch(server, shop.name)
-        after = acknowledged(inserters)
-        with connect(made.url) as connection:
-            check_prefix(connection, before, after)
-            check_balances(connection)
-        if number % 5 == 0:
-            again = branch(server, made.name)
-            with connect(again.url) as connection:
-                check_prefix(connection, before, after)
-                check_balances(connection)
-            stop_database(server, again)
-            check_pages(server, again)
-            remove(server, again)
-        remove(server, made)
-
-    try:
-        eventually(lambda: all(inserter.acknowledged > 5 for inserter in inserters))
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(make_and_check, range(_ROUNDS * _AT_ONCE)))
-        assert load.poll() is None, load.communicate()[1]
-        for inserter in inserters:
-            assert inserter.thread.is_alive(), "a client was interrupted"
-    finally:
-        load.terminate()
-        load.communicate()
-        for inserter in inserters:
-            inserter.stop()
+    with load(shop) as inserters, ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(lambda number: branch_and_check(server, shop, inserters, number % 5 == 0), range(_ROUNDS * _AT_ONCE)))
     with connect(shop.url) as connection:
         check_prefix(connection, acknowledged(inserters), acknowledged(inserters))
     assert_nothing_half_made(server)

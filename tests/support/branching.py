@@ -1,14 +1,16 @@
 """What the tests and benchmarks of branches share: making one, and finding out whether it is whole and holds what it must."""
 
+import contextlib
 import os
 import pwd
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 
-from tests.support.faults import Connection, Inserter, program
+from tests.support.faults import Connection, Inserter, eventually, program, stop_database
 from tests.support.server import MadeDatabase, Server
 
 _CHECK_TREES = """CREATE EXTENSION IF NOT EXISTS amcheck;
@@ -24,6 +26,46 @@ def branch(server: Server, parent: str, name: str | None = None, **settings: obj
     made = server.call("POST", f"/v1/databases/{parent}/branches", {"name": name, **settings})
     database, credentials = made["database"], made["credentials"] or {"url": made["database"]["url"], "password": ""}
     return MadeDatabase(database["name"], database["id"], credentials["url"], credentials["password"])
+
+
+@contextlib.contextmanager
+def load(database: MadeDatabase, clients: int = 4) -> Iterator[list[Inserter]]:
+    """pgbench, and clients that note each commit that was acknowledged. At the end none of them may have been interrupted."""
+    with connect(database.url) as connection:
+        connection.execute("CREATE TABLE acknowledged (client int, number int)")
+    subprocess.run([program("pgbench"), "-i", "-q", "-s", "1", database.url], check=True, capture_output=True)
+    inserters = [Inserter(database.url, number) for number in range(clients)]
+    bench = [program("pgbench"), "-n", "-c", "2", "-T", "100000", database.url]
+    process = subprocess.Popen(bench, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        eventually(lambda: all(inserter.acknowledged > 5 for inserter in inserters))
+        yield inserters
+        assert process.poll() is None, process.communicate()[1]
+        assert all(inserter.thread.is_alive() for inserter in inserters), "a client was interrupted"
+    finally:
+        process.terminate()
+        process.communicate()
+        for inserter in inserters:
+            inserter.stop()
+
+
+def branch_and_check(server: Server, parent: MadeDatabase, inserters: list[Inserter], deeply: bool) -> None:
+    """Make a branch under load, and see that it holds what it must; `deeply`: also a branch of that one, to its last page."""
+    before = acknowledged(inserters)
+    made = branch(server, parent.name)
+    after = acknowledged(inserters)
+    with connect(made.url) as connection:
+        check_prefix(connection, before, after)
+        check_balances(connection)
+    if deeply:
+        again = branch(server, made.name)
+        with connect(again.url) as connection:
+            check_prefix(connection, before, after)
+            check_balances(connection)
+        stop_database(server, again)
+        check_pages(server, again)
+        server.call("DELETE", f"/v1/databases/{again.name}?force=true")
+    server.call("DELETE", f"/v1/databases/{made.name}?force=true")
 
 
 def acknowledged(inserters: list[Inserter]) -> list[int]:
