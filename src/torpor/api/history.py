@@ -77,8 +77,8 @@ async def restore(context: Context, call: Call) -> Answer:
 
 
 async def undo_restore(context: Context, call: Call) -> Answer:
-    """Takes back the last restore in place: the database and the branch that was kept exchange what they are. Asked once more, the restore is
-    done again."""
+    """Takes back the last restore in place: the database and the branch that was kept exchange what they are. Asked once more, the restore
+    is done again."""
     body: UndoBody = call.body
     return json_answer(await _rewinds(context).undo(call.name, body.force, context.caller.actor), 202)
 

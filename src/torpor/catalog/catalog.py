@@ -300,6 +300,7 @@ def _prepare(connection: apsw.Connection) -> None:
     connection.pragma("journal_mode", "wal")
     connection.pragma("synchronous", "full")
     connection.pragma("foreign_keys", True)
+    connection.pragma("secure_delete", True)  # what is removed is overwritten: the keys of databases
     connection.pragma("journal_size_limit", 8 << 20)
 
 

@@ -57,9 +57,9 @@ class HistoryRecords(Records):
         """Those that fell asleep with log that isn't in the store yet."""
         return [row[0] for row in self._read("histories_behind")]
 
-    def doomed(self) -> list[DatabaseId]:
-        """Those of databases that are gone, and whose objects may still be in the store."""
-        return [row[0] for row in self._read("doomed_histories")]
+    def doomed(self) -> list[tuple[DatabaseId, float]]:
+        """Those of databases that are gone, and since when, whose objects may still be in the store."""
+        return [(id, at) for id, at in self._read("doomed_histories")]
 
     def forget_doomed(self, id: DatabaseId) -> None:
         """Nothing of it is in the store any more."""

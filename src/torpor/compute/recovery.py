@@ -90,9 +90,9 @@ async def recover(
     """
     log_file = around.logs / f"{id}.log"
     size = source.size.apply(around.size)
-    plan = await plan_launch(source, size, around, log_file)
+    plan = await plan_launch(source, size, around, log_file, data)
     buffers = ("shared_buffers", f"{min(_MOST_BUFFERS_MB, size.max_memory_bytes // 4 >> 20)}MB")
-    plan = replace(plan, data=data, uid=uid, options=(*plan.options, buffers, *recovery_options(moment)))
+    plan = replace(plan, uid=uid, options=(*plan.options, buffers, *recovery_options(moment)))
     _touch(data / STANDBY_FILE, uid)
     shares = Shares()
     tree = shares.open(around.trees.open(id), size)

@@ -60,16 +60,20 @@ class Steps:
         return (self._clock.monotonic() - self._began) * 1000
 
 
-async def plan_launch(database: Database, size: Size, around: Surroundings, log: Path) -> LaunchPlan:
-    """What to launch. Raises HostError for what the host lacks, Unavailable without the volume, PoolFull without room to write to it."""
-    data = around.volumes.data(database.id)
+async def plan_launch(database: Database, size: Size, around: Surroundings, log: Path, elsewhere: Path | None = None) -> LaunchPlan:
+    """What to launch, on the database's volume, or on a cluster that lies `elsewhere`.
+
+    Raises HostError for what the host lacks, Unavailable without the volume, PoolFull without room to write to it.
+    """
+    data = elsewhere or around.volumes.data(database.id)
     if not data.is_dir():
         raise Unavailable("its volume is missing")
     if database.superuser and not around.sandbox.level.holds_superusers:
         raise Unavailable(f"its owner is a superuser, which the sandbox level {around.sandbox.level} doesn't hold")
     if around.volumes.level is PoolLevel.OUT:
         raise PoolFull("the storage pool is full, and nothing is started until there is room again", FULL_HINT)
-    await around.volumes.limit(database.id, size.disk_bytes)
+    if elsewhere is None:
+        await around.volumes.limit(database.id, size.disk_bytes)
     return LaunchPlan(
         bindir=around.binaries(database.major).bindir,
         data=data,

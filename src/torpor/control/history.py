@@ -50,6 +50,7 @@ _AGAIN_MOST_S = 3600.0
 _TEND_EVERY_S = 60.0
 _TENDED_AT_ONCE = 20
 _EXPIRE_AGAIN_S = 3600.0
+_STRAGGLERS_S = 600.0  # after so long nothing is on its way to the store any more for a database that was removed
 _SETTLE_S = 3.0
 
 
@@ -317,10 +318,11 @@ class Histories:
 
     async def _tend(self) -> None:
         while True:
-            for id in self._records.doomed():
+            for id, at in self._records.doomed():
                 try:
                     await self._archive.destroy(id)
-                    self._records.forget_doomed(id)
+                    if abs(self._clock.time() - at) > _STRAGGLERS_S:
+                        self._records.forget_doomed(id)
                 except TorporError as error:
                     log.warning("what a removed database left in the store stays as yet", database=id, cause=error.message)
                     break  # the store fails: the next minute is soon enough

@@ -114,7 +114,7 @@ class Rewinds:
         return self._begin("restore", compute, lambda progress: self._restore(compute, moment, force, progress), by)
 
     async def undo(self, name: str, force: bool, by: str) -> JobView:
-        """Take back the last restore in place, as a job: the database and its branch exchange what they are. Once more, and it is done again.
+        """Take back the last restore in place, as a job: the database and its branch exchange what they are. Once more does it again.
 
         Raises DatabaseNotFound, Conflict when none was made or what it was is gone, DatabaseInUse.
         """

@@ -72,7 +72,6 @@ class Track:
         self.busy = asyncio.Lock()
         self.is_under_way = False
         self.is_checked = False
-        self.advanced = 0
         self.is_dirty = False
 
     def __repr__(self) -> str:
@@ -156,7 +155,8 @@ class Shipper:
         if track.flushed > track.history.shipped.lsn:
             self.note(track, end_lsn=track.flushed)
             track.due = self._clock.monotonic()
-            self.flush()  # a Torpor that is killed now leaves a sleeper of which the next one knows that it is behind
+            with contextlib.suppress(TorporError):  # a full disk keeps nobody awake
+                self.flush()  # a Torpor that is killed now leaves a sleeper of which the next one knows that it is behind
             self._changed.set()
         else:
             self.note(track, shipped=replace(track.history.shipped, at=self._clock.time()))
@@ -213,7 +213,7 @@ class Shipper:
             base_lsn=None,
             trouble=trouble or track.history.trouble,
         )
-        track.is_checked, track.advanced = True, 0
+        track.is_checked = True
         self.flush()
 
     # -- inside
@@ -282,8 +282,9 @@ class Shipper:
             await self._ship_up_to(track, end, self._clock.time())
         except LogGone as error:  # nothing can be done about it until it is awake
             log.warning("the log of a sleeper is gone", database=track.compute.database.label, cause=error.message)
-        self.note(track, end_lsn=None)
-        self.flush()
+        if track.history.end_lsn == end:
+            self.note(track, end_lsn=None)
+            self.flush()
 
     async def _ship_awake(self, track: Track, service: ServiceSession) -> None:
         asked_at = self._clock.time()
@@ -300,9 +301,9 @@ class Shipper:
         except LogGone as error:
             await self.begin_run(track, f"more log was written than was kept until it could be shipped: {error.message}")
             raise  # the new run is shipped after a pause: a volume that is made to fail each time costs little
-        if track.history.end_lsn is not None:
+        if (end := track.history.end_lsn) is not None and end <= position.flushed:  # it may be falling asleep in this very moment
             self.note(track, end_lsn=None)
-        await self._let_go(track, service)
+        await self._let_go(track, service, position)
 
     async def _break(self, track: Track, position: LogPosition) -> str | None:
         """Why the log doesn't go on from what was shipped; None when it does."""
@@ -354,17 +355,16 @@ class Shipper:
             tail = fingerprint(data[tail_from - read_from :], tail_from)
             shipped = replace(shipped, lsn=until, tail=tail, at=at if until == end else shipped.at)
             self.note(track, shipped=shipped)
-        if shipped.at < at:
-            self.note(track, shipped=replace(shipped, at=at))
+        if shipped.at < at:  # known here; while nothing is written, nothing is written down every other second
+            track.history = replace(track.history, shipped=replace(shipped, at=at))
 
-    async def _let_go(self, track: Track, service: ServiceSession) -> None:
+    async def _let_go(self, track: Track, service: ServiceSession, position: LogPosition) -> None:
         """Let PostgreSQL reuse files of the log that are shipped; the page before the end stays, to be compared after a crash."""
         shipped = track.history.shipped
         assert shipped is not None
         upto = page_before(shipped.lsn)
-        if upto // shipped.segment_bytes > track.advanced // shipped.segment_bytes:
+        if position.kept_from is not None and upto // shipped.segment_bytes > position.kept_from // shipped.segment_bytes:
             await advance_log(service, upto)
-            track.advanced = upto
 
 
 def page_before(lsn: int) -> int:

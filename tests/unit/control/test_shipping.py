@@ -20,7 +20,7 @@ from torpor.compute.service import ServiceSession
 from torpor.control.shipping import Shipper
 from torpor.model.errors import ComputeLost, HistoryFull
 from torpor.model.history import History
-from torpor.model.lsn import format_lsn, segment_name
+from torpor.model.lsn import format_lsn, parse_lsn, segment_name
 from torpor.model.names import DatabaseId
 from torpor.model.sleep import Tier
 
@@ -38,10 +38,15 @@ class PretendingPostgres:
 
     async def query(self, text: str) -> list[tuple[str | None, ...]]:
         if "pg_create_physical" in text:
-            self.slot = BEGIN
+            self.slot = BEGIN + 2200  # in the midst of a page, as the last checkpoint was
         elif "pg_drop" in text:
             self.slot = None
-        elif "advance" not in text:
+        elif "advance" in text:
+            upto = parse_lsn(text.split("'")[3])
+            assert self.slot is not None
+            assert self.slot <= upto <= self.flushed, "PostgreSQL refuses that"
+            self.slot = upto
+        else:
             kept = (format_lsn(self.slot), "reserved") if self.slot is not None else (None, "none")
             return [(format_lsn(self.flushed), f"{self.timeline:08X}", str(MB), *kept)]
         return []

@@ -19,7 +19,7 @@ WHERE database_id = :id;
 UPDATE histories SET keep_s = :keep_s, keep_bases = :keep_bases WHERE database_id = :id;
 
 -- name: doomed_histories
-SELECT database_id FROM doomed_histories ORDER BY at;
+SELECT database_id, at FROM doomed_histories ORDER BY at;
 
 -- name: forget_doomed_history
 DELETE FROM doomed_histories WHERE database_id = :id;
