@@ -14,10 +14,10 @@ from contextlib import AsyncExitStack, aclosing
 from torpor.compute.compute import Compute
 from torpor.compute.dumping import Dump, meeting_places
 from torpor.compute.surroundings import Surroundings
-from torpor.model.errors import TooManyJobs
+from torpor.model.errors import DiskFull, TooManyJobs
 from torpor.model.exports import ExportOptions
 from torpor.model.names import DatabaseId
-from torpor.model.sleep import WakeReason
+from torpor.model.sleep import SleepReason, WakeReason
 
 AT_ONCE = 8
 IN_DATABASE = 2
@@ -40,6 +40,7 @@ class Exporter:
         if self._running.total() >= AT_ONCE or self._running[id] >= IN_DATABASE:
             raise TooManyJobs(f"{self._running.total()} exports are under way, {self._running[id]} of this database", "wait for one")
         async with AsyncExitStack() as opened:
+            opened.push_async_callback(_put_back, compute)
             self._running[id] += 1
             compute.exports += 1
             opened.callback(self._ended, compute)
@@ -55,6 +56,12 @@ class Exporter:
         self._running[compute.database.id] -= 1
         if not self._running[compute.database.id]:
             del self._running[compute.database.id]
+
+
+async def _put_back(compute: Compute) -> None:
+    """What was started for an export only is stopped after it."""
+    if not compute.exports and isinstance(compute.refusal, DiskFull):
+        await compute.stop(SleepReason.DISK_FULL)
 
 
 class Export:
