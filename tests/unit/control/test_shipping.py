@@ -141,7 +141,7 @@ class Yard:
         deadline = time.monotonic() + 30
         while not ask():
             assert time.monotonic() < deadline
-            time.sleep(0.002)  # the thread's turn
+            time.sleep(0.002)  # noqa: ASYNC251  # the thread's turn
             await asyncio.sleep(0.05)
 
     async def fall_asleep(self) -> None:
