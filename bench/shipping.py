@@ -18,13 +18,13 @@ from tests.support.server import MadeDatabase
 _BENCH = "shipping"
 _SCALE = 10
 _CLIENTS = 4
-_TURN_S = 8
-_ROUNDS = 9
+_TURN_S = 4
+_ROUNDS = 20
 _LATER_BASES = "import torpor.control.history as h; h._BASE_EVERY_BYTES = 1 << 40; "  # they have figures of their own
 
 
 def measure() -> list[Result]:
-    """Nine rounds of eight seconds each."""
+    """20 rounds of four seconds each."""
     behind: list[float] = []
     rates: dict[str, list[float]] = {"with": [], "without": []}
     with running(freeze_after_s="never") as plain, running(uid_base=750_000, freeze_after_s="never") as keeping:
