@@ -63,7 +63,7 @@ def test_only_what_is_awake_has_series_of_its_own(tmp_path: Path) -> None:
     found = show(tmp_path, arrange)
     assert found["torpor_databases", ()] == 500
     assert {labels[0][1]: value for (name, labels), value in found.items() if name == "torpor_computes"} == {
-        Tier.AWAKE: 2, Tier.FROZEN: 1, Tier.PAGED: 0, Tier.STOPPED: 497,
+        Tier.AWAKE: 2, Tier.FROZEN: 1, Tier.PAGED: 0, Tier.STOPPED: 497, Tier.ARCHIVED: 0,
     }  # fmt: skip
     named = {labels for _, labels in found if labels and labels[0][0] == "database"}
     assert named == {(("database", "db1"),), (("database", "db2"),)}
