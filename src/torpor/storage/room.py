@@ -14,7 +14,7 @@ from torpor.base.host.facts import POOL_IMAGE_NAME
 from torpor.model.size import GIB, MIB
 
 FULL_HINT = "remove databases that aren't needed, or give the pool more room"
-_SHARE, _LEAST_BYTES, _MOST_BYTES = 0.05, 64 * MIB, 4 * GIB
+_SHARE, _LEAST_BYTES, _MOST_BYTES = 0.05, 64 * MIB, 1 * GIB
 _MOST_SHARE = 0.25  # of a pool that is hardly one
 _AGAIN = 1.25
 _FASTEST_BYTES_PER_S = 1 * GIB  # how fast a pool is taken to fill
