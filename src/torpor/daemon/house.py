@@ -454,8 +454,12 @@ class House:
         """Remove a database whose time to live is over; what can't be recorded isn't done."""
         name, workspace = compute.database.label, compute.database.workspace
         begun = self._audit.record(TORPOR, "database.expire", name, workspace=workspace, result=AuditResult.BEGUN)
-        await self._databases.delete(name, force=True)
-        self._audit.record(TORPOR, "database.expire", name, workspace=workspace, begun=begun)
+        result = AuditResult.FAILED
+        try:
+            await self._databases.delete(name, force=True)
+            result = AuditResult.DONE
+        finally:
+            self._audit.record(TORPOR, "database.expire", name, workspace=workspace, result=result, begun=begun)
 
     def _make_histories(self, archive: Archive | None) -> Histories | None:
         if archive is None:
