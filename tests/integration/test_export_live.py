@@ -217,5 +217,6 @@ def test_a_database_that_was_stopped_since_it_is_far_too_large(torpor: Server) -
             assert END in tail
         torpor.wait_tier(greedy.name, "stopped")
         assert b"CREATE TABLE" in export(torpor, greedy.name, schema_only=True)
+        torpor.wait_tier(greedy.name, "stopped")
     finally:
         torpor.call("DELETE", f"/v1/databases/{greedy.name}?force=true")
