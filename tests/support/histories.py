@@ -11,13 +11,17 @@ from typing import Any
 from tests.support.faults import eventually
 from tests.support.server import MadeDatabase, Server
 
+_IMPATIENT = "import torpor.control.shipping as s; s._LONGEST_PAUSE_S = 1.0; "  # tests don't wait for pauses
+
 
 @contextmanager
 def server_with_history(**settings: object) -> Iterator[tuple[Server, Path]]:
     """A Torpor that keeps histories in a directory of its own, outside of its data directory."""
     store = Path(tempfile.mkdtemp(prefix="torpor-test-history-", dir="/dev/shm"))
     try:
-        with Server(history_store=str(store), **settings) as server:  # type: ignore[arg-type]  # settings of `torpor serve`
+        server = Server(history_store=str(store), **settings)  # type: ignore[arg-type]  # settings of `torpor serve`
+        server.prelude = _IMPATIENT
+        with server:
             yield server, store
     finally:
         shutil.rmtree(store, ignore_errors=True)
