@@ -1,6 +1,7 @@
 """Sizes held by the kernel under real databases: what a hog does stays in its own compute."""
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.faults import eventually
+from tests.support.faults import eventually, processes_of
 from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 from torpor.base.cgroups import detect
 from torpor.base.limits import Files
+from torpor.compute.shares import APART_CPUS, HOST_CPUS
 from torpor.daemon.directory import instance_name
 from torpor.model.size import MIB
 
@@ -141,9 +143,21 @@ def test_who_uses_more_than_a_fair_share_yields(torpor: Server) -> None:
         directory = cpu.cpu_v1 or cpu.unified
         assert directory is not None
         assert (directory / "cpu.idle").read_text() == "1\n"
+        eventually(lambda: places(torpor, greedy) == {APART_CPUS})
+        assert places(torpor, entitled) == {HOST_CPUS}
+    eventually(lambda: places(torpor, greedy) == {HOST_CPUS})
     eventually(lambda: size_of(torpor, greedy)["pace"] == "normal")
     for name in ("greedy", "entitled"):
         torpor.call("DELETE", f"/v1/databases/{name}?force=true")
+
+
+def places(torpor: Server, database: MadeDatabase) -> set[int]:
+    """On how many processors its processes may run."""
+    found = set()
+    for pid in processes_of(torpor, database.id):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            found.add(len(os.sched_getaffinity(pid)))
+    return found
 
 
 def test_out_of_memory_ends_the_hog_only_and_its_database_comes_back(torpor: Server) -> None:
