@@ -115,7 +115,7 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
             else:
                 drainer = command(server, "drain", "--timeout=1h")
             for one in (idle, other, sleeper):
-                eventually(lambda: _has_word(one), 30)  # noqa: B023  # called at once
+                eventually(lambda: _has_word(one))  # noqa: B023  # called at once
                 sqlstate, words = last_words(one)
                 assert sqlstate == "57P01"
                 assert "Torpor is draining" in words
@@ -130,7 +130,7 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
             assert server.refusal("POST", "/v1/databases", {})[0] == 503
             assert server.refusal("GET", "/healthz")[0] == 503
             if drainer is not None:
-                eventually(lambda: GATE in told(server), 30)
+                eventually(lambda: GATE in told(server))
             # A transaction may go on, in as many statements as it takes.
             transaction.execute("INSERT INTO kept VALUES (2)")
             transaction.execute("COMMIT")

@@ -1,6 +1,7 @@
 """A running Torpor as tests see it, and its HTTP API as they call it. Blocking; call from async tests in a thread."""
 
 import json
+import time
 from io import BytesIO
 from typing import Any, Protocol
 from urllib.error import HTTPError
@@ -50,9 +51,20 @@ def call(torpor: RunningTorpor, method: str, path: str, body: object = None) -> 
 
 
 def put_to_sleep(torpor: RunningTorpor, name: str, tier: str = "frozen") -> None:
-    """Put the database to sleep, and check that it does."""
-    view = call(torpor, "POST", f"/v1/databases/{name}/sleep", {"tier": tier})
-    assert view["tier"] == tier
+    """Put the database to sleep, and check that it does. A backend needs a moment after its answer until PostgreSQL shows it waiting: asked
+    too early, Torpor refuses."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            view = call(torpor, "POST", f"/v1/databases/{name}/sleep", {"tier": tier})
+        except HTTPError as error:
+            with error:
+                if error.code != 409 or time.monotonic() > deadline:
+                    raise
+        else:
+            assert view["tier"] == tier
+            return
+        time.sleep(0.005)
 
 
 def newest_wake(torpor: RunningTorpor, name: str) -> tuple[str, str]:

@@ -130,7 +130,7 @@ async def test_followed_logs_end_with_their_key(
     desk.workspaces.create("acme")
     await client.post("/v1/databases", json={"name": "shop", "workspace": "acme"})
     (tmp_path / "dshop.log").write_text("hello\n")
-    key = desk.key(AccessScope.WRITE, "acme", 1.2 if how == "expired" else None)
+    key = desk.key(AccessScope.WRITE, "acme", 3 if how == "expired" else None)
     async with (
         httpx.AsyncClient(base_url=server.url, headers=bearer(key.secret), trust_env=False, verify=False, timeout=60) as tenant,
         tenant.stream("GET", "/v1/databases/shop/logs?follow=true") as stream,

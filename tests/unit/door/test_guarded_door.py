@@ -507,12 +507,12 @@ async def test_a_flood_of_one_address_leaves_the_others_their_latency() -> None:
         flooding = asyncio.get_running_loop().run_in_executor(None, flood)
         await until(lambda: outcomes(door).get(LoginOutcome.FROM_ADDRESS, 0) > 50)
         flooded_ms = await login_ms()
+        await until(lambda: outcomes(door)[LoginOutcome.FROM_ADDRESS] > 200)
         refused = outcomes(door)[LoginOutcome.FROM_ADDRESS]
         stopped = True
         await flooding
         for sock in held:
             sock.close()
-        assert refused > 200
         # The flooder shares this process, and its interpreter, with the door: this is its worst.
         print(f"quiet {quiet_ms:.2f} ms, flooded {flooded_ms:.2f} ms, refused {refused}")
         assert in_time(flooded_ms, max(20 * quiet_ms, 100)), (quiet_ms, flooded_ms)

@@ -267,7 +267,7 @@ async def client_of(door: Door) -> AsyncIterator[Client]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until something that another task does has happened."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not condition():  # noqa: ASYNC110  # what is waited for knows nothing of this test
             await asyncio.sleep(0.002)
 

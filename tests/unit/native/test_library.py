@@ -99,7 +99,7 @@ def life_line(fd: int) -> Iterator[LifeLine]:
 
 
 async def pid_of(line: LifeLine) -> int:
-    for _ in range(2500):
+    for _ in range(15_000):
         if line.pid is not None:
             return line.pid
         await asyncio.sleep(0.002)
