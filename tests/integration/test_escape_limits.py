@@ -139,7 +139,7 @@ def test_poisoned_names_reach_no_terminal(escape: Stronghold, attacker: Attacker
             metrics = text_of(server, "/metrics")
         finally:
             poisoned.cancel_safe()
-        asking.join(30)
+        asking.join(60)
     attacker.connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
     attacker.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
     assert [type(error) for error in failures] == [psycopg.errors.QueryCanceled]

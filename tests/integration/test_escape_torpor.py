@@ -336,7 +336,7 @@ def test_traps_among_the_files_are_stepped_over(escape: Stronghold, trapped: Mad
 
     def log_in() -> None:
         with contextlib.suppress(psycopg.Error):
-            psycopg.connect(trapped.url, connect_timeout=30).close()
+            psycopg.connect(trapped.url, connect_timeout=60).close()
         over.set()
 
     threading.Thread(target=log_in, daemon=True).start()

@@ -70,7 +70,7 @@ def test_a_fork_bomb_ends_at_the_limit(tree: CgroupTree) -> None:
 def test_memory_ends_at_the_limit_and_is_told(tree: CgroupTree) -> None:
     tree.limit(Limits(memory_bytes=64 * MIB))
     process = start(tree, _MEMORY)
-    assert process.wait(30) == -9
+    assert process.wait(60) == -9
     assert tree.memory_load().killed == 1
     end(process)
 

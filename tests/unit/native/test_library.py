@@ -375,4 +375,4 @@ def test_postgresql_begins_when_it_is_let_go_and_never_without_torpor(word: byte
         process.wait(0.1)
     os.write(go_write, word)
     os.close(go_write)
-    assert process.wait(10) == code
+    assert process.wait(60) == code
