@@ -180,7 +180,7 @@ class Twin:
 async def open_door(
     twin: Twin,
     *,
-    login_timeout_s: float = 10.0,
+    login_timeout_s: float = 120.0,  # on a busy machine three thousand connections take their time
     max_logins: int = 100,
     relay: bool = False,
     tls: TlsMode = TlsMode.OFF,
