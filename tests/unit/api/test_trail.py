@@ -1,6 +1,7 @@
 """What the audit log is told of requests, and what happens when it can't be told."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -213,15 +214,16 @@ async def test_an_answer_that_nobody_reads_is_not_kept(
 
 
 async def test_a_slow_reader_gets_it_all(server: ApiServer, databases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torpor.api.server.UNREAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("torpor.api.server.UNREAD_TIMEOUT_S", 1.0)
     await databases.create("shop", None, SleepOverrides())
     (tmp_path / "dshop.log").write_bytes(b"y" * 8_000_000)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]), limit=1024)
     head = f"GET /v1/databases/shop/logs?lines=9 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
     writer.write(head.encode())
-    received = 0
+    received, began = 0, time.monotonic()
     while part := await reader.read(400_000):
         received += len(part)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
     assert received > 4_000_000
+    assert time.monotonic() - began > 1, "else it wasn't slow"
     writer.close()

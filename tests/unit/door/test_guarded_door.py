@@ -214,7 +214,7 @@ async def test_unknown_databases_count_and_a_new_one_begins_anew() -> None:
 
 async def test_what_is_no_wrong_password_costs_nothing() -> None:
     twin = Twin()
-    async with open_door(twin, login_timeout_s=0.3, guard=guard_of(failed_login_penalty_s=1.0)) as door:
+    async with open_door(twin, login_timeout_s=1.0, guard=guard_of(failed_login_penalty_s=1.0)) as door:
         async with client_of(door) as client:  # psql that hasn't asked for the password yet
             client.say(startup())
             await client.hear_authentication()
