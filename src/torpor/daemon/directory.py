@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+from torpor.base.files import sync_directory
 from torpor.model.errors import AlreadyRunning, BinariesMissing, DataDirectoryUnusable
 
 _MAX_SOCKET_PATH = 107  # sockaddr_un holds 108 bytes with the final zero
@@ -70,7 +71,7 @@ class DataFiles:
 
     def _publish(self, name: str, kind: str, content: bytes, mode: int) -> Path:
         target = self.path / "native" / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}.{kind}"
-        if not target.exists():
+        if not target.exists() or target.read_bytes() != content:
             _write(target, content, mode)
         return target
 
@@ -181,7 +182,12 @@ def already_running(path: Path) -> AlreadyRunning:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
+    """All or nothing, also when the power fails."""
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(content)
-    temporary.chmod(mode)
+    with temporary.open("wb") as file:
+        file.write(content)
+        os.fchmod(file.fileno(), mode)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
+    sync_directory(path.parent)
