@@ -72,16 +72,20 @@ class Live:
         """Whether it ran out of memory lately."""
         return self.looked_at - self.ran_out_at < _OUT_OF_MEMORY_S
 
-    def charged(self, logins_wait: bool) -> float:
+    def seen(self, logins_wait: bool) -> float:
         """Processors that it uses, what the kernel and the door do for it included.
 
-        Who writes much or has just run out of memory keeps the kernel busy for itself: that counts as one more. So do logins that wait.
+        Who has just run out of memory keeps the kernel busy for itself: that counts as one more. So do logins that wait.
         """
-        kernel = 1.0 if self.disk.yields or self.ran_out or logins_wait else 0.0
-        use = self.cpu.use
-        if self.runs_apart and use > _SATURATED * APART_CPUS:
-            use *= HOST_CPUS / APART_CPUS  # on a part of the processors it can't show how many it would take
-        return use + self.logins_per_s * _LOGIN_CPU_S + kernel
+        return self.cpu.use + self.logins_per_s * _LOGIN_CPU_S + (1.0 if self.ran_out or logins_wait else 0.0)
+
+    def charged(self, logins_wait: bool) -> float:
+        """`seen`, and what can't be seen: who writes much keeps the kernel busy, too, and on a part of the processors nobody shows how
+        many it would take."""
+        unseen = 1.0 if self.disk.yields and not (self.ran_out or logins_wait) else 0.0
+        if self.runs_apart and self.cpu.use > _SATURATED * APART_CPUS:
+            unseen += self.cpu.use * (HOST_CPUS / APART_CPUS - 1)
+        return self.seen(logins_wait) + unseen
 
     @property
     def ceiling(self) -> float | None:
@@ -154,13 +158,14 @@ class Scaling:
         self._live = kept
         uses = {compute: (live.charged(compute.turnstile.waiting > 0), compute.size.min_cpu) for compute, live in kept.items()}
         over = self._fairness.decide(self._clock.monotonic(), uses, self._idle())
-        others_awake = bool(set(awake) - over)
+        # Where all take more than their share, whoever takes least is the neighbour of the others; one alone has none.
+        undisturbed = set(awake) - over or set(sorted(over, key=lambda compute: kept[compute].seen(compute.turnstile.waiting > 0))[:1])
         at_work = {compute for compute, live in kept.items() if is_at_work(live.cpu.use)}
         # Who is out of memory keeps the kernel busy, which gives way to nobody: the less it runs, the better for all others.
         out_of_memory = {compute for compute in over if kept[compute].ran_out}
         for compute, live in kept.items():
             self._give_pace(compute, live, compute in over, compute in out_of_memory and bool(at_work - out_of_memory))
-            live.runs_apart = compute in over and others_awake
+            live.runs_apart = compute not in undisturbed
             compute.shares.run_apart(live.runs_apart)
         stormy = {compute for compute in over if compute.turnstile.waiting or kept[compute].logins_per_s > MANY_LOGINS_PER_S}
         self._give_turns(stormy if at_work - stormy else set())

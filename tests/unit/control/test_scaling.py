@@ -318,6 +318,9 @@ def test_a_neighbour_that_yields_for_its_writes_is_a_neighbour(tmp_path: Path) -
         stormy, tree, writer, other = await storm(bench, written=50 * MIB)
         assert tree.limits[-1].cpu_yields
         assert other.limits[-1].cpu_yields
+        stormy.turnstile.waiting = 7
+        await bench.pass_by(0.5)
+        assert [bench.scaling.live(each).runs_apart for each in (stormy, writer)] == [True, False]  # type: ignore[union-attr]
         assert (stormy.turnstile.interval_s, writer.turnstile.interval_s) == (1 / 20, 0)
 
     play(tmp_path, scene)
