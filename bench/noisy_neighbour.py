@@ -2,9 +2,9 @@
 
 The quiet one has a single client in a closed loop, reading (a row by its key) or writing (a small transaction, with a commit each time).
 It is measured alone and beside the neighbour in turn, some seconds each; a ratio is the median of the rounds' own ratios. "Without limits"
-is the same with the limits of both computes taken away by hand. The clients of the neighbour are in an idle group (cpu.idle), as if they
-were on other machines: on two cores they would be most of the noise. (Idle priority alone isn't enough: it counts among the processes of
-one session only where the kernel groups them by session, `sched_autogroup`.)
+is the same with the kernel's limits on both computes taken away by hand; turns of logins and processors kept free stay. The clients of the
+neighbour are in an idle group (cpu.idle), as if they were on other machines: on two cores they would be most of the noise. (Idle priority
+alone isn't enough: it counts among the processes of one session only where the kernel groups them by session, `sched_autogroup`.)
 """
 
 import contextlib
