@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from http.client import InvalidURL
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -34,11 +35,11 @@ def attacker(escape: Stronghold) -> Iterator[Attacker]:
         yield attacker
 
 
-def test_fork_bomb(escape: Stronghold, attacker: Attacker) -> None:
+def test_fork_bomb(escape: Stronghold, attacker: Attacker, tmp_path: Path) -> None:
     words = attacker.run(step("bomb", 100_000, 2))[0].split()
     assert int(words[0]) < 2000 and words[-1] == "11", words
     escape.check_neighbour()
-    assert int(on_host(step("bomb", 3000, 1, "/var/tmp/torpor-escape-bomb"))[0].split()[0]) == 3000
+    assert int(on_host(step("bomb", 3000, 1, str(tmp_path / "count")))[0].split()[0]) == 3000
 
 
 def test_more_memory_than_the_database_has(escape: Stronghold) -> None:
