@@ -2,8 +2,9 @@
 
 The quiet one has a single client in a closed loop, reading (a row by its key) or writing (a small transaction, with a commit each time).
 It is measured alone and beside the neighbour in turn, some seconds each; a ratio is the median of the rounds' own ratios. "Without limits"
-is the same with the limits of both computes taken away by hand. The clients of the neighbour run at idle priority, as if they were on
-other machines: on two cores they would be most of the noise.
+is the same with the kernel's limits on both computes taken away by hand; turns of logins and processors kept free stay. The clients of the
+neighbour are in an idle group (cpu.idle), as if they were on other machines: on two cores they would be most of the noise. (Idle priority
+alone isn't enough: it counts among the processes of one session only where the kernel groups them by session, `sched_autogroup`.)
 """
 
 import contextlib
@@ -114,17 +115,18 @@ def _noise(torpor: BenchServer, noisy: MadeDatabase, kind: str) -> Iterator[None
     """The neighbour at full tilt for as long as it lasts. Its clients come again when they are thrown out."""
     over = threading.Event()
     kinds = [*_NOISE, "connections"] if kind == "all" else [kind]
-    threads: list[threading.Thread] = []
+    clients: list[list[str]] = []
     running_now: set[subprocess.Popen[bytes]] = set()
     lock = threading.Lock()
 
-    def keep_running(command: list[str]) -> None:
+    def keep_running(command: list[str], elsewhere: Path) -> None:
         while not over.is_set():
             with lock:
                 if over.is_set():
                     return
                 process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-                _as_if_elsewhere(process.pid)
+                with contextlib.suppress(ProcessLookupError):  # it has ended already
+                    (elsewhere / "cgroup.procs").write_text(str(process.pid))
                 running_now.add(process)
             process.wait()
             with lock:
@@ -138,26 +140,28 @@ def _noise(torpor: BenchServer, noisy: MadeDatabase, kind: str) -> Iterator[None
         else:
             commands = [
                 _pgbench(noisy, _script(torpor, f"{each}-{number}".replace(" ", "-"), sql), 1)
-                for number, (clients, sql) in enumerate(_NOISE[each])
-                for _ in range(clients)
+                for number, (count, sql) in enumerate(_NOISE[each])
+                for _ in range(count)
             ]
         for number, command in enumerate(commands):
-            threads.append(threading.Thread(target=keep_running, args=([*command[:-1], "-D", f"client_id={number}", command[-1]],)))
-    for thread in threads:
-        thread.start()
-    try:
-        _wait_for_sessions(torpor, noisy, len(threads) // 2 if kind != "connections" else 1)
-        yield
-    finally:
-        over.set()
-        with lock:
-            for process in running_now:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+            clients.append([*command[:-1], "-D", f"client_id={number}", command[-1]])
+    with _elsewhere() as elsewhere:
+        threads = [threading.Thread(target=keep_running, args=(command, elsewhere)) for command in clients]
         for thread in threads:
-            thread.join()
-        torpor.lay_down(noisy.name, "stopped")
-        torpor.call("POST", f"/v1/databases/{noisy.name}/wake")
+            thread.start()
+        try:
+            _wait_for_sessions(torpor, noisy, len(threads) // 2 if kind != "connections" else 1)
+            yield
+        finally:
+            over.set()
+            with lock:
+                for process in running_now:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+            for thread in threads:
+                thread.join()
+            torpor.lay_down(noisy.name, "stopped")
+            torpor.call("POST", f"/v1/databases/{noisy.name}/wake")
 
 
 def _wait_for_sessions(torpor: BenchServer, noisy: MadeDatabase, count: int) -> None:
@@ -199,9 +203,19 @@ def _unlimited(torpor: BenchServer, *databases: MadeDatabase) -> Iterator[None]:
         thread.join()
 
 
-def _as_if_elsewhere(pid: int) -> None:
-    """Only what is idle of the processors goes to it, and to its threads."""
-    os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+@contextlib.contextmanager
+def _elsewhere() -> Iterator[Path]:
+    """A group for those to whom only goes what is idle of the processors. Needs root, and cgroups with `cpu.idle` (Linux 5.15)."""
+    layout = layout_from_mounts(Path("/proc/self/mountinfo").read_text())
+    root = layout.shares_v1 or layout.unified
+    assert root is not None
+    group = root / f"torpor-bench-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "cpu.idle").write_text("1")
+        yield group
+    finally:
+        group.rmdir()
 
 
 def _script(torpor: BenchServer, name: str, sql: str) -> Path:

@@ -21,6 +21,7 @@ from tests.support.faults import (
     assert_nothing_half_made,
     child,
     eventually,
+    halted_start,
     in_thread,
     processes_of,
     program,
@@ -28,7 +29,6 @@ from tests.support.faults import (
     run_program,
     stop_database,
 )
-from tests.support.processes import starting_postmaster
 from tests.support.server import MadeDatabase, Server
 
 pytestmark = [pytest.mark.fault]
@@ -196,9 +196,12 @@ def test_killed_while_a_compute_starts(server: Server, database: MadeDatabase, s
     server.start()
     with connect(database) as connection:
         assert connection.execute("SELECT x FROM kept").fetchone() == (1,)
-    postmasters = [pid for pid in processes_of(server, database.id) if re.match(rb"[^\0]+/postgres\0-D\0", command_of(pid))]
-    assert postmasters == [server.postmaster(database)]
+    eventually(lambda: postmasters_of(server, database) == [server.postmaster(database)])  # what it forks is called so, too, for a moment
     assert_nothing_half_made(server)
+
+
+def postmasters_of(server: Server, database: MadeDatabase) -> list[int]:
+    return [pid for pid in processes_of(server, database.id) if re.match(rb"[^\0]+/postgres\0-D\0", command_of(pid))]
 
 
 def command_of(pid: int) -> bytes:
@@ -211,13 +214,7 @@ def command_of(pid: int) -> bytes:
 
 def test_half_started_compute_serves_its_clients(server: Server, database: MadeDatabase) -> None:
     """It was launched, and still reads its files when the next Torpor finds it."""
-    stop_database(server, database)
-    data = server.data_dir / "volumes" / database.id / "data"
-    waker, _ = in_thread(lambda: connect(database).close())
-    assert server.process is not None
-    postmaster = starting_postmaster(server.process.pid, data)
-    os.kill(postmaster, signal.SIGSTOP)
-    assert "ready" not in (data / "postmaster.pid").read_text()
+    postmaster, waker = halted_start(server, database, lambda: connect(database).close())
     server.kill()
     waker.join(40)
     server.start()
@@ -312,7 +309,7 @@ def test_killed_at_any_moment_of_creates(warm_pool_size: int) -> None:
         for attempt in range(3):
             wanted = len(made) + attempt % 2
             creators = [in_thread(lambda p=f"a{attempt}-{n}": _create_until_it_dies(server, p, made))[0] for n in range(2)]  # type: ignore[misc]
-            eventually(lambda: len(made) >= wanted, 20)  # noqa: B023  # called at once
+            eventually(lambda: len(made) >= wanted)  # noqa: B023  # called at once
             time.sleep(chance.uniform(0.02, 0.4))
             server.kill()
             for creator in creators:
@@ -423,7 +420,7 @@ def test_door_that_moved_twice_strands_nobody(server: Server, database: MadeData
             server.settings["door_port"] = 0
             server.start()
         connection.pgconn.send_query(b"SELECT x FROM kept")
-        assert select.select([connection], [], [], 5)[0], "the client is stranded"
+        assert select.select([connection], [], [], 60)[0], "the client is stranded"
         result = connection.pgconn.get_result()
         assert result is not None
         assert result.get_value(0, 0) == b"7"

@@ -10,9 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support.faults import Inserter, eventually, host_pid, in_thread, processes_of, put_to_sleep, refusal_of, stop_database
+from tests.support.faults import Inserter, eventually, halted_start, host_pid, processes_of, put_to_sleep, refusal_of, stop_database
 from tests.support.pace import in_time
-from tests.support.processes import starting_postmaster
 from tests.support.server import MadeDatabase, Server
 
 pytestmark = [pytest.mark.fault]
@@ -97,7 +96,7 @@ def test_connection_right_after_the_kill_is_served(server: Server, database: Mad
                 return False
             return True
 
-        eventually(served, 30)
+        eventually(served)
         assert in_time(time.monotonic() - began, 5)
 
 
@@ -149,15 +148,13 @@ def test_killed_while_it_starts(server: Server, database: MadeDatabase) -> None:
     """The client that waited is told; the next one, or that one when it comes again, is served."""
     with connect(database) as connection:
         connection.execute("CREATE TABLE kept AS SELECT 1 AS x")
-    stop_database(server, database)
     said: list[tuple[str, str]] = []
-    waiter, _ = in_thread(lambda: said.append(refusal_of(database.url)))
-    assert server.process is not None
-    os.kill(starting_postmaster(server.process.pid, server.data_dir / "volumes" / database.id / "data"), signal.SIGKILL)
+    postmaster, waiter = halted_start(server, database, lambda: said.append(refusal_of(database.url)))
+    os.kill(postmaster, signal.SIGKILL)
     waiter.join(40)
-    if said:  # else it was ready just before the signal came
-        assert said[0][0] == "58000"
-        assert f"database {database.name} can't start" in said[0][1]
+    ((sqlstate, text),) = said
+    assert sqlstate == "58000"
+    assert f"database {database.name} can't start" in text
 
     def served() -> bool:
         with suppress(psycopg.OperationalError), connect(database) as connection:
@@ -183,15 +180,17 @@ def test_damaged_volume_is_told_and_not_tried_for_ever(server: Server, database:
         assert sqlstate == "58000"
         assert "pg_control" in text
         assert f"torpor logs {database.name}" in text
-    assert in_time(time.monotonic() - began, 2.5), "the failure is remembered, not repeated"
-    assert attempts_to_start(server, database) == 1
+    took_s = time.monotonic() - began
+    assert in_time(took_s, 2.5), "the failure is remembered, not repeated"
+    assert attempts_to_start(server, database) <= 1 + took_s // 3  # so long it is remembered
     assert "pg_control" in server.view(database.name)["broken"]
     status, error = server.refusal("POST", f"/v1/databases/{database.name}/wake")
     assert (status, error["kind"]) == (503, "compute_start_failed")
     with connect(other) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+    attempts = attempts_to_start(server, database)
     time.sleep(3.2)  # nobody asks, so nothing may happen, also when the failure isn't remembered any more
-    assert attempts_to_start(server, database) == 1
+    assert attempts_to_start(server, database) == attempts
     assert processes_of(server, database.id) == []
     control.write_bytes(whole)
     os.chown(control, owner.st_uid, owner.st_gid)

@@ -115,7 +115,7 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
             else:
                 drainer = command(server, "drain", "--timeout=1h")
             for one in (idle, other, sleeper):
-                eventually(lambda: _has_word(one), 30)  # noqa: B023  # called at once
+                eventually(lambda: _has_word(one))  # noqa: B023  # called at once
                 sqlstate, words = last_words(one)
                 assert sqlstate == "57P01"
                 assert "Torpor is draining" in words
@@ -130,7 +130,7 @@ def test_what_runs_finishes_and_what_rests_is_ended(server: Server, way: str) ->
             assert server.refusal("POST", "/v1/databases", {})[0] == 503
             assert server.refusal("GET", "/healthz")[0] == 503
             if drainer is not None:
-                eventually(lambda: GATE in told(server), 30)
+                eventually(lambda: GATE in told(server))
             # A transaction may go on, in as many statements as it takes.
             transaction.execute("INSERT INTO kept VALUES (2)")
             transaction.execute("COMMIT")
@@ -171,7 +171,7 @@ def test_newcomers_wait_and_the_next_torpor_serves_them(server: Server) -> None:
             old = server.process
             assert old is not None
             server.process = server.spawn()  # without --take-over: it is draining
-            assert old.wait(30) == 0
+            assert old.wait(60) == 0
             assert [newcomer.result(30) for newcomer in newcomers] == [(1,)] * 4
         eventually(lambda: server.call("GET", "/v1/drain")["state"] == "serving")
         assert working.is_alive()
@@ -228,10 +228,10 @@ def test_ctrl_c_ends_statements(server: Server) -> None:
 def test_drain_command_without_a_torpor(tmp_path: Path) -> None:
     nobody = Server(tmp_path)
     done = command(nobody, "drain")
-    assert done.wait(30) == 3
+    assert done.wait(60) == 3
     assert "Torpor isn't running" in told(nobody)
     odd = command(nobody, "drain", "--timeout=soon")
-    assert odd.wait(30) == 2
+    assert odd.wait(60) == 2
     assert "write it as 90s, 10m or 1h" in told(nobody)
     for one in (done, odd):
         one.communicate()

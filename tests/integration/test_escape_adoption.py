@@ -11,6 +11,7 @@ import pytest
 from tests.support.attacks.kit import arm, step
 from tests.support.attacks.stronghold import stronghold
 from tests.support.faults import eventually, processes_of
+from tests.support.pace import in_time
 from torpor.base.processes import start_ticks
 
 pytestmark = [pytest.mark.root, pytest.mark.fault]
@@ -49,13 +50,13 @@ def test_traps_for_the_next_torpor() -> None:
             replace(server.data_dir / "volumes" / villains[what].id / "data/postmaster.pid", what)
         began = time.monotonic()
         server.start()
-        assert time.monotonic() - began < _SOON_S
+        assert in_time(time.monotonic() - began, _SOON_S)
         assert kept.execute("SELECT count(*) FROM kept").fetchone() == (1,), "the neighbour's session was adopted"
         kept.close()
         escape.check_neighbour()
         for database in villains.values():
             with contextlib.suppress(psycopg.Error):
-                psycopg.connect(database.url, connect_timeout=20).close()
+                psycopg.connect(database.url, connect_timeout=60).close()
             pids = processes_of(server, database.id)
             server.sleep(database.name, "stopped", force=True)
             assert processes_of(server, database.id) == []
@@ -75,5 +76,5 @@ def test_nothing_of_a_dead_postmaster_lives_on_or_takes_its_place() -> None:
                 attacker.run(step("signal", 9, postmaster))
         eventually(lambda: all(start_ticks(pid) is None for pid in pids))
         escape.check_neighbour()
-        with escape.attacker() as attacker:
+        with escape.attacker_again() as attacker:
             assert attacker.sql("SELECT 1") == [(1,)]

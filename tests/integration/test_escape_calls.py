@@ -26,7 +26,7 @@ PROMISED = (
     "open_by_handle_at", "name_to_handle_at", "fsopen", "open_tree",
     "move_mount", "mount_setattr", "reboot", "swapon", "swapoff", "sethostname", "setdomainname", "settimeofday", "clock_settime",
     "adjtimex", "syslog", "acct", "quotactl", "ioperm", "iopl", "modify_ldt", "mq_open", "mq_unlink", "kcmp", "seccomp", "sync", "syncfs",
-    "fanotify_init", "move_pages", "migrate_pages", "process_madvise", "vhangup", "memfd_secret", "vmsplice",
+    "sched_setaffinity", "fanotify_init", "move_pages", "migrate_pages", "process_madvise", "vhangup", "memfd_secret", "vmsplice",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from http.client import InvalidURL
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -30,41 +31,31 @@ EVIL = 'x\x1b[2J\n2026-01-01 [error] forged="yes" \u202e\'"\\ {}%s'
 
 @pytest.fixture
 def attacker(escape: Stronghold) -> Iterator[Attacker]:
-    eventually(lambda: can_log_in(escape), 30)
-    with escape.attacker() as attacker:
+    with escape.attacker_again() as attacker:  # its own compute may be recovering from what the test before did to it
         yield attacker
 
 
-def can_log_in(escape: Stronghold) -> bool:
-    """Its own compute may be recovering from what the test before did to it."""
-    with contextlib.suppress(psycopg.Error):
-        escape.attacker().connection.close()
-        return True
-    return False
-
-
-def test_fork_bomb(escape: Stronghold, attacker: Attacker) -> None:
+def test_fork_bomb(escape: Stronghold, attacker: Attacker, tmp_path: Path) -> None:
     words = attacker.run(step("bomb", 100_000, 2))[0].split()
     assert int(words[0]) < 2000 and words[-1] == "11", words
     escape.check_neighbour()
-    assert int(on_host(step("bomb", 3000, 1, "/var/tmp/torpor-escape-bomb"))[0].split()[0]) == 3000
+    assert int(on_host(step("bomb", 3000, 1, str(tmp_path / "count")))[0].split()[0]) == 3000
 
 
 def test_more_memory_than_the_database_has(escape: Stronghold) -> None:
     """The kernel ends something of that compute, and it comes back."""
-    attacker = escape.attacker()
+    attacker = escape.attacker_again()
     with contextlib.suppress(psycopg.OperationalError):
         assert attacker.run(step("memory", 3000))[0] in ("signal 9", "exit 3")
     escape.check_neighbour()
     attacker.connection.close()
-    eventually(lambda: can_log_in(escape), 30)
+    escape.attacker_again().connection.close()
 
 
 def test_memory_in_files_counts(escape: Stronghold) -> None:
     """/tmp and /dev/shm are memory: of a limited size each, and counted as the compute's own."""
     for path in ("/tmp/full", "/dev/shm/full"):
-        eventually(lambda: can_log_in(escape), 30)
-        attacker = escape.attacker()
+        attacker = escape.attacker_again()
         with contextlib.suppress(psycopg.OperationalError):
             assert int(attacker.run(step("fill", path, 3000))[0].split()[0]) < 1024
         escape.check_neighbour()
@@ -96,7 +87,7 @@ def test_many_files_and_deep_directories_go_with_the_database(escape: Stronghold
         escape.check_neighbour()
     escape.server.call("DELETE", f"/v1/databases/{made.name}?force=true")
     volumes = escape.server.data_dir / "volumes"
-    eventually(lambda: not [path for path in volumes.iterdir() if made.id in path.name], 30)
+    eventually(lambda: not [path for path in volumes.iterdir() if made.id in path.name])
 
 
 def test_poisoned_names_are_text_everywhere(escape: Stronghold, attacker: Attacker) -> None:
@@ -105,7 +96,7 @@ def test_poisoned_names_are_text_everywhere(escape: Stronghold, attacker: Attack
     attacker.sql('CREATE ROLE "' + role.replace('"', '""') + "\" LOGIN PASSWORD 'p'")
     before = len(server.log)
     with contextlib.suppress(psycopg.Error):
-        psycopg.connect(escape.villain.url, user=role, password="wrong", application_name=EVIL, connect_timeout=10)
+        psycopg.connect(escape.villain.url, user=role, password="wrong", application_name=EVIL, connect_timeout=40)
     with psycopg.connect(escape.villain.url, user=role, password="p", application_name=EVIL, autocommit=True) as poisoned:
         poisoned.execute("SELECT 1")
         views = text_of(server, "/v1/databases") + text_of(server, "/v1/databases/villain")
@@ -128,7 +119,7 @@ def test_poisoned_names_reach_no_terminal(escape: Stronghold, attacker: Attacker
     """What the operator sees in `ls`, `show`, `top`, `audit` and /metrics, after failed logins, refused calls, and while a poisoned session
     runs a poisoned statement: lines of text, and no more of them than there are."""
     server = escape.server
-    host: dict[str, Any] = {"host": "127.0.0.1", "port": server.door_port, "connect_timeout": 10}
+    host: dict[str, Any] = {"host": "127.0.0.1", "port": server.door_port, "connect_timeout": 40}
     name = poison.encode()[:60].decode(errors="ignore")
     attacker.connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'p'").format(sql.Identifier(name)))
     attacker.connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -142,14 +133,14 @@ def test_poisoned_names_reach_no_terminal(escape: Stronghold, attacker: Attacker
         with contextlib.suppress(HTTPError, InvalidURL):
             server.call(method, path, body)
     with psycopg.connect(**host, user=name, dbname=f"villain.{name}", password="p", application_name=poison, autocommit=True) as poisoned:
-        asking, failures = in_thread(lambda: poisoned.execute(sql.SQL("SELECT {}, pg_sleep(60)").format(sql.Literal(poison))))
+        asking, failures = in_thread(lambda: poisoned.execute(sql.SQL("SELECT {}, pg_sleep(280)").format(sql.Literal(poison))))
         try:
-            eventually(lambda: "statement" in str(server.view("villain")["database"]["awake_because"]), 10)
+            eventually(lambda: "statement" in str(server.view("villain")["database"]["awake_because"]))
             said = [torpor(server, *words) for words in COMMANDS]
             metrics = text_of(server, "/metrics")
         finally:
             poisoned.cancel_safe()
-        asking.join(30)
+        asking.join(60)
     attacker.connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
     attacker.connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
     assert [type(error) for error in failures] == [psycopg.errors.QueryCanceled]
@@ -170,7 +161,7 @@ COMMANDS = (
 
 def text_of(server: Server, path: str) -> str:
     headers = {"Authorization": f"Bearer {server.token}"}
-    with urlopen(Request(server.api_url.rstrip("/") + path, headers=headers), timeout=20) as response:
+    with urlopen(Request(server.api_url.rstrip("/") + path, headers=headers), timeout=60) as response:
         return str(response.read().decode())
 
 
@@ -178,7 +169,7 @@ def text_of(server: Server, path: str) -> str:
 def test_hostile_user_names_at_the_door(escape: Stronghold, user: str) -> None:
     before = len(escape.server.log)
     with contextlib.suppress(psycopg.Error, ValueError, OSError):
-        psycopg.connect(escape.villain.url, user=user, password="x", connect_timeout=10).close()
+        psycopg.connect(escape.villain.url, user=user, password="x", connect_timeout=40).close()
         assert user == ""
     assert "\x1b" not in escape.server.log[before:]
     assert len(escape.server.log) - before < 5000

@@ -46,7 +46,7 @@ def test_masses_of_roles(escape: Stronghold, villain: MadeDatabase, count: int) 
             put_to_sleep(server, villain, tier) if tier == "frozen" else stop(server, villain)
             began = time.monotonic()
             for url in (villain.url, villain.url_as("last", "p")):
-                with psycopg.connect(url, connect_timeout=20) as connection:
+                with psycopg.connect(url, connect_timeout=60) as connection:
                     assert connection.execute("SELECT count(*) > 0 FROM pg_roles").fetchone() == (True,)
             assert refusal_of(villain.url_as(f"role{count}", "x"))[0] == "28P01"
             assert in_time(time.monotonic() - began, QUICK_S)
@@ -64,15 +64,15 @@ def test_masses_of_tiny_files_come_to_a_limit(escape: Stronghold) -> None:
         with Attacker(server, made) as attacker:
             assert attacker.run(step("files", "/data/many", 18_000)) == ["18000 files, errno 0"]
             # What is shown is a little older than the question: a walk, and ten times as long after it.
-            eventually(lambda: server.view(made.name)["disk_bytes"] >= 18_000 * 4096, 40)
-            eventually(lambda: is_read_only(made), 40)
+            eventually(lambda: server.view(made.name)["disk_bytes"] >= 18_000 * 4096)
+            eventually(lambda: is_read_only(made))
             attacker.run(step("files", "/data/many", -18_000))
-            eventually(lambda: not is_read_only(made), 40)
+            eventually(lambda: not is_read_only(made))
             attacker.run(step("files", "/data/more", 36_000))
-            eventually(lambda: not answers(attacker), 40)
+            eventually(lambda: not answers(attacker))
         server.call("DELETE", f"/v1/databases/{made.name}?force=true")
     volumes = server.data_dir / "volumes"
-    eventually(lambda: not [path for path in volumes.iterdir() if made.id in path.name], 60)
+    eventually(lambda: not [path for path in volumes.iterdir() if made.id in path.name])
 
 
 def is_read_only(database: MadeDatabase) -> bool:
@@ -119,7 +119,7 @@ def test_claiming_to_be_ready(escape: Stronghold, villain: MadeDatabase) -> None
         if name == "in the name of others":
             said = (volume / "preload.answer").read_text().splitlines()
             assert [outcome(line).error for line in said[1:]] == ["EPERM"] * 3, "the kernel says who spoke"
-        assert descriptors_of(server) < before + 20, name
+        eventually(lambda: descriptors_of(server) < before + 20)
         assert server.process is not None and server.process.poll() is None
     (volume / "preload.script").unlink()
     eventually(lambda: logs_in(villain))
@@ -127,7 +127,7 @@ def test_claiming_to_be_ready(escape: Stronghold, villain: MadeDatabase) -> None
 
 def logs_in(database: MadeDatabase) -> bool:
     with contextlib.suppress(psycopg.Error):
-        psycopg.connect(database.url, connect_timeout=20).close()
+        psycopg.connect(database.url, connect_timeout=60).close()
         return True
     return False
 

@@ -18,11 +18,11 @@ import psycopg
 import pytest
 
 from tests.support.attacks.kit import Attacker, call, lease, outcome, step
-from tests.support.attacks.stronghold import QUICK_S, Stronghold
+from tests.support.attacks.stronghold import Stronghold
 from tests.support.attacks.watch import MARK, around_the_neighbour, descriptors_of, in_torpors_session, marked, stop, volume_of
 from tests.support.faults import eventually, processes_of, put_to_sleep, refusal_of
 from tests.support.pace import in_time
-from tests.support.server import MadeDatabase
+from tests.support.server import MadeDatabase, Server
 from torpor.base.files import read_untrusted
 from torpor.pgwire.frames import frame
 
@@ -49,11 +49,7 @@ def test_flooding_the_service_session_hurts_nobody_else(escape: Stronghold, vill
     server = escape.server
     in_torpors_session(villain, "\n".join([MARK, step("speak", words[0].hex(), words[1])]))
     with around_the_neighbour(escape):
-        for _ in range(3):
-            with contextlib.suppress(HTTPError):
-                server.call("POST", f"/v1/databases/{villain.name}/sleep", {"tier": "frozen"})
-            server.view(villain.name)
-        assert marked(server, villain), "it was asked"
+        ask_in_torpors_session(server, villain)
         stop(server, villain)
 
 
@@ -62,13 +58,18 @@ def test_descriptors_sent_over_torpors_own_session_go_nowhere(escape: Stronghold
     server, before = escape.server, descriptors_of(escape.server)
     in_torpors_session(villain, "\n".join([MARK, *(step("rights", "client", count, 5000) for count in (253, 16, 1))]))
     with around_the_neighbour(escape):
-        for _ in range(3):
-            with contextlib.suppress(HTTPError):
-                server.call("POST", f"/v1/databases/{villain.name}/sleep", {"tier": "frozen"})
+        ask_in_torpors_session(server, villain)
+    eventually(lambda: descriptors_of(server) < before + 30)
+    stop(server, villain)
+
+
+def ask_in_torpors_session(server: Server, villain: MadeDatabase) -> None:
+    """Have Torpor ask what it asks before a sleep, some times; whether it can go to sleep isn't the question."""
+    for _ in range(3):
+        with contextlib.suppress(HTTPError):
+            server.call("POST", f"/v1/databases/{villain.name}/sleep", {"tier": "frozen"})
         server.view(villain.name)
     assert marked(server, villain), "it was asked"
-    assert descriptors_of(server) < before + 30
-    stop(server, villain)
 
 
 def test_no_descriptor_fits_through_a_life_line(escape: Stronghold) -> None:
@@ -165,7 +166,7 @@ def test_whatever_torpor_is_answered_only_that_database_suffers(
         with contextlib.suppress(HTTPError):
             server.call("POST", f"/v1/databases/{villain.name}/sleep", {"tier": "frozen"})
         with contextlib.suppress(psycopg.Error):
-            psycopg.connect(villain.url, connect_timeout=20).close()
+            psycopg.connect(villain.url, connect_timeout=60).close()
         view = server.view(villain.name)
         assert len(str(view)) < 20_000
         assert name != "functions" or marked(server, villain)
@@ -173,7 +174,7 @@ def test_whatever_torpor_is_answered_only_that_database_suffers(
         with contextlib.suppress(psycopg.Error):  # it may be broken now, but then it says so, and soon
             psycopg.connect(villain.url, connect_timeout=60).close()
     if name in ("settings", "many roles", "odd roles"):
-        with psycopg.connect(villain.url, connect_timeout=20) as connection:
+        with psycopg.connect(villain.url, connect_timeout=60) as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
@@ -224,21 +225,25 @@ def test_who_lies_on_the_life_line_loses_the_session(
         with contextlib.suppress(psycopg.OperationalError):
             liar.execute("SELECT attack(%s)", [words])
         eventually(lambda: connections(escape, villain) == 1)
-        with pytest.raises(psycopg.OperationalError):
-            for _ in range(100):
-                liar.execute("SELECT 1")
-                time.sleep(0.02)
+        eventually(lambda: not answers(liar))
     assert attacker.sql("SELECT 1") == [(1,)]
     escape.check_neighbour()
+
+
+def answers(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+    try:
+        return connection.execute("SELECT 1").fetchone() == (1,)
+    except psycopg.OperationalError:
+        return False
 
 
 def test_flooding_the_life_line_keeps_nobody_busy(escape: Stronghold, villain: MadeDatabase, attacker: Attacker) -> None:
     with around_the_neighbour(escape):
         with contextlib.suppress(psycopg.OperationalError):
             attacker.run(step("lifeline", "flood", 2))
-        before = cpu_s(escape.server.pid)
+        began, before = time.monotonic(), cpu_s(escape.server.pid)
         time.sleep(1)
-        assert cpu_s(escape.server.pid) - before < 0.8
+        assert (cpu_s(escape.server.pid) - before) / (time.monotonic() - began) < 0.8
     eventually(lambda: connections(escape, villain) == 0)
 
 
@@ -255,8 +260,8 @@ def test_what_outlives_its_session_does_not_outlive_the_stop(escape: Stronghold,
     for keep in (0, 1, 1):
         attacker.run(step("daemon", 600, keep))
     assert attacker.run(step("stuck", 600)) == ["started"]
-    daemons = [pid for pid in processes_of(escape.server, villain.id) if comm(pid) == "postgres: torpo"]
-    assert len(daemons) == 3
+    # Each calls itself so once it runs, which may be after the answer.
+    eventually(lambda: sum(comm(pid) == "postgres: torpo" for pid in processes_of(escape.server, villain.id)) == 3)
     attacker.connection.close()
     stop(escape.server, villain)
     with Attacker(escape.server, villain) as again:
@@ -331,7 +336,7 @@ def test_traps_among_the_files_are_stepped_over(escape: Stronghold, trapped: Mad
 
     def log_in() -> None:
         with contextlib.suppress(psycopg.Error):
-            psycopg.connect(trapped.url, connect_timeout=30).close()
+            psycopg.connect(trapped.url, connect_timeout=60).close()
         over.set()
 
     threading.Thread(target=log_in, daemon=True).start()
@@ -427,7 +432,7 @@ def test_the_log_fills_neither_disk_nor_memory(escape: Stronghold, villain: Made
             call("ftruncate", log_fd, 900 << 20), call("pwrite64", log_fd, b"x", 1, 1 << 41),
         )  # fmt: skip
         assert [outcome(answers[number]).error for number in (1, 2, 4)] == ["EFBIG"] * 3, "no file grows beyond what PostgreSQL's own have"
-        eventually(lambda: log.stat().st_size < 9 << 20, 30)
+        eventually(lambda: log.stat().st_size < 9 << 20)
     kept = sum(path.stat().st_size for path in log.parent.glob(f"{villain.id}*"))
     assert kept <= 17 << 20
 
@@ -441,5 +446,4 @@ def test_descriptors_sent_towards_torpor_go_nowhere(escape: Stronghold, villain:
     sockets = [text.split()[0] for text in attacker.run(step("descriptors"))[0].split(";") if " socket " in text]
     with around_the_neighbour(escape), contextlib.suppress(psycopg.Error):
         attacker.run(*(step("rights", sockets[0], 250) for _ in range(100)))
-    time.sleep(QUICK_S / 50)
-    assert descriptors_of(escape.server) < before + 50
+    eventually(lambda: descriptors_of(escape.server) < before + 50)

@@ -5,7 +5,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from urllib.request import Request, urlopen
@@ -15,12 +14,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.balancer import Balancer
-from tests.support.faults import eventually, put_to_sleep
+from tests.support.faults import eventually, in_thread, put_to_sleep, runs
 from tests.support.faults import refusal_of as refusal
 from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 
 BALANCER = "127.0.0.2"
+PENALTY_S = 3  # long enough for what a busy machine does meanwhile
 ONE, OTHER = "203.0.113.7", "2001:db8:0:1::7"
 
 
@@ -33,7 +33,7 @@ def server() -> Iterator[Server]:
         log_format="json",
         tls="off",
         proxy_protocol_from=BALANCER,
-        failed_login_penalty_s=1,
+        failed_login_penalty_s=PENALTY_S,
         max_connections_per_address=4,
     ) as server:
         yield server
@@ -111,20 +111,26 @@ def test_the_true_address_is_seen_by_everybody(server: Server, database: MadeDat
             ask(connection, "SELECT 1")
             wake = server.view(database.name)["recent_wakes"][0]
             assert (wake["reason"], wake["detail"]) == ("traffic", source)
-    refusal_of(one.url(database.url).replace(database.password, "wrong"))
-    refused = eventually(lambda: events(server, "login refused"))
-    assert refused[-1]["client"] == ONE
+
+    def is_logged() -> bool:
+        """After it was told; and when many were refused before, there is a line each second only."""
+        refusal_of(one.url(database.url).replace(database.password, "wrong"))
+        return any(entry["client"] == ONE and database.name in str(entry["who"]) for entry in events(server, "login refused"))
+
+    eventually(is_logged)
     offenders = {(one["address"], one["reason"], one["target"]) for one in server.call("GET", "/v1/host")["refused"]}
     assert (ONE, "wrong_password", database.name) in offenders
 
 
-def test_a_cancel_request_works_through_a_balancer(database: MadeDatabase, one: Balancer, other: Balancer) -> None:
+def test_a_cancel_request_works_through_a_balancer(server: Server, database: MadeDatabase, one: Balancer) -> None:
     with connect(one.url(database.url)) as connection:
         began = time.monotonic()
+        runner, failures = in_thread(lambda: connection.execute("SELECT pg_sleep(20)"))
+        eventually(lambda: runs(server, database, "pg_sleep"))
         # Not get_cancel(): it keeps the interpreter, which the balancer's threads need.
-        threading.Timer(0.3, connection.cancel_safe).start()
-        with pytest.raises(psycopg.errors.QueryCanceled):
-            connection.execute("SELECT pg_sleep(20)")
+        connection.cancel_safe()
+        runner.join(40)
+        assert isinstance(failures[0], psycopg.errors.QueryCanceled)
         assert in_time(time.monotonic() - began, 10)
 
 
@@ -151,7 +157,7 @@ def test_wrong_passwords_cost_time_and_wake_nothing(server: Server, database: Ma
     eventually(lambda: _logs_in(one.url(database.url)))
     took_s = time.monotonic() - began
     assert took_s > 0.5
-    assert in_time(took_s, 4)
+    assert in_time(took_s, PENALTY_S + 3)
     assert refusal_of(wrong)[0] == "28P01"  # and it is forgotten
     eventually(lambda: _logs_in(one.url(database.url)))
 
@@ -175,6 +181,7 @@ def test_a_list_ends_the_sessions_that_it_forbids(server: Server, database: Made
         sqlstate, text = refusal_of(one.url(database.url))
         assert sqlstate == "28000"
         assert "203.0.113.0/24 is on the deny list of this Torpor" in text
+        eventually(lambda: len(events(server, "session closed")) >= before + 4)
         closed = events(server, "session closed")[before:]
         assert {entry["client"] for entry in closed} == {ONE}
         assert {entry["database"] for entry in closed} == {database.name, second.name}

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support.faults import eventually, in_thread, program, put_to_sleep, stop_database
+from tests.support.faults import eventually, in_thread, program, put_to_sleep, runs, stop_database
 from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
 from torpor.base.cgroups import detect
@@ -242,7 +242,7 @@ def test_two_majors_side_by_side(resident: Server) -> None:
             # 17 speaks 3.0 only, and the door knows before PostgreSQL is asked.
             assert connection.pgconn.full_protocol_version == (30002 if major == 18 else 30000)
             runner, failures = in_thread(lambda c=connection: c.execute("SELECT pg_sleep(20)"))  # type: ignore[misc]
-            time.sleep(0.3)
+            eventually(lambda d=database: runs(resident, d, "pg_sleep"))  # type: ignore[misc]
             connection.cancel_safe()
             runner.join(40)
             assert isinstance(failures[0], psycopg.errors.QueryCanceled)

@@ -53,9 +53,15 @@ class Balancer:
                 client, address = self._listener.accept()
             except OSError:
                 return
-            door = socket.create_connection(self._door, source_address=(self._own, 0))
-            door.sendall(header(self._source, address[1]))
-            self._open += [client, door]
+            self._open.append(client)
+            try:
+                door = socket.create_connection(self._door, source_address=(self._own, 0))
+                self._open.append(door)
+                door.sendall(header(self._source, address[1]))
+            except OSError:  # nobody is there, or sends everybody away: so it is for the client
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)
+                continue
             for source, sink in ((client, door), (door, client)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -14,10 +15,10 @@ from urllib.error import HTTPError
 import asyncpg
 import psycopg
 
-from tests.support.processes import by_volume
+from tests.support.processes import by_volume, starting_postmaster
 from tests.support.server import MadeDatabase, Server
 from torpor.base.cgroups import detect
-from torpor.base.processes import inner_pid
+from torpor.base.processes import children, inner_pid
 from torpor.compute import binaries
 from torpor.daemon.configuration import load
 from torpor.daemon.directory import instance_name
@@ -39,8 +40,8 @@ def run_program(name: str, *arguments: str, patience_s: float = 60, **options: s
     return subprocess.run([program(name), *arguments], env=environment, capture_output=True, text=True, timeout=patience_s)
 
 
-def eventually(ask: Callable[[], T], patience_s: float = 30.0) -> T:
-    """What `ask` says once that is true. Raises TimeoutError with its last answer."""
+def eventually(ask: Callable[[], T], patience_s: float = 90.0) -> T:
+    """What `ask` says once that is true. Raises TimeoutError with its last answer. How soon something comes is not its business."""
     deadline = time.monotonic() + patience_s
     while not (answer := ask()):
         if time.monotonic() > deadline:
@@ -80,11 +81,39 @@ def host_pid(server: Server, id: str, pid: int) -> int:
 
 def child(postmaster: int, kind: str) -> int:
     """The pid of a PostgreSQL process by what it calls itself, such as "checkpointer"."""
-    for pid in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
-            if kind in Path(f"/proc/{pid}/cmdline").read_text():
-                return int(pid)
-    raise LookupError(kind)
+
+    def found() -> int | None:
+        for pid in children(postmaster):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                if kind in Path(f"/proc/{pid}/cmdline").read_text():
+                    return pid
+        return None
+
+    pid = eventually(found)  # one that was just forked is still called like its parent
+    assert pid is not None
+    return pid
+
+
+def halted_start(server: Server, database: MadeDatabase, client: Callable[[], object]) -> tuple[int, threading.Thread]:
+    """Stop a database, have `client` start it, and halt its postmaster before it is ready: its pid, and the thread of the client.
+
+    On a busy machine it can be ready before it is seen: then the database is stopped again, and its next start is looked at.
+    """
+    pid_file = server.data_dir / "volumes" / database.id / "data" / "postmaster.pid"
+    while True:
+        stop_database(server, database)
+        waiter, _ = in_thread(client)
+        if (postmaster := starting_postmaster(server.pid, pid_file.parent)) is not None:
+            os.kill(postmaster, signal.SIGSTOP)
+            if "ready" not in pid_file.read_text().split():
+                return postmaster, waiter
+            os.kill(postmaster, signal.SIGCONT)
+        waiter.join(40)
+
+
+def runs(server: Server, database: MadeDatabase, statement: str) -> bool:
+    """Whether one of the database's sessions runs such a statement now, as PostgreSQL says: from then on it can be cancelled."""
+    return any(statement in cause["detail"] for cause in server.view(database.name)["database"]["awake_because"])
 
 
 def put_to_sleep(server: Server, database: MadeDatabase, tier: str = "frozen") -> None:
@@ -155,6 +184,16 @@ class Inserter:
             self._connection.close()
 
 
+async def cut_what_is_left() -> None:
+    """Close what asyncpg has left open on this loop: after a refused login, or a cancel request, it ends TLS in order in the background.
+    Nobody would wait for that, and in whichever test came next Python would complain about an open socket."""
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=10)
+    for transport in list(asyncio.get_running_loop()._transports.values()):  # type: ignore[attr-defined]
+        transport.abort()
+    await asyncio.sleep(0.01)
+
+
 def refusal_of(url: str, patience_s: float = 40, **options: str) -> tuple[str, str]:
     """SQLSTATE and text (with the hint) of the refusal that a client gets."""
 
@@ -163,7 +202,9 @@ def refusal_of(url: str, patience_s: float = 40, **options: str) -> tuple[str, s
             connection = await asyncpg.connect(url, timeout=patience_s, server_settings=options)
         except asyncpg.PostgresError as error:
             return str(error.sqlstate), f"{error} {error.hint or ''}".strip()
-        await connection.close()
+        finally:
+            await cut_what_is_left()
+        connection.terminate()
         raise AssertionError(f"{url} was not refused")
 
     return asyncio.run(ask())

@@ -190,7 +190,7 @@ async def carried(
             yield Carried(client, server, session)
 
 
-async def until(condition: Callable[[], bool], patience_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], patience_s: float = 90.0) -> None:
     """Wait until something that another process does has happened."""
     async with asyncio.timeout(patience_s):
         while not condition():  # noqa: ASYNC110  # what is waited for happens in another process

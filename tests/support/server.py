@@ -129,14 +129,15 @@ class Server:
 
     def start(self) -> None:
         """Start it (again) and wait until it serves."""
-        announcement = self.data_dir / "api.json"
+        announcement, told = self.data_dir / "api.json", len(self.log)
         with contextlib.suppress(FileNotFoundError):
             before: str | None = announcement.read_text()
         if not announcement.exists():
             before = None
         self.process = self.spawn()
         deadline = time.monotonic() + _PATIENCE_S
-        while not announcement.exists() or announcement.read_text() == before:
+        # Its greeting comes last: when the next Torpor can ask for its place, too.
+        while not announcement.exists() or announcement.read_text() == before or "\nTorpor serves " not in "\n" + self.log[told:]:
             if self.process.poll() is not None:
                 raise RuntimeError(f"torpor serve ended with {self.process.returncode}:\n{self.log[-4000:]}")
             if time.monotonic() > deadline:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +42,19 @@ def start_ticks(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def run_on(processors: frozenset[int], pids: Iterable[int]) -> None:
+    """Have all threads of these processes, and whom they start later, run on these processors only. Idempotent; some microseconds each.
+
+    A thread that is started meanwhile by one that is not yet moved is missed: who wants to be sure asks again.
+    """
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(OSError):
+                    if os.sched_getaffinity(int(thread)) != processors:
+                        os.sched_setaffinity(int(thread), processors)
 
 
 def descendants(pid: int) -> list[int]:

@@ -14,12 +14,27 @@ from pathlib import Path
 from torpor.base.cgroups import Tree
 from torpor.base.files import read_untrusted
 from torpor.base.limits import CpuLoad, Limits, MemoryLoad
+from torpor.base.processes import run_on
 from torpor.model.size import Size
 
 _WEIGHT_PER_CPU = 400  # a minimum of 0.25, the usual one, has the usual weight of 100
 _RESERVED = 4  # of PostgreSQL's own limit: three for superusers, and Torpor's session
 _OPTIONS_FILE = "postmaster.opts"
-HOST_CPUS = os.cpu_count() or 1
+_EVERYWHERE = frozenset(os.sched_getaffinity(0))
+HOST_CPUS = len(_EVERYWHERE)
+
+
+def apart(processors: frozenset[int]) -> frozenset[int]:
+    """Where those run who take more than their share while others are awake: a quarter, one at least, is kept free of them.
+
+    Of the only processor there is none to keep.
+    """
+    kept = max(1, len(processors) // 4)
+    return frozenset(sorted(processors)[kept:]) or processors
+
+
+_APART = apart(_EVERYWHERE)
+APART_CPUS = len(_APART)
 
 
 def starting_limits(size: Size) -> Limits:
@@ -34,6 +49,7 @@ class Shares:
     def __init__(self) -> None:
         self.limits: Limits | None = None
         self._tree: Tree | None = None
+        self._runs_apart: bool | None = None  # None: an earlier Torpor may have said so
         self._resizing = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -47,12 +63,24 @@ class Shares:
 
     def close(self) -> None:
         """The tree is gone. Idempotent."""
-        self._tree = self.limits = None
+        self._tree = self.limits = self._runs_apart = None
 
     def boost(self) -> None:
         """Lift the ceiling of the processor: as it falls asleep, so that the next wake is fast. Idempotent."""
         if self.limits is not None:
             self._set(replace(self.limits, cpu=None, cpu_yields=False, disk_yields=False))
+            if self._runs_apart:
+                self.run_apart(False)
+
+    def run_apart(self, wanted: bool) -> None:
+        """Keep it off the processors that are kept for others, or let it run on all. Asked again, it takes those started since.
+
+        Yielding alone isn't enough: some kernels let who wakes up beside one that yields wait for the next tick, up to 4 ms, and a
+        commit has several threads of the kernel wake each other.
+        """
+        if self._tree is not None and (wanted or self._runs_apart is not False):
+            run_on(_APART if wanted else _EVERYWHERE, self._tree.pids())
+            self._runs_apart = wanted
 
     def hold(self, cpu: float | None, yields: bool, memory_soft_bytes: int | None, disk_yields: bool = False) -> None:
         """Set the ceilings. A ceiling of all processors of the host is none. Nothing happens when there is no tree."""

@@ -14,7 +14,7 @@ from torpor.base.limits import CpuLoad, IdleMeter
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.compute.compute import Compute
-from torpor.compute.shares import HOST_CPUS
+from torpor.compute.shares import APART_CPUS, HOST_CPUS
 from torpor.control.autoscale import (
     MANY_LOGINS_PER_S,
     Change,
@@ -41,6 +41,7 @@ _AT_ONCE = 16
 KEPT_DECISIONS = 20
 _KEPT_DATABASES = 1000
 _OUT_OF_MEMORY_S = 30.0
+_SATURATED = 0.6  # of the processors it may use; the rest goes to those whom it yields to
 _LOGIN_CPU_S = 0.015  # the door, the kernel, the start of a backend
 
 
@@ -59,6 +60,7 @@ class Live:
     logins_per_s: float = 0.0
     ran_out_at: float = float("-inf")
     yields: bool = False
+    runs_apart: bool = False
     pinned: float | None = None
     """Processors that it gets for now whatever it needs."""
     memory_at: float = 0.0
@@ -70,13 +72,20 @@ class Live:
         """Whether it ran out of memory lately."""
         return self.looked_at - self.ran_out_at < _OUT_OF_MEMORY_S
 
-    def charged(self, logins_wait: bool) -> float:
+    def seen(self, logins_wait: bool) -> float:
         """Processors that it uses, what the kernel and the door do for it included.
 
-        Who writes much or has just run out of memory keeps the kernel busy for itself: that counts as one more. So do logins that wait.
+        Who has just run out of memory keeps the kernel busy for itself: that counts as one more. So do logins that wait.
         """
-        kernel = 1.0 if self.disk.yields or self.ran_out or logins_wait else 0.0
-        return self.cpu.use + self.logins_per_s * _LOGIN_CPU_S + kernel
+        return self.cpu.use + self.logins_per_s * _LOGIN_CPU_S + (1.0 if self.ran_out or logins_wait else 0.0)
+
+    def charged(self, logins_wait: bool) -> float:
+        """`seen`, and what can't be seen: who writes much keeps the kernel busy, too, and on a part of the processors nobody shows how
+        many it would take."""
+        unseen = 1.0 if self.disk.yields and not (self.ran_out or logins_wait) else 0.0
+        if self.runs_apart and self.cpu.use > _SATURATED * APART_CPUS:
+            unseen += self.cpu.use * (HOST_CPUS / APART_CPUS - 1)
+        return self.seen(logins_wait) + unseen
 
     @property
     def ceiling(self) -> float | None:
@@ -149,11 +158,15 @@ class Scaling:
         self._live = kept
         uses = {compute: (live.charged(compute.turnstile.waiting > 0), compute.size.min_cpu) for compute, live in kept.items()}
         over = self._fairness.decide(self._clock.monotonic(), uses, self._idle())
+        # Where all take more than their share, whoever takes least is the neighbour of the others; one alone has none.
+        undisturbed = set(awake) - over or set(sorted(over, key=lambda compute: kept[compute].seen(compute.turnstile.waiting > 0))[:1])
         at_work = {compute for compute, live in kept.items() if is_at_work(live.cpu.use)}
         # Who is out of memory keeps the kernel busy, which gives way to nobody: the less it runs, the better for all others.
         out_of_memory = {compute for compute in over if kept[compute].ran_out}
         for compute, live in kept.items():
             self._give_pace(compute, live, compute in over, compute in out_of_memory and bool(at_work - out_of_memory))
+            live.runs_apart = compute not in undisturbed
+            compute.shares.run_apart(live.runs_apart)
         stormy = {compute for compute in over if compute.turnstile.waiting or kept[compute].logins_per_s > MANY_LOGINS_PER_S}
         self._give_turns(stormy if at_work - stormy else set())
 

@@ -185,7 +185,9 @@ class Heirs:
         with contextlib.suppress(OSError):
             sock, _ = self._listener.accept()
             sock.setblocking(False)
-            self._tasks.spawn(self._meet(sock), "meet")
+            meeting = self._tasks.spawn(self._meet(sock), "meet")
+            # A task that is cancelled before its first step never gets to run any of its code.
+            meeting.add_done_callback(lambda task: sock.close() if task.cancelled() else None)
 
     async def _meet(self, sock: socket.socket) -> None:
         pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))

@@ -64,11 +64,12 @@ async def _serve(settings: Settings, predecessor: Predecessor | None, ground: Gr
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal must not take databases with it
     house = House(settings, estate, ground, 0.0 if predecessor is None else _PREDECESSOR_ENDS_S)
     await house.start()
+    reign = Reign(settings, house, wishes)  # whoever is told that this one serves can ask for its place
     if predecessor is not None:
         predecessor.confirm()
     notify.ready()
     _greet(house, settings)
-    return await Reign(settings, house, wishes).last()
+    return await reign.last()
 
 
 class Reign:

@@ -9,7 +9,9 @@ import contextlib
 import hashlib
 import os
 import socket
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
+from typing import Any
 
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
@@ -88,8 +90,8 @@ class Relays:
         self._started_at = asyncio.get_running_loop().time()
         while len(self._workers) > self._wanted:
             self._retired.append(self._workers.pop())
-        await asyncio.gather(*(self._configure(worker) for worker in list(self._workers)))
-        await asyncio.gather(*(self._add() for _ in range(self._wanted - len(self._workers))))
+        await _all_of(self._configure(worker) for worker in list(self._workers))
+        await _all_of(self._add() for _ in range(self._wanted - len(self._workers)))
 
     async def reconfigure(self, configuration: bytes) -> None:
         """Use another configuration for new sessions. Raises BadSettings, and then all goes on with the one before."""
@@ -160,3 +162,10 @@ class Relays:
                 log.error("a relay worker could not be started", cause=str(error), again_in_s=self._pause_s)
             else:
                 return
+
+
+async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do them at once, and when one fails the others to their end, too: nobody else would wait for them. Raises what the first one did."""
+    for result in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

@@ -97,22 +97,25 @@ async def test_who_is_accepted_while_it_stops_is_not_left_open(desk: Desk, turns
             await asyncio.sleep(0)
         await started.stop()
         for sock in late:
-            sock.settimeout(10)
+            sock.settimeout(60)
             with contextlib.suppress(ConnectionResetError):
                 assert await asyncio.to_thread(sock.recv, 1) == b""
 
 
 async def test_a_request_in_progress_is_finished_by_a_stop(server: ApiServer, client: httpx.AsyncClient, databases: Any) -> None:
-    begun = asyncio.Event()
+    begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow() -> None:
         begun.set()
-        await asyncio.sleep(0.1)
+        await may_end.wait()
 
     databases.trouble = slow
     request = asyncio.ensure_future(client.post("/v1/databases"))
     await begun.wait()
-    await server.stop()
+    stopping = asyncio.ensure_future(server.stop())
+    await asyncio.sleep(0.05)
+    may_end.set()
+    await stopping
     assert (await request).status_code == 201
 
 

@@ -59,7 +59,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 def test_a_fork_bomb_ends_at_the_limit(tree: CgroupTree) -> None:
     tree.limit(Limits(processes=10))
     process = start(tree, _BOMB)
-    assert process.wait(10) == 1
+    assert process.wait(60) == 1
     assert 5 < len(tree.pids()) <= 10
     tree.kill()
     assert process.stderr is not None
@@ -70,7 +70,7 @@ def test_a_fork_bomb_ends_at_the_limit(tree: CgroupTree) -> None:
 def test_memory_ends_at_the_limit_and_is_told(tree: CgroupTree) -> None:
     tree.limit(Limits(memory_bytes=64 * MIB))
     process = start(tree, _MEMORY)
-    assert process.wait(30) == -9
+    assert process.wait(60) == -9
     assert tree.memory_load().killed == 1
     end(process)
 
@@ -91,9 +91,11 @@ def test_a_ceiling_holds_back_and_says_so(tree: CgroupTree) -> None:
     time.sleep(0.3)
     before, began = tree.cpu_load(), time.monotonic()
     time.sleep(1)
+    while tree.cpu_load().throttled_ns == before.throttled_ns:  # others may leave it less than its ceiling, but not for ever
+        assert time.monotonic() - began < 60
+        time.sleep(0.1)
     after, elapsed_ns = tree.cpu_load(), (time.monotonic() - began) * 1e9
     assert (after.used_ns - before.used_ns) / elapsed_ns < 0.3
-    assert after.throttled_ns > before.throttled_ns
     tree.limit(Limits(cpu=None, cpu_yields=True))
     tree.limit(Limits(cpu=None))
     end(process)

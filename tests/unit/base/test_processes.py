@@ -134,7 +134,7 @@ async def test_the_end_of_a_child_is_told_once_and_it_is_reaped() -> None:
     assert not await handle.wait(0.01)
     assert not handle.exited
     assert handle.signal(signal.SIGTERM)
-    assert await handle.wait(5)
+    assert await handle.wait(60)
     assert ends == [1]
     assert handle.exited
     assert "exited" in repr(handle)
@@ -151,7 +151,7 @@ async def test_a_process_that_dies_before_it_is_watched() -> None:
     process.kill()
     wait_dead(process.pid)
     handle.watch(lambda: None)
-    assert await handle.wait(5)
+    assert await handle.wait(60)
     process.wait()
 
 
@@ -174,7 +174,7 @@ async def test_a_process_that_is_not_our_child() -> None:
         handle = ProcessHandle(pid)
         handle.watch(lambda: None)
         handle.signal(signal.SIGKILL)
-        assert await handle.wait(5)
+        assert await handle.wait(60)
 
 
 async def test_signals_never_reach_a_stranger() -> None:

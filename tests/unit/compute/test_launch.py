@@ -102,7 +102,7 @@ async def until(holds: Callable[[], bool]) -> None:
 async def end(launch: Launch, tree: Tree) -> None:
     launch.process.watch(lambda: None)
     tree.kill()
-    assert await launch.process.wait(10)
+    assert await launch.process.wait(60)
 
 
 @pytest.mark.parametrize("script", ["printf R >&4; exec sleep 60", "sleep 0.02; printf R >&4; exec sleep 60"])

@@ -1,14 +1,19 @@
 """The executor of the autoscaler on a scripted tree and virtual time: what it samples, sets, keeps and forgets."""
 
+import os
+import subprocess
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import pytest
 
 from tests.support import virtual
 from tests.support.fleet import House, Sleeper
 from torpor.base.cgroups import SignalTree
 from torpor.base.limits import CpuLoad, Limits, MemoryLoad
 from torpor.compute.lifecycle import ComputeState
+from torpor.compute.shares import APART_CPUS, apart
 from torpor.control.scaling import EVERY_S, KEPT_DECISIONS, Scaling
 from torpor.model.size import MIB, Pace, ScaleReason, SizeOverrides
 from torpor.model.sleep import Tier
@@ -24,6 +29,10 @@ class ScriptedTree(SignalTree):
     used_ns: int = 0
     written: int = 0
     throttled_ns: int = 0
+    processes: list[int] = field(default_factory=list)
+
+    def pids(self) -> list[int]:
+        return self.processes
 
     def run(self, seconds: float) -> None:
         ceiling = self.limits[-1].cpu
@@ -238,6 +247,35 @@ def test_who_writes_much_comes_last_at_the_disk_and_at_the_processors(tmp_path: 
     play(tmp_path, scene)
 
 
+def test_who_yields_runs_apart_while_others_are_awake(tmp_path: Path) -> None:
+    """Held to half of the processors it can use no more than its fair share, and yet would take more."""
+    everywhere = os.sched_getaffinity(0)
+
+    with subprocess.Popen(["sleep", "600"]) as process:
+
+        async def scene(bench: Bench) -> None:
+            _, tree = bench.wake(1)
+            tree.wants, tree.processes = 2.0, [process.pid]
+            await bench.pass_by(3)
+            assert tree.limits[-1].cpu_yields
+            assert os.sched_getaffinity(process.pid) == everywhere
+            neighbour, _ = bench.wake(2)
+            await bench.pass_by(0.5)
+            assert os.sched_getaffinity(process.pid) == apart(frozenset(everywhere))
+            tree.wants = float(APART_CPUS)
+            await bench.pass_by(60)
+            assert tree.limits[-1].cpu_yields
+            assert os.sched_getaffinity(process.pid) == apart(frozenset(everywhere))
+            bench.house.show(neighbour, ComputeState.FROZEN)
+            await bench.pass_by(0.5)
+            assert os.sched_getaffinity(process.pid) == everywhere
+
+        try:
+            play(tmp_path, scene)
+        finally:
+            process.kill()
+
+
 def test_who_ran_out_of_memory_yields_for_a_while(tmp_path: Path) -> None:
     async def scene(bench: Bench) -> None:
         _, tree = bench.wake(1)
@@ -280,6 +318,9 @@ def test_a_neighbour_that_yields_for_its_writes_is_a_neighbour(tmp_path: Path) -
         stormy, tree, writer, other = await storm(bench, written=50 * MIB)
         assert tree.limits[-1].cpu_yields
         assert other.limits[-1].cpu_yields
+        stormy.turnstile.waiting = 7
+        await bench.pass_by(0.5)
+        assert [bench.scaling.live(each).runs_apart for each in (stormy, writer)] == [True, False]  # type: ignore[union-attr]
         assert (stormy.turnstile.interval_s, writer.turnstile.interval_s) == (1 / 20, 0)
 
     play(tmp_path, scene)
@@ -306,3 +347,8 @@ def test_who_ran_out_of_memory_is_kept_at_its_minimum_beside_others(tmp_path: Pa
         assert live.pinned is None
 
     play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(("processors", "kept"), [({0}, set()), ({4, 5}, {4}), ({0, 1, 2, 3}, {0}), (set(range(8)), {0, 1})])
+def test_a_quarter_of_the_processors_is_kept_for_those_who_do_not_yield(processors: set[int], kept: set[int]) -> None:
+    assert apart(frozenset(processors)) == processors - kept

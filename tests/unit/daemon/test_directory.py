@@ -113,6 +113,16 @@ def test_the_library_is_published_once_per_version(directory: DataDirectory, pla
     assert len(os.listdir(place / "native")) == 2
 
 
+def test_a_published_library_that_lost_its_bytes_is_published_again(directory: DataDirectory, place: Path) -> None:
+    """As an older Torpor, which didn't sync it, could leave it at a power cut: there by name, and empty."""
+    built = place / "libtorpor.so"
+    built.write_bytes(b"one")
+    first = directory.publish_library(built)
+    first.write_bytes(b"")
+    assert directory.publish_library(built) == first
+    assert (first.read_bytes(), mode(first)) == (b"one", 0o755)
+
+
 def test_a_library_that_was_not_built(directory: DataDirectory, place: Path) -> None:
     with pytest.raises(BinariesMissing, match=r"libtorpor\.so"):
         directory.publish_library(place / "libtorpor.so")

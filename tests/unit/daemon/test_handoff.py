@@ -106,6 +106,16 @@ async def test_who_drains_is_followed_without_being_told(tmp_path: Path, setting
     assert predecessor.let_go() is None
 
 
+async def test_who_asks_when_it_is_closing_is_not_left_open(tmp_path: Path) -> None:
+    old = Old(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+        asking.settimeout(10)
+        asking.connect(str(tmp_path / "handoff.sock"))
+        old.heirs._accept()
+        await old.heirs.close(remove=True)
+        assert await asyncio.to_thread(asking.recv, 1) == b""
+
+
 @pytest.mark.parametrize(("name", "value"), [("door_port", 1), ("api_port", 2), ("door_host", "0.0.0.0"), ("api_host", "::1")])
 async def test_other_addresses(tmp_path: Path, name: str, value: Any) -> None:
     old = Old(tmp_path)

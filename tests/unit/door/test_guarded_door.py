@@ -214,7 +214,7 @@ async def test_unknown_databases_count_and_a_new_one_begins_anew() -> None:
 
 async def test_what_is_no_wrong_password_costs_nothing() -> None:
     twin = Twin()
-    async with open_door(twin, login_timeout_s=0.3, guard=guard_of(failed_login_penalty_s=1.0)) as door:
+    async with open_door(twin, login_timeout_s=1.0, guard=guard_of(failed_login_penalty_s=1.0)) as door:
         async with client_of(door) as client:  # psql that hasn't asked for the password yet
             client.say(startup())
             await client.hear_authentication()
@@ -507,12 +507,12 @@ async def test_a_flood_of_one_address_leaves_the_others_their_latency() -> None:
         flooding = asyncio.get_running_loop().run_in_executor(None, flood)
         await until(lambda: outcomes(door).get(LoginOutcome.FROM_ADDRESS, 0) > 50)
         flooded_ms = await login_ms()
+        await until(lambda: outcomes(door)[LoginOutcome.FROM_ADDRESS] > 200)
         refused = outcomes(door)[LoginOutcome.FROM_ADDRESS]
         stopped = True
         await flooding
         for sock in held:
             sock.close()
-        assert refused > 200
         # The flooder shares this process, and its interpreter, with the door: this is its worst.
         print(f"quiet {quiet_ms:.2f} ms, flooded {flooded_ms:.2f} ms, refused {refused}")
         assert in_time(flooded_ms, max(20 * quiet_ms, 100)), (quiet_ms, flooded_ms)

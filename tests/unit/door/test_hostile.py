@@ -75,8 +75,8 @@ async def test_a_tls_client_gets_an_alert_that_it_understands() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"\0", b"\0\0\0", startup()[:-1], EncryptionRequest.SSL.encode(), startup(), startup() + b"p\0"])
 async def test_who_stops_talking_is_closed_in_time_and_told_what_was_awaited(sent: bytes) -> None:
-    async with open_door(Twin(), login_timeout_s=0.2) as door, client_of(door) as client:
-        began = time.monotonic()
+    began = time.monotonic()
+    async with open_door(Twin(), login_timeout_s=0.5) as door, client_of(door) as client:
         client.say(sent)
         if sent == EncryptionRequest.SSL.encode():
             assert await client.reader.readexactly(1) == b"N"
@@ -84,10 +84,10 @@ async def test_who_stops_talking_is_closed_in_time_and_told_what_was_awaited(sen
             await client.hear_authentication()
         refusal = await client.hear_refusal()
         took_s = time.monotonic() - began
-        assert took_s > 0.15
-        assert in_time(took_s, 2)
+        assert took_s >= 0.5
+        assert in_time(took_s, 2.3)
         assert refusal.sqlstate == "08006"
-        assert "the login took longer than 0.2 s: the server was still waiting for the" in refusal.message
+        assert "the login took longer than 0.5 s: the server was still waiting for the" in refusal.message
         assert refusal.hint
         assert outcomes(door) == {LoginOutcome.TIMEOUT: 1}
 
@@ -112,13 +112,13 @@ async def test_the_time_that_torpor_takes_is_not_the_clients_fault() -> None:
     twin = Twin()
     twin.may_tell_role.clear()
     twin.may_wake.clear()
-    async with open_door(twin, login_timeout_s=0.2) as door, client_of(door) as client:
+    async with open_door(twin, login_timeout_s=0.6) as door, client_of(door) as client:
         client.say(startup())
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         twin.may_tell_role.set()
         await scram(client)
         assert (await client.hear_authentication()).code == 12
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         twin.may_wake.set()
         assert (await client.hear_authentication()).code == 0
         assert outcomes(door) == {LoginOutcome.HANDED_OVER: 1}

@@ -248,7 +248,7 @@ async def test_a_wrong_password_is_told_through_the_encryption() -> None:
 
 
 async def test_slow_handshakes_are_ended_in_time() -> None:
-    async with open_door(Twin(), tls=TlsMode.ALLOW, login_timeout_s=0.3) as door, client_of(door) as client:
+    async with open_door(Twin(), tls=TlsMode.ALLOW, login_timeout_s=1.0) as door, client_of(door) as client:
         client.say(EncryptionRequest.SSL.encode())
         assert await client.reader.readexactly(1) == b"S"
         client.say(b"\x16\x03\x01")

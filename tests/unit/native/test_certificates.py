@@ -1,5 +1,6 @@
 """Certificates: the development authority's and the user's files; which one a client gets, and how they are changed."""
 
+import asyncio
 import ssl
 import time
 from pathlib import Path
@@ -77,9 +78,11 @@ async def test_a_certificate_that_can_not_be_used_is_told_at_start(tmp_path: Pat
     files = CertificateFiles(((chain, key),))
     run = tmp_path / "r"
     run.mkdir()
-    made = Encryption(TlsMode.ALLOW, Relays(RELAY, run, 0, 2), files, SystemClock())
+    made = Encryption(TlsMode.ALLOW, Relays(RELAY, run, 0, 4), files, SystemClock())
     with pytest.raises(BadSettings, match="tls_cert and its key can't be used: there is no private key in PEM form"):
         await made.start()
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "no worker is still being ended"
+    assert list(run.iterdir()) == []
     await made.relays.stop(leave=True)
 
 

@@ -99,7 +99,7 @@ def life_line(fd: int) -> Iterator[LifeLine]:
 
 
 async def pid_of(line: LifeLine) -> int:
-    for _ in range(2500):
+    for _ in range(15_000):
         if line.pid is not None:
             return line.pid
         await asyncio.sleep(0.002)
@@ -375,4 +375,4 @@ def test_postgresql_begins_when_it_is_let_go_and_never_without_torpor(word: byte
         process.wait(0.1)
     os.write(go_write, word)
     os.close(go_write)
-    assert process.wait(10) == code
+    assert process.wait(60) == code

@@ -30,7 +30,7 @@ alarm arch_prctl capget capset execve execveat exit exit_group fork futex futex_
 getgroups getitimer getpgid getpgrp getpid getppid getpriority getresgid getresuid getrlimit getrusage getsid gettid getuid ioprio_get
 ioprio_set kill pause pidfd_open pidfd_send_signal prctl prlimit64 rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo
 rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr
-sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield
+sched_getparam sched_getscheduler sched_rr_get_interval sched_setattr sched_setparam sched_setscheduler sched_yield
 set_robust_list set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid setpriority setregid setresgid setresuid setreuid
 setrlimit setsid setuid sigaltstack tgkill tkill vfork wait4 waitid
 """
@@ -51,13 +51,13 @@ finit_module fsconfig fsmount fsopen fspick get_kernel_syms get_mempolicy init_m
 io_setup io_submit io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie mbind
 memfd_secret migrate_pages modify_ldt mount mount_setattr move_mount move_pages mq_getsetattr mq_notify mq_open mq_timedreceive
 mq_timedsend mq_unlink name_to_handle_at nfsservctl open_by_handle_at open_tree perf_event_open pidfd_getfd pivot_root process_madvise
-process_mrelease process_vm_readv process_vm_writev ptrace query_module quotactl quotactl_fd reboot request_key seccomp
+process_mrelease process_vm_readv process_vm_writev ptrace query_module quotactl quotactl_fd reboot request_key sched_setaffinity seccomp
 set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon sync syncfs sysfs syslog umount2
 unshare uselib userfaultfd ustat vhangup vmsplice
 """
 REFUSED = tuple(_REFUSED.split())
 """Named, though what isn't allowed is refused anyway: for these the refusal is a promise, with EPERM. `sync` and `syncfs` would make one
-tenant write out what all the others have in memory."""
+tenant write out what all the others have in memory; `sched_setaffinity` take a processor that is kept free for others."""
 
 _NAMESPACES = 0x7E020080  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; and the bit of NEWTIME, no signal's number
 _LOW = 0xFFFFFFFF  # the kernel looks at the low half of these arguments only
