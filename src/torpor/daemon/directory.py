@@ -135,7 +135,7 @@ class DataDirectory(DataFiles):
         lock, self._lock = self._lock, -1
         return lock
 
-    def announce(self, url: str, door_host: str, door_port: int, version: str, tls_authority: str = "") -> None:
+    def announce(self, url: str, door_host: str, door_port: int, version: str, tls_authority: str = "", http: str = "") -> None:
         """Tell the command line on this machine where the API is, and the next Torpor where the door was."""
         facts = {
             "url": url,
@@ -146,6 +146,8 @@ class DataDirectory(DataFiles):
             "tls_authority": tls_authority,
             "token_file": str(self.path / "token"),
         }
+        if http:
+            facts["http"] = http
         _write(self.path / "api.json", json.dumps(facts, indent=1).encode() + b"\n", 0o644)
 
     def previous_door_port(self) -> int:

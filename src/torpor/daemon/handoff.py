@@ -69,6 +69,7 @@ class Estate:
     silent: list[socket.socket] = field(default_factory=list)
     tickets: list[list[Any]] = field(default_factory=list)
     failures: Remembered | None = None
+    http: socket.socket | None = None
 
     def packets(self) -> Iterator[tuple[Packet, list[int]]]:
         """As it is sent."""
@@ -80,6 +81,8 @@ class Estate:
             yield {"tickets": self.tickets[start : start + _TICKETS_A_PACKET]}, []
         if (known := self.failures) is not None:
             yield {"failures": {"epoch": known.epoch, "layout": known.layout}}, [known.fd]
+        if self.http is not None:
+            yield {"http": True}, [self.http.fileno()]
         yield {"whole": True}, []
 
 
@@ -327,6 +330,8 @@ def _read_estate(sock: socket.socket) -> Estate:
             estate.tickets += packet["tickets"]
         elif isinstance(known := packet.get("failures"), dict) and len(fds) == 1 and estate.failures is None:
             estate.failures = Remembered(fds[0], float(known["epoch"]), str(known["layout"]))
+        elif "http" in packet and len(fds) == 1 and estate.http is None:
+            estate.http = socket.socket(fileno=fds[0])
         elif "whole" in packet:
             return estate
         else:  # what a newer Torpor gives, and this one doesn't know

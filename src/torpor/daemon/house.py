@@ -59,6 +59,7 @@ from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.encryption import make_encryption
+from torpor.daemon.gateway import make_http, new_gateway_secret
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register, register_guard, register_pool, register_shares
@@ -163,6 +164,7 @@ class House:
             remembered = estate.failures if estate else None
             self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers, remembered=remembered)
             undo.callback(self._guard.close)
+            gateway_secret = new_gateway_secret()
             self.door = Door(
                 fleet,
                 host=settings.door_host,
@@ -174,7 +176,9 @@ class House:
                 public_host=settings.public_host,
                 relay=settings.relay,
                 guard=self._guard,
+                gateway_secret=gateway_secret if settings.http else b"",
             )
+            self.http = make_http(settings, directory.path, gateway_secret, self._encryption, lambda: self.door.address)
             workspace_records = WorkspaceRecords(self._catalog.connection)
             self._keys = KeyRing(workspace_records, self._clock)
             workspaces = Workspaces(
@@ -279,6 +283,8 @@ class House:
         try:
             estate = self._estate
             self.api.bind(estate.api if estate else None)
+            if self.http is not None:
+                self.http.bind(estate.http if estate else None)
             self._jobs.recall(self._audit.unfinished())
             self._audit.settle()
             await self._relays.take_over()
@@ -296,12 +302,15 @@ class House:
                     self._fleet.tickets.add(DatabaseId(id), role, verifier, ttl_s)
                 await self.door.start(estate.door, estate.silent)
             await self.api.start()
+            if self.http is not None:
+                await self.http.start()
         except BaseException:
             await self.stop(leave=True)
             await asyncio.to_thread(self._images.close)
             raise
         host, port = self.door.address
-        self._directory.announce(self.api.url, host, port, __version__, self._encryption.authority)
+        http = self.http.url if self.http is not None else ""
+        self._directory.announce(self.api.url, host, port, __version__, self._encryption.authority, http)
         self._ladder.start()
         for name in self._fleet.names():
             self._expiry.watch(self._fleet.compute(name).database)
@@ -320,6 +329,8 @@ class House:
 
     async def stop(self, leave: bool) -> None:
         """Close the door and the API, then end every compute in order; with `leave` they stay, for the next Torpor to adopt."""
+        if self.http is not None:
+            await self.http.stop()
         await self.door.stop_accepting()
         await self.api.stop()
         await self.door.close()
@@ -401,6 +412,7 @@ class House:
         if self._draining is not None:
             self._draining.cancel()
             await asyncio.gather(self._draining, return_exceptions=True)
+        http = await self.http.release() if self.http is not None else None
         _, api = await asyncio.gather(self.door.finish_logins(_LOGINS_S), self.api.release(_REQUESTS_S))
         listeners, silent = self.door.release()
         await self.door.close()
@@ -413,7 +425,7 @@ class House:
         failures = self._guard.release()
         await self._close()
         assert api is not None
-        return Estate(self._directory.give_lock(), listeners, api, silent, tickets, failures)
+        return Estate(self._directory.give_lock(), listeners, api, silent, tickets, failures, http)
 
     def _facts(self) -> HostFacts:
         host, port = self.door.address

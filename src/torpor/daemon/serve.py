@@ -177,6 +177,7 @@ def _greet(house: House, settings: Settings) -> None:
         f"Torpor serves PostgreSQL {settings.postgres_major} from {settings.data_dir}",
         f"  the door   {host}:{port}",
         f"  the API    {house.api.url}/v1   (docs: {house.api.url}/docs, metrics: {house.api.url}/metrics)",
+        *([f"  over HTTP  {house.http.url}/sql"] if house.http is not None else []),
         f"  next       {torpor} create shop",
         f"  the end    Ctrl-C stops everything at once; `{torpor} drain` and SIGTERM let statements finish",
     ]

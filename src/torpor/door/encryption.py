@@ -5,7 +5,7 @@ thread, and workers get the new ones for the handshakes to come. What can't be u
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -107,6 +107,10 @@ class Encryption:
         self.relays = relays
         self._source = source
         self._clock = clock
+        self.pairs: Sequence[Pair] = ()
+        """The certificates in use."""
+        self.on_pairs: Callable[[Sequence[Pair]], None] = lambda _: None
+        """Told of each change of them."""
         self._stamp: object = None
         self._ticket_key = new_ticket_key()
         self._ticket_key_at = clock.monotonic()
@@ -155,6 +159,7 @@ class Encryption:
             raise _explained(error, pairs) from None
         except Unavailable as error:
             raise BinariesMissing("the relay, which TLS needs, doesn't start", "what it said is above; run `make setup` again") from error
+        self.pairs = pairs
 
     async def reload(self) -> None:
         """Read the files again. Open sessions keep what they have. Never raises for files that can't be used: it is logged."""
@@ -172,6 +177,8 @@ class Encryption:
             cause = _explained(error, pairs).message if pairs else error.message
             log.error("certificates can't be used, the old ones stay in use", cause=cause)
         else:
+            self.pairs = pairs
+            self.on_pairs(pairs)
             log.info("certificates loaded", count=len(pairs))
 
     async def watch(self) -> None:

@@ -58,6 +58,7 @@ class Door:
         public_host: str = "",
         relay: bool = False,
         guard: Guard | None = None,
+        gateway_secret: bytes = b"",
     ) -> None:
         """Without a `guard` of its own the door has one without limits or lists."""
         self.stats = DoorStats()
@@ -77,6 +78,7 @@ class Door:
             encryption,
             ServerNames(public_host),
             mock_secret,
+            gateway_secret,
             self.stats,
             self.guard,
         )

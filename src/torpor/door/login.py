@@ -27,10 +27,11 @@ from torpor.door.guard.proxy import (
     begins_proxy_header,
     parse_v1,
     parse_v2,
+    server_name_for,
     v2_rest_bytes,
 )
 from torpor.door.negotiation import negotiate
-from torpor.door.ports import AwakeCompute, Computes, Session
+from torpor.door.ports import AwakeCompute, Computes, Pools, Session
 from torpor.door.relaywire import Handshake
 from torpor.door.roles import Md5Check, ScramCheck, check_may_log_in, password_check, wrong_password
 from torpor.door.routing import Route, ServerNames, database_not_found, route
@@ -43,12 +44,14 @@ from torpor.model.errors import (
     AddressForbidden,
     LoginTimeout,
     ProtocolViolation,
+    RoutingConflict,
     ShuttingDown,
     TooManyConnections,
     TorporError,
     Unavailable,
 )
 from torpor.model.names import DatabaseId
+from torpor.model.pool import PoolMode
 from torpor.model.sleep import WakeReason
 from torpor.pgwire.frames import STARTUP_HEADER_BYTES, startup_body_length
 from torpor.pgwire.passwords import MAX_PASSWORD_BYTES, PASSWORD_TAG, md5_fits, parse_sasl_initial
@@ -76,6 +79,7 @@ T = TypeVar("T")
 
 _ENCRYPTION_REQUESTS_ANSWERED = 2
 _MD5_SALT_BYTES = 4
+_FALSE = frozenset({"false", "off", "no", "0", "f", "n", "fa", "fal", "fals", "of"})
 
 
 @dataclass(slots=True)
@@ -91,8 +95,11 @@ class Doorway:
     encryption: Encryption
     server_names: ServerNames
     mock_secret: bytes
+    gateway_secret: bytes
+    """What Torpor's own gateway proves itself with, when it brings clients."""
     stats: DoorStats
     guard: Guard
+    pools: Pools | None = None
     waiting: Counter[DatabaseId] = field(default_factory=Counter)
 
     def too_slow(self, awaited: str) -> LoginTimeout:
@@ -135,6 +142,7 @@ class Login:
         self._who = ""
         self._target = ""
         self._cause = ""
+        self._vouched_name: str | None = None  # the server name, of a client that Torpor's own gateway brings
         self._farewell: bytes | None = None
 
     def __repr__(self) -> str:
@@ -207,7 +215,9 @@ class Login:
             header = await read_exactly(self._sock, STARTUP_HEADER_BYTES, head)
             head = b""
             self._visit.check_worth()
-            if begins_proxy_header(header):
+            if begins_proxy_header(header) and self._vouched_name is None:
+                if await self._read_gateway_header(header):
+                    continue
                 raise ProtocolViolation(
                     "a PROXY header isn't taken from this address", "if it is a load balancer's, list it in proxy_protocol_from"
                 )
@@ -256,22 +266,40 @@ class Login:
             )
         if SIGNATURE.startswith(head):
             header = await read_exactly(self._sock, V2_HEADER_BYTES, head)
-            client = parse_v2(header, await read_exactly(self._sock, v2_rest_bytes(header)))
+            rest = await read_exactly(self._sock, v2_rest_bytes(header))
+            self._vouched_name = server_name_for(self._doorway.gateway_secret, header, rest)
+            client = parse_v2(header, rest)
         else:
             client = parse_v1(await read_line(self._sock, MAX_V1_BYTES, head))
         self._address = client or self._address
         self._visit.came_from(self._address[0])
         self._awaited = "the startup message"
 
+    async def _read_gateway_header(self, head: bytes) -> bool:
+        """Whether it is Torpor's own gateway that brings a client: then it says whose connection this is, and sees to encryption itself."""
+        if not SIGNATURE.startswith(head) or not self._doorway.gateway_secret:
+            return False
+        header = await read_exactly(self._sock, V2_HEADER_BYTES, head)
+        rest = await read_exactly(self._sock, v2_rest_bytes(header))
+        name = server_name_for(self._doorway.gateway_secret, header, rest)
+        client = parse_v2(header, rest)
+        if name is None or client is None:
+            return False
+        self._vouched_name = name
+        self._address = client
+        self._visit.came_from(client[0])
+        return True
+
     async def _authenticate(self, startup: StartupMessage) -> tuple[Database, Route]:
         """Find the database, and have the client prove that it is a role that may log in."""
         tls = self._channel.tls
-        if tls is None:
+        server_name = self._vouched_name if tls is None else tls.server_name
+        if server_name is None:
             self._doorway.encryption.check_clear(self._address[0])
-        way = route(startup, self._doorway.server_names.database_in(tls.server_name) if tls is not None else None)
+        way = route(startup, self._doorway.server_names.database_in(server_name) if server_name is not None else None)
         self._who, self._target = f"{printable(way.user)}@{way.target}", way.target
         database = self._doorway.computes.find(way.target)
-        self._visit.check(way.target, database)
+        self._visit.check(way.target, database, database is not None and self._pool_mode(way) is not PoolMode.OFF)
         if database is None:
             self._visit.failed(way.target, None)
             raise database_not_found(way.target)
@@ -288,7 +316,7 @@ class Login:
             raise wrong_password(way.user)
         self._visit.succeeded(way.target, database)
         check_may_log_in(role)
-        return database, Route(way.target, agreed)
+        return database, Route(way.target, agreed, way.pool)
 
     async def _off_the_clock(self, work: Awaitable[T]) -> T:
         """Await work of Torpor's own, for whose time the client isn't to blame."""
@@ -337,6 +365,11 @@ class Login:
 
     async def _serve(self, database: Database, way: Route) -> None:
         """Wake the database's compute and hand the client over."""
+        mode = self._pool_mode(way)
+        if mode is not PoolMode.OFF:
+            self._visit.enter(database, pooled=True)
+            self._pool(database, way, mode)
+            return
         stats, waiting = self._doorway.stats, self._doorway.waiting
         self._visit.enter(database)
         if self._doorway.computes.sleeps(database):
@@ -368,10 +401,32 @@ class Login:
             if not waiting[database.id]:
                 del waiting[database.id]
 
+    def _pool_mode(self, way: Route) -> PoolMode:
+        """Whether this client is pooled: as it says, and a stream of replication never is."""
+        replicates = way.startup.parameters.get("replication", "false").lower() not in _FALSE
+        if self._doorway.pools is None or replicates:
+            if way.pool is PoolMode.ON:
+                raise RoutingConflict(
+                    "a replication connection can't be pooled" if replicates else "there is no pool here",
+                    "connect without the pool: the plain host and database name",
+                )
+            return PoolMode.OFF
+        return way.pool or PoolMode.OFF
+
+    def _pool(self, database: Database, way: Route, mode: PoolMode) -> None:
+        """Give the client to the pool, which answers it from now on. Wakes nothing."""
+        pools = self._doorway.pools
+        assert pools is not None
+        pools.admit(database, way.startup, self._sock, self._address, mode is PoolMode.AUTO)
+        self._visit.release()
+        self._count(LoginOutcome.POOLED)
+
     async def _cancel(self, request: CancelRequest) -> None:
         """Pass the request to every compute that it can be meant for. As with PostgreSQL, there is no answer, whatever comes of it."""
         self._visit.check_cancel()
         self._count(LoginOutcome.CANCEL)
+        if self._doorway.pools is not None and self._doorway.pools.cancel(self._address[0], request.pid, request.key):
+            return
         for compute in self._doorway.computes.cancel(self._address[0], request.pid):
             with contextlib.suppress(Unavailable):
                 await self._hand_over(compute, request.encode())

@@ -11,6 +11,7 @@ from typing import Protocol
 from torpor.metering.traffic import Carrier
 from torpor.model.database import Database, Role
 from torpor.model.sleep import WakeReason
+from torpor.pgwire.startup import StartupMessage
 
 
 class Session(Protocol):
@@ -72,4 +73,31 @@ class Computes(Protocol):
 
     def cancel(self, client_host: str, pid: int) -> Sequence[AwakeCompute]:
         """The awake computes in which a client from `client_host` has a live session with that pid."""
+        ...
+
+
+class PooledClient(Protocol):
+    """A client that the pool has."""
+
+    def cut(self) -> None:
+        """Send it away."""
+        ...
+
+
+class Pools(Protocol):
+    """Who serves clients that don't need a backend of their own."""
+
+    def check_room(self, database: Database) -> None:
+        """Raises TooManyInDatabase when the database's pool takes no more clients."""
+        ...
+
+    def admit(self, database: Database, startup: StartupMessage, sock: socket.socket, address: tuple[str, int], auto: bool) -> PooledClient:
+        """Take a client that has proven who it is, and greet it. With `auto` it gets a backend of its own when it needs one.
+
+        The caller still owns its socket and closes it. Raises Unavailable, TooManyInDatabase.
+        """
+        ...
+
+    def cancel(self, host: str, number: int, key: bytes) -> bool:
+        """Pass a cancel request on if `number` can be a pooled client's; whether it can."""
         ...

@@ -3,6 +3,9 @@
 Four forms of address: the server name of a TLS connection, `shop.db.example.com`; `endpoint=NAME` or `--cluster=NAME` among the
 `options`; the database name, `shop` or `shop.other`; and, when none of these is given, the user's name, as PostgreSQL does. Forms that
 name different databases are refused, never guessed at.
+
+Who wants to be pooled says so in one of three: the server name `shop-pooler.db.example.com`, the database name `shop@pool`, or `pool=on` (or
+`off`, or `auto`) among the options.
 """
 
 import re
@@ -11,12 +14,16 @@ from dataclasses import dataclass
 from torpor.door.text import printable
 from torpor.model.errors import DatabaseNotFound, InvalidName, LoginForbidden, RoutingConflict
 from torpor.model.names import check_database_name
+from torpor.model.pool import PoolMode
 from torpor.pgwire.startup import StartupMessage
 
 # PostgreSQL splits options at white space that no backslash precedes (pg_split_opts).
 _OPTION = re.compile(r"(?:\\.|[^\s\\])+\\?|\\", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _TARGETS = ("endpoint=", "--cluster=")
+_POOL = "pool="
+_POOLED_HOST = "-pooler"
+_POOLED_DATABASE = "@pool"
 _PHYSICAL_REPLICATION_DATABASE = "replication"
 _TRUE = frozenset({"true", "on", "yes", "1", "t", "y", "tr", "tru", "ye"})
 
@@ -27,6 +34,7 @@ class Route:
 
     target: str
     startup: StartupMessage
+    pool: PoolMode | None = None  # what the client says of it; nothing: as the database is set
 
     @property
     def user(self) -> str:
@@ -66,7 +74,11 @@ def route(startup: StartupMessage, by_host: str | None = None) -> Route:
     if not user:
         raise LoginForbidden("no PostgreSQL user name specified in startup packet", "give one: user=NAME")
     given = parameters.get("database", "")
-    by_options, options = _take_target(parameters.pop("options", ""))
+    by_options, pool, options = _take_target(parameters.pop("options", ""))
+    if by_host is not None and by_host.endswith(_POOLED_HOST):
+        by_host, pool = by_host.removesuffix(_POOLED_HOST), _pooled(pool)
+    if given.endswith(_POOLED_DATABASE):
+        given, pool = given.removesuffix(_POOLED_DATABASE), _pooled(pool)
     if options:
         parameters["options"] = options
     if by_host is not None and by_options is not None and by_host != by_options:
@@ -92,7 +104,7 @@ def route(startup: StartupMessage, by_host: str | None = None) -> Route:
     if not inner:
         raise database_not_found(given)
     parameters["database"] = inner
-    return Route(target, StartupMessage(parameters, startup.minor))
+    return Route(target, StartupMessage(parameters, startup.minor), pool)
 
 
 def database_not_found(name: str) -> DatabaseNotFound:
@@ -115,13 +127,27 @@ def _inner_of(wanted: str, given: str, form: str) -> str:
     return rest
 
 
-def _take_target(options: str) -> tuple[str | None, str]:
-    """The database that the options name, if any, and the options without that."""
+def _pooled(said: PoolMode | None) -> PoolMode:
+    """What holds when the address asks for the pool and the options say `said`."""
+    if said is PoolMode.OFF:
+        raise RoutingConflict("the address asks for the pool, and the options say pool=off", "leave one of the two out")
+    return said or PoolMode.ON
+
+
+def _take_target(options: str) -> tuple[str | None, PoolMode | None, str]:
+    """The database that the options name, if any, what they say of the pool, and the options without that."""
     kept: list[str] = []
     wanted: str | None = None
+    pool: PoolMode | None = None
     for option in _OPTION.findall(options):
         # What follows a lone -c belongs to it: `-c endpoint=x` is a setting.
         prefix = None if kept[-1:] == ["-c"] else next((p for p in _TARGETS if option.startswith(p)), None)
+        if prefix is None and option.startswith(_POOL) and kept[-1:] != ["-c"]:
+            value = option.removeprefix(_POOL)
+            if value not in list(PoolMode):
+                raise RoutingConflict(f'the options say pool="{printable(value)}"', f"it is one of {', '.join(PoolMode)}")
+            pool = PoolMode(value)
+            continue
         if prefix is None:
             kept.append(option)
             continue
@@ -131,4 +157,4 @@ def _take_target(options: str) -> tuple[str | None, str]:
                 f'the options name two databases, "{printable(wanted)}" and "{printable(name)}"', "name one database in the options"
             )
         wanted = name
-    return wanted, " ".join(kept)
+    return wanted, pool, " ".join(kept)

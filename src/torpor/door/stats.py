@@ -28,6 +28,7 @@ class LoginOutcome(StrEnum):
     """How a connection's time at the door ended."""
 
     HANDED_OVER = "handed_over"  # its PostgreSQL has it
+    POOLED = "pooled"  # the pool has it
     CANCEL = "cancel"  # it was a cancel request
     VANISHED = "vanished"  # the client left before it was logged in
     PROTOCOL = "protocol_violation"  # it didn't speak the protocol

@@ -38,9 +38,14 @@ class Settings:
     api_host: str = _setting("127.0.0.1", "address the HTTP API listens on")
     api_port: int = _setting(7480, "TCP port of the API; 0 takes a free one")
     api_names: str = _setting("", "host names under which the API is reached, separated by commas, beside its addresses and public_host")
-    api_proxies: str = _setting("", "addresses and networks of HTTP proxies whose X-Forwarded-For is believed, separated by commas")
+    api_proxies: str = _setting(
+        "", "addresses and networks of HTTP proxies whose X-Forwarded-For is believed, separated by commas; by SQL over HTTP, too"
+    )
     api_key_rate: float = _setting(50.0, "requests a second that one API key may make on average; a change counts as five")
     api_address_rate: float = _setting(10.0, "requests a second that one address may make without a right API key")
+    http: bool = _setting(False, "serve SQL over HTTP and WebSockets, in a process of its own")
+    http_host: str = _setting("127.0.0.1", "address that SQL over HTTP is served on")
+    http_port: int = _setting(7483, "TCP port of SQL over HTTP; 0 takes a free one")
     postgres_major: int = _setting(DEFAULT_MAJOR, "PostgreSQL major of new databases; a database keeps its own")
     postgres_home: str = _setting("", "directory of the installed PostgreSQL majors; default <default data_dir>/postgres")
     pg_bindir: str = _setting("", "use the PostgreSQL in this directory (for instance /usr/lib/postgresql/15/bin) for its own major")
@@ -107,7 +112,7 @@ class Settings:
             NetworkSet(self.trusted_proxies)
         except InvalidRequest as error:
             raise BadSettings(f"api_proxies is wrong: {error.message}", error.hint) from None
-        for name in ("door_port", "api_port"):
+        for name in ("door_port", "api_port", "http_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSettings(f"{name} must be between 0 and 65535")
         for name, low, high in (

@@ -85,7 +85,9 @@ class Visit:
         return f"<Visit {self.host} {self._stand.value}>"
 
     def came_from(self, host: str) -> None:
-        """The load balancer said whose connection it is. Raises TooManyFromAddress."""
+        """The load balancer, or Torpor's own gateway, said whose connection it is. Raises TooManyFromAddress."""
+        if self._counted:
+            self._leave_pending()
         self.host, self.key = host, address_key(host)
         self.expects_proxy = False
         if self._stand is _Stand.PENDING and not self._counted:
@@ -108,12 +110,12 @@ class Visit:
         """Before a cancel request is passed on. Raises AddressForbidden."""
         self._guard.check_access(self.host, None)
 
-    def check(self, target: str, database: Database | None) -> None:
+    def check(self, target: str, database: Database | None, pooled: bool = False) -> None:
         """Before anything is asked, hashed or woken. Raises AddressForbidden, TooManyFailedLogins, TooManyConnections."""
         self._guard.check_access(self.host, database)
         self._guard.check_failures(self.key, self.host, _target(target, database))
         if database is not None:
-            self._guard.check_connections(self.key, database, own=1 if self._counted else 0)
+            self._guard.check_connections(self.key, database, own=1 if self._counted else 0, pooled=pooled)
 
     def check_failures(self, target: str, database: Database | None) -> None:
         """Again, right before a password is compared: of many at once only one may be. Raises TooManyFailedLogins."""
@@ -127,17 +129,19 @@ class Visit:
         """Its password was right."""
         self._guard.failures.cleared(self.key, _target(target, database))
 
-    def enter(self, database: Database) -> None:
-        """Take a place among the connections of the database. Raises AddressForbidden, TooManyConnections."""
+    def enter(self, database: Database, pooled: bool = False) -> None:
+        """Take a place among the connections of the database. Raises AddressForbidden, TooManyConnections.
+
+        A pooled client takes none of the database's own: the pool has a limit for those."""
         guard = self._guard
         guard.check_access(self.host, database)
         self._leave_pending()
-        guard.check_connections(self.key, database, own=0)
+        guard.check_connections(self.key, database, own=0, pooled=pooled)
         self._stand = _Stand.ENTERING
-        self.database = database.id
+        self.database = None if pooled else database.id
         guard.entering_overall += 1
         guard.entering[self.key] += 1
-        guard.entering_database[database.id] += 1
+        guard.entering_database.update((self.database,) if self.database is not None else ())
 
     def check_wake(self, database: Database) -> None:
         """Before it wakes the database's compute. Raises TooManyWakes."""
@@ -146,10 +150,11 @@ class Visit:
     def release(self) -> None:
         """Its session counts from now on, or it has left. In the same step of the loop in which the session begins to count."""
         self._leave_pending()
-        if self._stand is _Stand.ENTERING and self.database is not None:
+        if self._stand is _Stand.ENTERING:
             self._guard.entering_overall -= 1
             _less(self._guard.entering, self.key)
-            _less(self._guard.entering_database, self.database)
+            if self.database is not None:
+                _less(self._guard.entering_database, self.database)
         self._stand = _Stand.GONE
 
     def _leave_pending(self) -> None:
@@ -240,12 +245,12 @@ class Guard:
                 f"try again in {_seconds(wait_s)}, with the right database, user and password",
             )
 
-    def check_connections(self, key: str, database: Database, own: int) -> None:
+    def check_connections(self, key: str, database: Database, own: int, pooled: bool) -> None:
         """Raises TooManyConnections when another session would be one too many. `own` of the pending ones is the one who asks."""
         limits = self.limits
         used, room = self._sessions.room(database)
         used += self.entering_database[database.id]
-        if used >= room:
+        if used >= room and not pooled:
             raise TooManyInDatabase(
                 f'database "{printable(database.label)}" has {used} connections, and {room} are its limit',
                 "close some, pool them, or raise its limit; then connect again",

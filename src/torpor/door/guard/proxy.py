@@ -4,6 +4,7 @@ The header says how long it is, so that exactly the header is read and nothing o
 nobody knows the length before its end has come.
 """
 
+import hmac
 import ipaddress
 import struct
 from functools import cache
@@ -25,7 +26,9 @@ _UNSPEC, _INET, _INET6, _UNIX = 0, 1, 2, 3
 _STREAM = 1
 _ADDRESS_BYTES = {_INET: 12, _INET6: 36, _UNIX: 216}
 _TLV_HEADER_BYTES = 3
+_AUTHORITY = 0x02
 _CRC32C = 0x03
+_GATEWAY_SECRET = 0xE0  # of the numbers that are everybody's own
 _CRC32C_BYTES = 4
 _CRC32C_POLYNOMIAL = 0x82F63B78
 _MAX_PORT = 65535
@@ -96,6 +99,24 @@ def parse_v1(line: bytes) -> Client | None:
     except (ValueError, KeyError):
         raise _wrong("its addresses can't be read") from None
     return client
+
+
+def server_name_for(secret: bytes, header: bytes, rest: bytes) -> str | None:
+    """The server name in a header of version 2 of Torpor's own gateway, "" for none; None when it doesn't prove to be one by `secret`.
+
+    The gateway makes it in gateway/http/proxyheader.py. What is malformed is refused by `parse_v2`.
+    """
+    is_proven, name = False, ""
+    start = _ADDRESS_BYTES.get(header[13] >> 4, 0)
+    while start + _TLV_HEADER_BYTES <= len(rest):
+        kind, length = struct.unpack_from("!BH", rest, start)
+        value = rest[start + _TLV_HEADER_BYTES : start + _TLV_HEADER_BYTES + length]
+        if kind == _GATEWAY_SECRET:
+            is_proven = bool(secret) and hmac.compare_digest(value, secret)
+        elif kind == _AUTHORITY:
+            name = value.decode("ascii", "replace")
+        start += _TLV_HEADER_BYTES + length
+    return name if is_proven else None
 
 
 def crc32c(data: bytes) -> int:

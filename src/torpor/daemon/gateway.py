@@ -1,0 +1,60 @@
+"""Puts SQL over HTTP together as the settings say. Concurrency: none, at start only."""
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torpor.door.encryption import Encryption
+from torpor.gateway.http.control import Configuration
+from torpor.gateway.http.service import HttpService
+from torpor.model.settings import Settings
+
+_LONGEST_KEEP_S = 2.0
+
+
+def new_gateway_secret() -> bytes:
+    """What the gateway proves itself to the door with, until Torpor ends."""
+    return secrets.token_hex(32).encode()
+
+
+def make_http(
+    settings: Settings, data_dir: Path, secret: bytes, encryption: Encryption, door: Callable[[], tuple[str, int]]
+) -> HttpService | None:
+    """The service, None where it isn't wanted. `door` is asked once that listens."""
+    if not settings.http:
+        return None
+
+    def configuration() -> Configuration:
+        host, port = door()
+        return Configuration(
+            door_host=_reachable(host),
+            door_port=port,
+            secret=secret.decode(),
+            tls=settings.tls,
+            proxies=list(settings.trusted_proxies),
+            keep_s=_keep_s(settings.freeze_after_s),
+            directory=str(data_dir / "http"),
+            log_format=settings.log_format,
+            # A user of its own, as the relay workers have one.
+            uid=settings.uid_base - 2 if os.geteuid() == 0 else 0,
+            certificates=_texts(encryption.pairs),
+        )
+
+    service = HttpService(settings.http_host, settings.http_port, configuration)
+    encryption.on_pairs = lambda pairs: service.use_certificates(_texts(pairs))
+    return service
+
+
+def _texts(pairs: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    return [(chain.decode(), key.decode()) for chain, key in pairs]
+
+
+def _keep_s(freeze_after_s: float | None) -> float:
+    """How long a connection may wait for its next user: less than the time after which its end would wake the database."""
+    return _LONGEST_KEEP_S if freeze_after_s is None else min(_LONGEST_KEEP_S, freeze_after_s / 2)
+
+
+def _reachable(host: str) -> str:
+    """All addresses (0.0.0.0, ::) is a way to listen, not a place to connect to."""
+    return host if host.strip("0.:") else "::1" if ":" in host else "127.0.0.1"

@@ -1,0 +1,186 @@
+"""A WebSocket (RFC 6455) on a connection that was an HTTP request: messages in, messages out. `websockets` speaks the protocol.
+
+Concurrency: belongs to the task of its request. Bounded: a message of `MAX_MESSAGE_BYTES`; 1 MiB read ahead; of what is sent as an
+answer is. Pings are answered by themselves; one that says nothing at all, pings included, for `SILENT_S` is asked for a sign of life.
+"""
+
+import asyncio
+from collections import deque
+
+from websockets.exceptions import InvalidHandshake
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request as Handshake
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
+from torpor.gateway.http.connection import ClientGone, Request
+from torpor.gateway.http.failures import failure
+
+MAX_MESSAGE_BYTES = 16 << 20
+SILENT_S = 60.0
+_AHEAD_BYTES = 1 << 20
+_REASON_BYTES = 120
+_CLOSES_S = 5.0
+
+
+class WebSocket:
+    """The server's side of one. Made by `accept`."""
+
+    def __init__(self, request: Request, protocol: ServerProtocol) -> None:
+        self._connection = request.connection
+        self._protocol = protocol
+        self._messages: deque[bytes | str] = deque()
+        self._ahead = 0
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
+        self._is_text = False
+        self._is_over = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._silence: asyncio.TimerHandle | None = None
+        self._asked = False
+        self.is_halted = False
+        """Whether reading has stopped, as more than enough waits here."""
+
+    def __repr__(self) -> str:
+        return f"<WebSocket {self._protocol.state.name} {len(self._messages)} messages>"
+
+    @classmethod
+    def accept(cls, request: Request, subprotocol: str | None = None) -> "WebSocket":
+        """Open it. Raises Failure when the request asks for none that can be opened."""
+        if not request.is_upgrade:
+            raise failure(426, "08P01", "this address is a WebSocket's", "connect with wss://")
+        subprotocols = [Subprotocol(subprotocol)] if subprotocol is not None else None
+        protocol = ServerProtocol(subprotocols=subprotocols, max_size=MAX_MESSAGE_BYTES)
+        # The head was read by another parser: it is said again to this one.
+        lines = [f"GET {request.path} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
+        protocol.receive_data("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
+        handshake = next((event for event in protocol.events_received() if isinstance(event, Handshake)), None)
+        if handshake is None or request.method != "GET":
+            raise failure(400, "08P01", "the WebSocket's handshake can't be read")
+        response = protocol.accept(handshake)
+        if response.status_code != 101 or (subprotocol is not None and protocol.subprotocol != subprotocol):
+            cause = protocol.handshake_exc
+            raise failure(
+                400, "08P01", f"the WebSocket can't be opened: {cause if isinstance(cause, InvalidHandshake) else response.reason_phrase}"
+            )
+        protocol.send_response(response)
+        self = cls(request, protocol)
+        rest = request.connection.upgrade(self)
+        self._flush()
+        self._listen()
+        if rest:
+            self.data_received(rest)
+        return self
+
+    # -- for its connection
+
+    def data_received(self, data: bytes) -> None:
+        self._asked = False
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if isinstance(event, Frame):
+                self._take(event)
+        self._flush()
+        if self._protocol.close_expected():
+            self._finish()
+        if self._ahead > _AHEAD_BYTES and not self.is_halted:
+            self.is_halted = True
+            self._connection.pause_reading()
+
+    def connection_lost(self) -> None:
+        self._finish()
+
+    # -- for its owner
+
+    async def receive(self) -> bytes | str | None:
+        """The next message; None at the end."""
+        while not self._messages:
+            if self._is_over:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message = self._messages.popleft()
+        self._ahead -= len(message)
+        if self.is_halted and self._ahead <= _AHEAD_BYTES:
+            self.is_halted = False
+            self._connection.resume_reading()
+        return message
+
+    async def send(self, message: bytes | str) -> None:
+        """Send one. Raises ClientGone."""
+        if self._is_over:
+            raise ClientGone
+        if isinstance(message, str):
+            self._protocol.send_text(message.encode())
+        else:
+            self._protocol.send_binary(message)
+        self._flush()
+        await self._connection.drain()
+
+    async def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
+        """End it, and the connection. Idempotent."""
+        if not self._is_over:
+            self._protocol.send_close(code, reason.encode()[:_REASON_BYTES].decode("utf-8", "ignore"))
+            self._flush()
+            try:
+                async with asyncio.timeout(_CLOSES_S):
+                    while await self.receive() is not None:
+                        pass
+            except TimeoutError:
+                pass
+        self._finish()
+        self._connection.close()
+
+    # -- inside
+
+    def _take(self, frame: Frame) -> None:
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if frame.opcode is not Opcode.CONT:
+                self._is_text = frame.opcode is Opcode.TEXT
+            self._parts.append(bytes(frame.data))
+            self._parts_bytes += len(frame.data)
+            if self._parts_bytes > MAX_MESSAGE_BYTES:
+                self._protocol.fail(CloseCode.MESSAGE_TOO_BIG, f"a message may have {MAX_MESSAGE_BYTES} bytes")
+                return
+            if frame.fin:
+                data, self._parts, self._parts_bytes = b"".join(self._parts), [], 0
+                self._ahead += len(data)
+                try:
+                    self._messages.append(data.decode() if self._is_text else data)
+                except UnicodeDecodeError:
+                    self._protocol.fail(CloseCode.INVALID_DATA, "this text is no UTF-8")
+                    return
+                self._wake()
+
+    def _flush(self) -> None:
+        for data in self._protocol.data_to_send():
+            if data:
+                self._connection.write(data)
+
+    def _listen(self) -> None:
+        self._silence = asyncio.get_running_loop().call_later(SILENT_S, self._silent)
+
+    def _silent(self) -> None:
+        if self._is_over:
+            return
+        if self._asked and not self.is_halted:
+            self._connection.abort()
+            return
+        self._asked = True
+        self._protocol.send_ping(b"")
+        self._flush()
+        self._listen()
+
+    def _finish(self) -> None:
+        self._is_over = True
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
