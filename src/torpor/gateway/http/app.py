@@ -10,6 +10,7 @@ from torpor.gateway.http.connection import Reply, Request
 from torpor.gateway.http.failures import failure
 from torpor.gateway.http.kept import Kept
 from torpor.gateway.http.places import Places
+from torpor.gateway.http.ppg import Ppg
 from torpor.gateway.http.receipts import Receipts
 from torpor.gateway.http.sql import Sql
 from torpor.gateway.http.tunnel import tunnel
@@ -26,6 +27,7 @@ class App:
     def __init__(self, door: Door, kept: Kept, places: Places, receipts: Receipts, tls: TlsMode, proxies: Sequence[str]) -> None:
         self._door = door
         self._sql = Sql(kept, places, receipts)
+        self._ppg = Ppg(door, kept, places)
         self._tls = tls
         self._proxies = NetworkSet(proxies)
 
@@ -47,9 +49,15 @@ class App:
                 _check_method(request, reply, "GET")
                 host = request.parameters.get("address", "").rpartition(":")[0] or request.host
                 await tunnel(request, self._door, host.lower())
+            case "/v0/statement":
+                _check_method(request, reply, "POST")
+                await self._ppg.statement(request, reply)
+            case "/v0/session":
+                _check_method(request, reply, "GET")
+                await self._ppg.session(request)
             case _:
                 raise failure(
-                    404, "42704", "there is nothing at this address", "POST /sql takes a query; /v2 is a WebSocket for Neon's driver"
+                    404, "42704", "there is nothing at this address", "POST /sql takes a query; /v2 is for Neon's driver, /v0 for Prisma's"
                 )
 
     def _see_through_proxies(self, request: Request) -> bool:

@@ -53,8 +53,11 @@ def from_connection_string(text: str) -> Target:
     return _target(user, password, database, host, query)
 
 
-def from_basic(header: str, database: str, host: str) -> Target:
-    """Read `Basic …` of an Authorization header. Raises Failure."""
+def from_basic(header: str, database: str, host: str, in_percents: bool = False) -> Target:
+    """Read `Basic …` of an Authorization header. Raises Failure.
+
+    `in_percents` is for clients that take credentials out of a URL as they are there (@prisma/ppg).
+    """
     kind, _, value = header.strip().partition(" ")
     if kind.lower() != "basic":
         raise failure(401, "28000", "this way of authorization isn't known here", "use basic credentials: the role's name and its password")
@@ -64,7 +67,13 @@ def from_basic(header: str, database: str, host: str) -> Target:
         raise failure(401, "28000", "the basic credentials can't be read", "encode USER:PASSWORD in base64") from None
     if not colon:
         raise failure(401, "28000", "the basic credentials have no password", "encode USER:PASSWORD in base64")
-    # A client that takes them out of a URL (@prisma/ppg) leaves them in percent form.
+    if in_percents:
+        return from_login(user, password, database, host)
+    return _target(user, password, database, host, {})
+
+
+def from_login(user: str, password: str, database: str, host: str) -> Target:
+    """Credentials as @prisma/ppg says them, in percent form. Raises Failure."""
     return _target(unquote(user), unquote(password), database, host, {})
 
 

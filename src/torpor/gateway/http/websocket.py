@@ -35,6 +35,7 @@ class WebSocket:
         self._parts_bytes = 0
         self._is_text = False
         self._is_over = False
+        self._over = asyncio.Event()
         self._waiter: asyncio.Future[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
         self._asked = False
@@ -109,6 +110,10 @@ class WebSocket:
             self._connection.resume_reading()
         return message
 
+    async def wait_over(self) -> None:
+        """Until the client has left, as far as that shows: while more than enough of it waits here, nothing more is read."""
+        await self._over.wait()
+
     async def send(self, message: bytes | str) -> None:
         """Send one. Raises ClientGone."""
         if self._is_over:
@@ -176,6 +181,7 @@ class WebSocket:
 
     def _finish(self) -> None:
         self._is_over = True
+        self._over.set()
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
