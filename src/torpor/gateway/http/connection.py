@@ -233,6 +233,7 @@ class Connection(asyncio.Protocol):
         self._waiting: list[Request] = []
         self._head_bytes = 0
         self._url = b""
+        self._method = b""
         self._headers: dict[str, str] = {}
         self._in_head = True
         self._reading = True
@@ -240,7 +241,7 @@ class Connection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._upgraded: Upgraded | None = None
         self._left_over = b""
-        self._newest_is_upgrade = False
+        self._stays = False
         self._progress = 0
         self._is_last = False
         self._task: asyncio.Task[None] | None = None
@@ -283,15 +284,15 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             rest = data[upgrade.args[0] :]
-            if self._newest_is_upgrade:
+            if not self._stays:
                 self._left_over = rest
-            else:  # to what isn't spoken here: it goes on as it was
+            else:
+                # It asks to become what isn't spoken here (HTTP/2, mostly), and may be answered as if it hadn't. But what follows its
+                # head counts as the other protocol's to this parser: another gets it, with a head that doesn't ask.
                 self._parser = httptools.HttpRequestParser(self)
-                self._head_bytes = 0
-                if rest:
-                    self.data_received(rest)
-        except (httptools.HttpParserError, Failure) as error:
-            self._garbage(error)
+                self.data_received(self._head_again() + rest)
+        except httptools.HttpParserError as error:
+            self._garbage(error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error)
             return
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._garbage(failure(431, "54000", f"the head of the request is larger than {MAX_HEAD_BYTES} bytes"))
@@ -329,15 +330,18 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._set_deadline(None)
+        self._stays = bool(self._parser.should_upgrade()) and self._headers.get("upgrade", "").lower() != "websocket"
+        self._method = self._parser.get_method()
+        if self._stays:
+            return
         request = Request(self)
-        request.method = self._parser.get_method().decode("latin-1")
+        request.method = self._method.decode("latin-1")
         path, _, request.query = self._url.decode("latin-1").partition("?")
         request.path, request.headers = path, self._headers
         request.keep_alive = self._parser.should_keep_alive() and not self._is_last
-        request.is_upgrade = bool(self._parser.should_upgrade()) and self._headers.get("upgrade", "").lower() == "websocket"
+        request.is_upgrade = bool(self._parser.should_upgrade())
         if request.is_upgrade:
             request.keep_alive = False  # unless it becomes a WebSocket
-        self._newest_is_upgrade = request.is_upgrade
         if request.headers.get("expect", "").lower() == "100-continue" and self._request is None:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._waiting.append(request)
@@ -350,6 +354,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._head_bytes, self._in_head = 0, True
+        if self._stays:
+            return
         newest = self._newest()
         if newest is not None:
             newest.end()
@@ -418,6 +424,14 @@ class Connection(asyncio.Protocol):
 
     # -- inside
 
+    def _head_again(self) -> bytes:
+        """The head that was read last, without its wish to become something else."""
+        words = [word.strip() for word in self._headers.pop("connection", "").lower().split(",")]
+        kept = [f"{name}: {text}" for name, text in self._headers.items() if name != "upgrade"]
+        kept += ["connection: close"] if "close" in words else []
+        method = self._method.decode("latin-1")
+        return "\r\n".join([f"{method} {self._url.decode('latin-1')} HTTP/1.1", *kept, "", ""]).encode("latin-1")
+
     def _newest(self) -> Request | None:
         return self._waiting[-1] if self._waiting else self._request
 
@@ -467,7 +481,7 @@ class Connection(asyncio.Protocol):
         self._next()
         self._go_on_reading()
 
-    def _garbage(self, error: Exception) -> None:
+    def _garbage(self, error: BaseException | None) -> None:
         """What can't be read ends the connection, with a word."""
         if self.is_idle:
             request = Request(self)
