@@ -63,11 +63,12 @@ from torpor.daemon.gateway import make_http, new_gateway_secret
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register, register_guard, register_pool, register_shares
+from torpor.daemon.pooling import make_pools
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
 from torpor.metering.ledger import TrafficLedger
-from torpor.model.access import ListScope
+from torpor.model.access import AccessBook, ListScope
 from torpor.model.audit import AuditResult
 from torpor.model.database import Database, Wake
 from torpor.model.drain import DrainView
@@ -87,6 +88,7 @@ _FLUSH_EVERY_S = 2.0
 _REFUSED_SHOWN = 10
 _LOGINS_S = 5.0  # that logins which are under way have when the next Torpor takes over; newcomers wait for so long at most
 _REQUESTS_S = 10.0
+_TRANSACTIONS_S = 5.0  # that pooled clients have to end theirs when the next Torpor takes over
 _SETTLES_S = 5.0
 _LAST_LOG_S = 5.0  # to ship what databases wrote last, once they are stopped; the next Torpor ships what is left
 
@@ -164,6 +166,7 @@ class House:
             remembered = estate.failures if estate else None
             self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers, remembered=remembered)
             undo.callback(self._guard.close)
+            self._pools = make_pools(settings, fleet, around.census, self._guard)
             gateway_secret = new_gateway_secret()
             self.door = Door(
                 fleet,
@@ -177,6 +180,7 @@ class House:
                 relay=settings.relay,
                 guard=self._guard,
                 gateway_secret=gateway_secret if settings.http else b"",
+                pools=self._pools,
             )
             self.http = make_http(settings, directory.path, gateway_secret, self._encryption, lambda: self.door.address)
             workspace_records = WorkspaceRecords(self._catalog.connection)
@@ -251,7 +255,7 @@ class House:
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
             register_pool(telemetry, self._volumes)
-            access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
+            access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._use_lists)
             services = Services(
                 databases,
                 workspaces,
@@ -334,6 +338,7 @@ class House:
         await self.door.stop_accepting()
         await self.api.stop()
         await self.door.close()
+        await self._pools.stop()
         await self._jobs.stop()
         await self._refilling.stop()  # or it makes one more compute, which nobody would stop
         if leave:
@@ -397,6 +402,7 @@ class House:
         self._tell("host.draining", "no session is let in any more")
         try:
             await self._refilling.stop()
+            self._tasks.spawn(self._pools.stop(self._drain.remaining_s or 0.0), "drain the pool")
             whole = await self._drain.run()
             left = 0 if whole else self._drain.view.connections
             log.info("drained", connections_left=left)
@@ -416,6 +422,7 @@ class House:
         _, api = await asyncio.gather(self.door.finish_logins(_LOGINS_S), self.api.release(_REQUESTS_S))
         listeners, silent = self.door.release()
         await self.door.close()
+        await self._pools.stop(_TRANSACTIONS_S)
         await self._jobs.stop()
         await self._refilling.stop()
         await self._fleet.settle(_SETTLES_S)
@@ -426,6 +433,10 @@ class House:
         await self._close()
         assert api is not None
         return Estate(self._directory.give_lock(), listeners, api, silent, tickets, failures, http)
+
+    def _use_lists(self, book: AccessBook) -> None:
+        self._guard.use(book)
+        self._pools.enforce(book)
 
     def _facts(self) -> HostFacts:
         host, port = self.door.address

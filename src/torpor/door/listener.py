@@ -19,7 +19,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.door.encryption import Encryption, no_encryption
 from torpor.door.guard.guard import Guard
 from torpor.door.login import Doorway, Login, give_way_error, shutting_down
-from torpor.door.ports import Computes
+from torpor.door.ports import Computes, Pools
 from torpor.door.routing import ServerNames
 from torpor.door.silence import Silence, Silent
 from torpor.door.stats import DoorStats, LoginOutcome, outcome_of
@@ -59,6 +59,7 @@ class Door:
         relay: bool = False,
         guard: Guard | None = None,
         gateway_secret: bytes = b"",
+        pools: Pools | None = None,
     ) -> None:
         """Without a `guard` of its own the door has one without limits or lists."""
         self.stats = DoorStats()
@@ -81,6 +82,7 @@ class Door:
             gateway_secret,
             self.stats,
             self.guard,
+            pools,
         )
         self._listeners: list[socket.socket] = []
         self._silence: Silence | None = None

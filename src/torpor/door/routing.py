@@ -4,8 +4,8 @@ Four forms of address: the server name of a TLS connection, `shop.db.example.com
 `options`; the database name, `shop` or `shop.other`; and, when none of these is given, the user's name, as PostgreSQL does. Forms that
 name different databases are refused, never guessed at.
 
-Who wants to be pooled says so in one of three: the server name `shop-pooler.db.example.com`, the database name `shop@pool`, or `pool=on` (or
-`off`, or `auto`) among the options.
+Who wants to be pooled says so in one of three: the server name `shop-pooler.db.example.com`, the database name `shop@pool`, or `pool=on`
+(or `off`, or `auto`) among the options.
 """
 
 import re

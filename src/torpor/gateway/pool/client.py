@@ -1,0 +1,370 @@
+"""One client of the pool: what it says, cut into messages, and how much of it goes to PostgreSQL as it is. Pure.
+
+A client has a backend from the first message that needs one until PostgreSQL is ready outside of a transaction. Its prepared statements
+are its own, whichever backend it has: named ones get names of the pool's, and are prepared where they are needed. Memory: an idle
+client keeps no buffer; a waiting one what was read of it, as it isn't read from while it waits.
+"""
+
+import re
+import struct
+from typing import TYPE_CHECKING
+
+from torpor.gateway.pool.backend import (
+    BIND,
+    CALL,
+    CLOSE,
+    CLOSE_KNOWN,
+    CLOSE_OWN,
+    DESCRIBE,
+    EXECUTE,
+    EXECUTE_CARRIED,
+    PARSE,
+    PARSE_KNOWN,
+    QUERY,
+    QUERY_CARRIED,
+    SYNC,
+    Backend,
+)
+from torpor.gateway.pool.backend import DOUBTFUL as _DOUBTFUL
+from torpor.gateway.pool.values import PREFIX, Link, Settings, Statement, sets_only_carried
+from torpor.model.errors import ProtocolViolation
+from torpor.pgwire import extended
+from torpor.pgwire.replies import error_response
+
+if TYPE_CHECKING:
+    from torpor.gateway.pool.engine import Group, Pool
+
+_HEADER = struct.Struct("!BI").unpack_from
+_LONGEST_PARSE = 16 << 20
+_MOST_STATEMENTS = 5_000
+_DEALLOCATE = re.compile(rb'\s*DEALLOCATE\s+(?:PREPARE\s+)?(?:"([^"\0]+)"|([A-Za-z_][A-Za-z0-9_$]*))\s*;?\s*', re.IGNORECASE)
+_DEALLOCATED = extended.command_complete(b"DEALLOCATE")
+
+
+class Client:
+    """One client. `pid` and `key` are what it cancels with."""
+
+    __slots__ = (
+        "_rest", "_skip", "_skip_passes", "application_name", "auto", "backend", "carried", "greeted", "group", "is_gone", "is_stalled",
+        "is_waiting", "key", "last", "link", "pid", "pinned_by", "pool", "reported", "statements", "tracked", "unsynced",
+        "waiting_since", "warned",
+    )  # fmt: skip
+
+    def __init__(self, pool: "Pool", group: "Group", link: Link, *, pid: int, key: bytes, application_name: bytes, auto: bool) -> None:
+        self.pool, self.group, self.link = pool, group, link
+        self.pid, self.key = pid, key
+        self.auto = auto
+        self.application_name = application_name
+        self.greeted = self.is_gone = self.is_waiting = self.is_stalled = False
+        self.pinned_by = ""
+        self.backend: Backend | None = None
+        self.last: Backend | None = None
+        self.statements: dict[bytes, Statement] = {}
+        self.carried: Settings = {}
+        self.reported: Settings = {}
+        self.unsynced = False
+        self.tracked = False  # whether the unnamed portal only sets what stays with the client
+        self.waiting_since = 0.0
+        self.warned: frozenset[str] = frozenset()
+        self._rest = b""
+        self._skip = 0
+        self._skip_passes = False
+
+    def __repr__(self) -> str:
+        where = f"pinned by {self.pinned_by}" if self.pinned_by else "working" if self.backend else "waiting" if self.is_waiting else "idle"
+        return f"<Client {self.pid} {self.group.key.role} {where}>"
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether it has begun something that it hasn't said to the end."""
+        return self.unsynced or self._skip > 0
+
+    def given(self) -> None:
+        """It has its backend: what it said while it waited is heard now."""
+        self.link.listen(True)
+        if not self.is_gone:
+            self.received(b"")
+
+    def refuse(self, sqlstate: str, message: str, hint: str) -> None:
+        """Send it away with a reason."""
+        self.dismiss(error_response(sqlstate, message, hint))
+
+    def dismiss(self, farewell: bytes) -> None:
+        """Send it away with this message, or without one."""
+        if not self.is_gone:
+            if farewell:
+                self.link.send(farewell)
+            self.left()
+
+    def left(self) -> None:
+        """It is gone, or has to go. Idempotent."""
+        if not self.is_gone:
+            self.is_gone = True
+            self._rest = b""
+            self.link.close()
+            self.pool.client_gone(self)
+
+    def received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        try:
+            self._hear(data)
+        except ProtocolViolation as error:
+            self.refuse(error.sqlstate, error.message, error.hint)
+
+    def _hear(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        at, end = 0, len(data)
+        out: list[bytes] = []
+        backend = self.backend
+        run = 0  # data[run:at] is for the backend
+        if self._skip:
+            at = min(self._skip, end)
+            self._skip -= at
+            if not self._skip_passes:
+                run = at
+        while end - at >= 5:
+            tag, length = _HEADER(data, at)
+            after = at + 1 + length
+            if length < 4:
+                raise ProtocolViolation(f"invalid message length: {length}")
+            if tag == 0x58:  # X
+                self._send(out, data, run, at)
+                self.left()
+                return
+            if backend is None:
+                if tag in b"dcf":  # rows for a COPY that has failed: PostgreSQL would leave them out, too
+                    at = run = self._pass_on(after, end, passes=False)
+                    continue
+                if tag == 0x53 or tag == 0x48:  # S, H: nothing is open
+                    if after > end:
+                        break
+                    if tag == 0x53:
+                        self.link.send(extended.ready_for_query())
+                    at = run = after
+                    continue
+                if tag == 0x51 and end >= after and self._deallocates(data, at, after):
+                    at = run = after
+                    continue
+                if tag not in b"QPBDECF":
+                    raise ProtocolViolation(f"invalid frontend message type {tag}")
+                if not self.pool.acquire(self):
+                    self._rest = data[at:]
+                    return
+                backend = self.backend
+                assert backend is not None
+            if backend.skipping and tag != 0x53:
+                at = run = self._flush_and_drop(out, data, run, at, after, end)
+                continue
+            if tag == 0x51:  # Q
+                text_end = min(after, end)
+                carried = after <= end and length < 210 and sets_only_carried(data[at + 5 : text_end - 1])
+                if end >= after and self.statements and self._deallocates(data, at, after):
+                    self._send(out, data, run, at)
+                    at = run = after
+                    continue
+                backend.ops.append(QUERY_CARRIED if carried else QUERY)
+                backend.outstanding += 1
+                backend.unnamed = None
+                self.statements.pop(b"", None)
+            elif tag == 0x53:  # S
+                if after > end:
+                    break
+                backend.skipping = False
+                if not backend.copying_in:
+                    backend.ops.append(SYNC)
+                    backend.segment += 1
+                    backend.outstanding += 1
+                    self.unsynced = False
+            elif tag == 0x45:  # E
+                if after > end:
+                    break
+                self.unsynced = True
+                # Only the unnamed portal is known to be the Bind before.
+                backend.ops.append(EXECUTE_CARRIED if self.tracked and data[at + 5] == 0 else EXECUTE)
+            elif tag == 0x42:  # B
+                found = extended.bind_names(data, at, after)
+                if found is None:
+                    break
+                self.unsynced = True
+                portal, name, rest_at = found
+                statement = self.statements.get(name)
+                if statement is None:
+                    self.tracked = False
+                    wire_name = _stranger(name)
+                    if not name and backend.unnamed is not None:
+                        backend.unnamed = None
+                        out.append(data[run:at] + extended.close(b"S", b""))
+                        run = at
+                        backend.ops.append(CLOSE_OWN)
+                else:
+                    self.tracked = statement.only_carried and not portal
+                    wire_name = statement.name
+                    self._prepare(backend, statement, out, data, run, at)
+                    run = at
+                backend.ops.append(BIND)
+                if wire_name != name:
+                    out.append(data[run:at])
+                    out.append(extended.bind_head(portal, wire_name, after - rest_at))
+                    at = run = rest_at
+                    at = self._pass_on(after, end, passes=True)
+                    continue
+            elif tag == 0x44 or tag == 0x43:  # D, C
+                if length > 2 * extended.MAX_NAME_BYTES:
+                    raise ProtocolViolation(f"invalid message length: {length}")
+                if after > end:
+                    break
+                self.unsynced = True
+                kind, name = extended.split_target(data[at + 5 : after])
+                if kind == b"S":
+                    self._about_statement(backend, tag, name, out, data, run, at)
+                    at = run = after
+                    continue
+                backend.ops.append(DESCRIBE if tag == 0x44 else CLOSE)
+            elif tag == 0x50:  # P
+                if length > _LONGEST_PARSE:
+                    raise ProtocolViolation(
+                        f"a statement of {length} bytes is too long to be prepared in the pool",
+                        f"up to {_LONGEST_PARSE} bytes are; without the pool there is no such limit",
+                    )
+                if after > end:
+                    break
+                if self._must_stall(backend, data, at):
+                    self._rest = data[at:]
+                    self._send(out, data, run, at)
+                    return
+                self.unsynced = True
+                out.append(data[run:at])
+                self._parse(backend, data[at + 5 : after], out)
+                at = run = after
+                continue
+            elif tag == 0x46:  # F
+                backend.ops.append(CALL)
+                backend.outstanding += 1
+            elif tag == 0x63 or tag == 0x66:  # c, f
+                backend.copying_in = False
+            elif tag == 0x48:  # H
+                pass
+            elif tag != 0x64:
+                raise ProtocolViolation(f"invalid frontend message type {tag}")
+            at = self._pass_on(after, end, passes=True)
+        if at < end:
+            self._rest = data[at:]
+        self._send(out, data, run, at)
+        backend = self.backend
+        if backend is not None and not backend.outstanding and not backend.ops and backend.status == b"I" and not self.is_amid:
+            self.pool.transaction_ended(backend)
+
+    def _send(self, out: list[bytes], data: bytes, run: int, at: int) -> None:
+        backend = self.backend
+        if backend is None:
+            return
+        if backend.prelude:
+            out.insert(0, backend.prelude)
+            backend.prelude = b""
+        elif not out:
+            if at > run:
+                backend.link.send(data if run == 0 and at == len(data) else data[run:at])
+            return
+        out.append(data[run:at])
+        if whole := b"".join(out):
+            backend.link.send(whole)
+        out.clear()
+
+    def _pass_on(self, after: int, end: int, passes: bool) -> int:
+        """Let a message through, or drop it, as far as it has come; where the next one begins."""
+        if after <= end:
+            return after
+        self._skip, self._skip_passes = after - end, passes
+        return end
+
+    def _flush_and_drop(self, out: list[bytes], data: bytes, run: int, at: int, after: int, end: int) -> int:
+        out.append(data[run:at])
+        return self._pass_on(after, end, passes=False)
+
+    def _prepare(self, backend: Backend, statement: Statement, out: list[bytes], data: bytes, run: int, at: int) -> None:
+        out.append(data[run:at])
+        backend.prepare(statement, out)
+
+    def _must_stall(self, backend: Backend, data: bytes, at: int) -> bool:
+        """Whether it can't be known yet what a Parse means: that name was prepared before the last Sync, which isn't answered yet."""
+        name = data[at + 5 : data.find(b"\0", at + 5)]
+        before = self.statements.get(name) if name else None
+        if before is None or backend.unconfirmed.get(before, backend.segment) in (backend.segment, _DOUBTFUL):
+            return False
+        self.is_stalled = True
+        self.link.listen(False)
+        return True
+
+    def _parse(self, backend: Backend, body: bytes, out: list[bytes]) -> None:
+        name, rest = extended.split_parse(body)
+        before = self.statements.get(name)
+        if not name:
+            statement = Statement(rest, b"")
+            backend.prepare(statement, out)
+            backend.ops[-1] = (PARSE, statement, b"", before, backend.segment)
+        elif before is not None:
+            # There is one of this name already. PostgreSQL says so when it hears the same of the pool's own name.
+            backend.prepare(before, out)
+            out.append(extended.parse(before.name, rest))
+            backend.ops.append((PARSE, None, name, before, backend.segment))
+            return
+        else:
+            if len(self.statements) >= _MOST_STATEMENTS:
+                raise ProtocolViolation(
+                    f"more than {_MOST_STATEMENTS} prepared statements in one connection of the pool", "close those that aren't needed"
+                )
+            statement = self.group.statement(rest)
+            if backend.knows(statement):
+                if backend.ops:
+                    backend.ops.append((PARSE_KNOWN, statement, name, None, backend.segment))
+                else:
+                    self.statements[name] = statement
+                    self.link.send(extended.PARSE_COMPLETE)
+                    return
+            else:
+                backend.prepare(statement, out)
+                backend.ops[-1] = (PARSE, statement, name, None, backend.segment)
+        self.statements[name] = statement
+
+    def _about_statement(self, backend: Backend, tag: int, name: bytes, out: list[bytes], data: bytes, run: int, at: int) -> None:
+        """A Describe or Close of a prepared statement."""
+        statement = self.statements.get(name)
+        out.append(data[run:at])
+        if tag == 0x44:
+            if statement is not None:
+                backend.prepare(statement, out)
+            wire_name = statement.name if statement is not None else _stranger(name)
+            if statement is None and not name and backend.unnamed is not None:
+                backend.unnamed = None
+                out.append(extended.close(b"S", b""))
+                backend.ops.append(CLOSE_OWN)
+            out.append(extended.describe(b"S", wire_name))
+            backend.ops.append(DESCRIBE)
+            return
+        self.statements.pop(name, None)
+        if not backend.ops:
+            self.link.send(extended.CLOSE_COMPLETE)
+        elif statement is None:
+            backend.ops.append((CLOSE_KNOWN, None, b"", None, backend.segment))
+        else:
+            backend.ops.append((CLOSE_KNOWN, None, name, statement, backend.segment))
+
+    def _deallocates(self, data: bytes, at: int, after: int) -> bool:
+        """Answer a DEALLOCATE of what was prepared by the protocol: PostgreSQL doesn't know it by this name."""
+        if after - at > 160 or not self.statements or (self.backend is not None and (self.backend.status == b"E" or self.backend.ops)):
+            return False
+        found = _DEALLOCATE.fullmatch(data[at + 5 : after - 1])
+        if found is None:
+            return False
+        name = found[1] if found[1] is not None else found[2].lower()
+        if self.statements.pop(name, None) is None:
+            return False
+        self.link.send(_DEALLOCATED + extended.ready_for_query(self.backend.status if self.backend is not None else b"I"))
+        return True
+
+
+def _stranger(name: bytes) -> bytes:
+    """What to call a statement that the client hasn't prepared by the protocol: as it does (SQL may have), but never one of the pool's."""
+    return b"?" + name if name.startswith(PREFIX) else name

@@ -1,0 +1,100 @@
+"""What the parts of the pool share: limits, what a connection writes to, prepared statements, and which settings travel with a client.
+
+Pure values.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+CARRIED = frozenset(
+    (b"application_name", b"client_encoding", b"DateStyle", b"IntervalStyle", b"TimeZone", b"standard_conforming_strings", b"search_path")
+)
+"""Settings of the session that PostgreSQL reports (search_path from 18 on) and any role may change: they stay with their client."""
+
+_CARRIED_NAMES = rb"(?:application_name|client_encoding|datestyle|intervalstyle|timezone|standard_conforming_strings)"
+_VALUE = rb"(?:'[^'\\;]*'|[A-Za-z0-9_.+-]+)"
+_ONLY_CARRIED = re.compile(
+    rb"\s*(?:SET\s+(?:SESSION\s+)?(?:TIME\s+ZONE\s+%(v)b|(?:NAMES|%(n)b\s*(?:=|\s+TO\s))\s*%(v)b(?:\s*,\s*%(v)b)*)"
+    rb"|SELECT\s+(?:pg_catalog\.)?set_config\s*\(\s*'%(n)b'\s*,\s*(?:'[^'\\;]*'|\$1)\s*,\s*(?:false|\$2)\s*\))\s*;?\s*"
+    % {b"n": _CARRIED_NAMES, b"v": _VALUE},
+    re.IGNORECASE,
+)
+_LONGEST_CARRIED_TEXT = 200
+
+
+def sets_only_carried(text: bytes) -> bool:
+    """Whether a statement does nothing but set one of the settings that stay with their client. Where it isn't sure, it says no."""
+    return len(text) <= _LONGEST_CARRIED_TEXT and text[:1] in b" \t\r\nSs" and _ONLY_CARRIED.fullmatch(text) is not None
+
+
+class Link(Protocol):
+    """What a connection of the engine writes to."""
+
+    def send(self, data: bytes) -> None:
+        """Write this, after all before."""
+        ...
+
+    def close(self) -> None:
+        """Close it when all that was sent is written. Nothing comes from it any more. Idempotent."""
+        ...
+
+    def feed(self, other: "Link | None") -> None:
+        """What it is sent from now on comes from `other`, which must not be read from while this one doesn't keep up."""
+        ...
+
+    def listen(self, on: bool) -> None:
+        """Whether what it sends is wanted now."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one database's pool may have and do."""
+
+    size: int = 20  # backends that serve its clients at once; those of pinned clients not counted
+    role_size: int = 0  # of them for one role; 0: as many
+    queue: int = 1000  # clients that wait for one
+    wait_s: float = 30.0  # how long each may wait
+    idle_s: float = 3.0  # how long a backend is kept that nobody needs
+
+
+PREFIX = b"torpor_"
+"""What the names of prepared statements in backends begin with."""
+
+
+class Statement:
+    """A prepared statement: its text and types, and what it is called in backends. Made once for all clients that prepare the same."""
+
+    __slots__ = ("__weakref__", "body", "name", "only_carried")
+
+    def __init__(self, body: bytes, name: bytes) -> None:
+        self.body = body
+        self.name = name
+        self.only_carried = sets_only_carried(body[: body.index(0)])
+
+    def __repr__(self) -> str:
+        return f"<Statement {self.name!r} {self.body[:40]!r}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which backends can serve a client: those that began the same way."""
+
+    role: str
+    inner_database: str
+    parameters: tuple[tuple[str, str], ...] = ()  # of the startup message, without those that stay with the client
+
+
+Settings = dict[bytes, bytes]
+"""Settings as reported. Shared between clients and backends that agree, so never changed in place."""
+
+
+def apply_settings(wanted: Settings, now: Settings) -> bytes:
+    """SQL that gives a backend the settings of its next client. set_config, as SET would read a list as one name."""
+    calls = [
+        b"pg_catalog.set_config('%b',E'%b',false)" % (name, value.replace(b"\\", b"\\\\").replace(b"'", b"''"))
+        for name, value in wanted.items()
+        if now.get(name) != value
+    ]
+    return b"SELECT " + b",".join(calls) if calls else b""
