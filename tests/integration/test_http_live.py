@@ -24,8 +24,9 @@ STRANGER = "203.0.113.7"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    settings = {"freeze_after_s": 1, "page_after_s": "never", "stop_after_s": "never", "tls": "remote", "api_proxies": "127.0.0.1"}
-    with Server(http=True, http_port=0, **settings) as server:
+    with Server(
+        http=True, http_port=0, freeze_after_s=1, page_after_s="never", stop_after_s="never", tls="remote", api_proxies="127.0.0.1"
+    ) as server:
         yield server
         assert "Traceback" not in server.log, server.log[-6000:]
 
@@ -171,7 +172,7 @@ def test_hostile_requests(server: Server, database: MadeDatabase) -> None:
     assert b" 431 " in raw(server, head + b"X-Long: " + b"x" * 100_000).split(b"\r\n")[0]
     assert b" 431 " in raw(server, head + b"".join(b"X-%d: x\r\n" % n for n in range(200)) + b"\r\n").split(b"\r\n")[0]
     assert b" 400 " in raw(server, b"\0\1\2\3nonsense\r\n\r\n").split(b"\r\n")[0]
-    assert raw(server, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100)).split(b"\r\n")[0][:4] in (b"", b"HTTP")
+    assert not raw(server, b"\x16\x03\x01\0\x05hello").startswith(b"HTTP")
     body = b'{"query": "SELECT 1"}'
     twice = head + url + b"Content-Length: %d\r\n" % len(body) + b"\r\n" + body
     assert raw(server, twice + twice.replace(b"Host: x", b"Host: x\r\nConnection: close")).count(b"HTTP/1.1 200 ") == 2
@@ -303,6 +304,24 @@ def test_the_door_takes_no_header_without_the_secret(server: Server, database: M
             sock.sendall(b"\r\n\r\n\0\r\nQUIT\n" + struct.pack("!BBH", 0x21, 0x11, len(rest)) + rest)
             heard = sock.recv(10_000)
         assert heard.startswith(b"E") and b"PROXY header isn't taken" in heard
+
+
+def test_only_pages_of_admitted_origins_may_ask(server: Server, database: MadeDatabase) -> None:
+    page, query = {"Origin": "https://app.example.com"}, {"query": "CREATE TABLE made (a integer)"}
+    with httpx.Client(timeout=60, trust_env=False) as client:
+        asked = client.options(http_url(server) + "/sql", headers={**page, "Access-Control-Request-Method": "POST"})
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (204, "https://app.example.com")
+    assert "neon-connection-string" in asked.headers["access-control-allow-headers"]
+    refused = post(server, database, query, page)
+    assert (refused.status_code, refused.json()["code"]) == (403, "42501")
+    assert "access-control-allow-origin" not in refused.headers
+    # What a connection brings along isn't the database's own word.
+    options = f"{database.url}{'&' if '?' in database.url else '?'}options=-c%20torpor.http_origins%3D*"
+    assert post(server, database, query, page, url=options).status_code == 403
+    ask(server, database, f"ALTER DATABASE \"{database.name}\" SET torpor.http_origins = 'https://other.example, https://App.example.com'")
+    made = post(server, database, query, page)
+    assert (made.status_code, made.headers["access-control-allow-origin"]) == (200, "https://app.example.com")
+    assert post(server, database, query, {"Origin": "https://evil.example"}).status_code == 403
 
 
 def test_https_has_the_certificates_of_the_door(server: Server, database: MadeDatabase) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torpor.gateway.http.backend import Door
 from torpor.gateway.http.connection import Reply, Request
+from torpor.gateway.http.cors import preflight
 from torpor.gateway.http.failures import failure
 from torpor.gateway.http.kept import Kept
 from torpor.gateway.http.places import Places
@@ -17,6 +18,7 @@ from torpor.gateway.http.tunnel import tunnel
 from torpor.model.access import NetworkSet, parse_address
 from torpor.model.encryption import TlsMode, must_encrypt
 
+_FOR_PAGES = ("/sql", "/v0/statement")
 _MAX_HOPS = 20
 _MAX_HOP_CHARACTERS = 64
 
@@ -41,6 +43,9 @@ class App:
             request.keep_alive = False
             who = "clients on other machines" if self._tls is TlsMode.REMOTE else "clients"
             raise failure(403, "28000", f"this server takes {who} over HTTPS only", "use https:// (wss://)")
+        if request.method == "OPTIONS" and (origin := request.headers.get("origin")) and request.path in _FOR_PAGES:
+            reply.whole(204, b"", more=preflight(origin))
+            return
         match request.path:
             case "/sql":
                 _check_method(request, reply, "POST")

@@ -83,25 +83,30 @@ async def command(backend: Backend, sql: str) -> None:
 
 async def ask(backend: Backend, sql: str) -> list[str | None]:
     """The first row of a query of our own. Raises Failure."""
-    backend.wire.send(query(sql))
-    rows = await _until_ready(backend)
-    if not rows:
+    found = await rows(backend, sql)
+    if not found:
         raise failure(500, "XX000", "PostgreSQL gave no row")
-    return rows[0]
+    return found[0]
+
+
+async def rows(backend: Backend, sql: str) -> list[list[str | None]]:
+    """The rows of a query of our own. Raises Failure."""
+    backend.wire.send(query(sql))
+    return await _until_ready(backend)
 
 
 async def _until_ready(backend: Backend) -> list[list[str | None]]:
-    rows: list[list[str | None]] = []
+    found: list[list[str | None]] = []
     refusal: Failure | None = None
     backend.is_busy = True
     async for data, tag, start, end in backend.answers():
         if tag == _ROW:
-            rows.append(read_row(data, start))
+            found.append(read_row(data, start))
         elif tag == _ERROR:
             refusal = Failure(error_fields(data[start:end]))
     if refusal is not None:
         raise refusal
-    return rows
+    return found
 
 
 def _before(asked: Asked) -> list[bytes]:

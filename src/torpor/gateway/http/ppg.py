@@ -11,6 +11,7 @@ from websockets.frames import CloseCode
 
 from torpor.gateway.http.backend import Backend, Door
 from torpor.gateway.http.connection import ClientGone, Reply, Request
+from torpor.gateway.http.cors import admit
 from torpor.gateway.http.credentials import Target, from_basic, from_login
 from torpor.gateway.http.failures import Failure, bad_request, error_fields, failure
 from torpor.gateway.http.kept import Kept
@@ -43,6 +44,7 @@ from torpor.pgwire.answers import query
 from torpor.pgwire.requests import SYNC, statement
 
 _LOGIN_S = 30.0
+_FORBIDDEN = 403
 _ROW, _COLUMNS, _COMPLETE, _ERROR, _READY, _COPY_IN, _COPY_OUT, _COPY_BOTH = map(ord, "DTCEZGHW")
 
 Tell = Callable[[list[tuple[str, bytes]]], Awaitable[None]]
@@ -70,10 +72,13 @@ class Ppg:
             try:
                 backend = await self._kept.take(request.client, target)
                 try:
+                    reply.headers |= await admit(backend, request.headers)
                     await _run(backend, asked, tell)
                 finally:
                     self._kept.give_back(backend, request.client, target)
             except Failure as refusal:
+                if refusal.status == _FORBIDDEN:
+                    raise
                 await tell([(ERROR, error(refusal))])
         answer.finish()
 

@@ -8,6 +8,7 @@ import asyncio
 
 from torpor.gateway.http.backend import Backend
 from torpor.gateway.http.connection import Reply, Request
+from torpor.gateway.http.cors import admit
 from torpor.gateway.http.credentials import Target, from_basic, from_connection_string
 from torpor.gateway.http.execution import Transaction, ask, run, run_recorded
 from torpor.gateway.http.failures import Failure, failure
@@ -66,6 +67,7 @@ class Sql:
         async with self._places.place(request.client[0], f"{target.host}/{target.database}"):
             backend = await self._kept.take(request.client, target)
             try:
+                reply.headers |= await admit(backend, request.headers)
                 if asked.key is None:
                     answer = Answer(reply)
                     await run(backend, asked, answer.write)
