@@ -23,14 +23,14 @@ class ScramClient:
     def __init__(self, password: str, nonce: bytes | None = None) -> None:
         self._password = password
         self._nonce = base64.b64encode(secrets.token_bytes(_NONCE_BYTES)) if nonce is None else nonce
-        self._bare = b"n=,r=" + self._nonce
+        self._bare = b"n=*,r=" + self._nonce  # the user's name is the startup message's; the grammar wants one here
         self._signature = b""
 
     def __repr__(self) -> str:
         return f"<ScramClient {'answered' if self._signature else 'new'}>"
 
     def first(self) -> bytes:
-        """client-first-message. The user's name is the startup message's."""
+        """client-first-message."""
         return b"n,," + self._bare
 
     def final(self, server_first: bytes) -> bytes:
