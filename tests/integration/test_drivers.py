@@ -1,4 +1,5 @@
-"""Every driver connects with the URL unchanged, and doesn't notice that its database slept.
+"""Every driver connects with the URL unchanged, and doesn't notice that its database slept; by every way in: with a connection of its own,
+pooled by the name of the database, and pooled where the user's URL says `auto`.
 
 Each makes a table, inserts and selects with parameters, prepares a statement, and opens a transaction. With that transaction open the
 database is put to sleep; the next statement on the same connection must find its transaction and its prepared statement intact.
@@ -9,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -31,9 +33,26 @@ TESTS = Path(__file__).parents[1]
 CREATE = "CREATE TABLE book (title text PRIMARY KEY, pages integer NOT NULL)"
 
 
-@pytest.fixture
-def database(torpor: RunningTorpor) -> RunningDatabase:
-    return torpor.create()
+@dataclass(frozen=True)
+class Address:
+    """A database by one of the ways in."""
+
+    name: str
+    url: str
+    password: str
+
+
+@pytest.fixture(params=["direct", "pooled", "auto"])
+def database(torpor: RunningTorpor, request: pytest.FixtureRequest) -> RunningDatabase:
+    made = torpor.create()
+    way = {"direct": "", "pooled": "@pool", "auto": "@auto"}[request.param]
+    return Address(made.name, made.url + way, made.password)
+
+
+def by_session_only(database: RunningDatabase) -> None:
+    """Skip what prepares statements by SQL, or has the server keep them between transactions: that needs a session."""
+    if database.url.endswith("@pool"):
+        pytest.skip("statements that SQL prepares end with their transaction in the pool")
 
 
 @contextmanager
@@ -45,6 +64,7 @@ def woken_by_traffic(torpor: RunningTorpor, database: RunningDatabase) -> Iterat
 
 
 def test_psql(torpor: RunningTorpor, database: RunningDatabase) -> None:
+    by_session_only(database)
     settings = load({}, os.environ)
     postgres = binaries.find(Path(settings.postgres_home), settings.pg_bindir)[settings.postgres_major]
     with Dialogue([postgres.bindir / "psql", database.url, "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1"]) as psql:
@@ -79,6 +99,7 @@ def test_psycopg(torpor: RunningTorpor, database: RunningDatabase) -> None:
 
 
 def test_psycopg2(torpor: RunningTorpor, database: RunningDatabase) -> None:
+    by_session_only(database)
     connection = psycopg2.connect(database.url)
     try:
         with connection, connection.cursor() as cursor:

@@ -4,8 +4,8 @@ Four forms of address: the server name of a TLS connection, `shop.db.example.com
 `options`; the database name, `shop` or `shop.other`; and, when none of these is given, the user's name, as PostgreSQL does. Forms that
 name different databases are refused, never guessed at.
 
-Who wants to be pooled says so in one of three: the server name `shop-pooler.db.example.com`, the database name `shop@pool`, or `pool=on`
-(or `off`, or `auto`) among the options.
+Who wants to be pooled says so in one of three: the server name `shop-pooler.db.example.com`, the database name `shop@pool` (or
+`shop@auto`), or `pool=on` (or `auto`, or `off`) among the options.
 """
 
 import re
@@ -23,7 +23,7 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _TARGETS = ("endpoint=", "--cluster=")
 _POOL = "pool="
 _POOLED_HOST = "-pooler"
-_POOLED_DATABASE = "@pool"
+_BY_DATABASE_NAME = (("@pool", PoolMode.ON), ("@auto", PoolMode.AUTO))
 _PHYSICAL_REPLICATION_DATABASE = "replication"
 _TRUE = frozenset({"true", "on", "yes", "1", "t", "y", "tr", "tru", "ye"})
 
@@ -77,8 +77,9 @@ def route(startup: StartupMessage, by_host: str | None = None) -> Route:
     by_options, pool, options = _take_target(parameters.pop("options", ""))
     if by_host is not None and by_host.endswith(_POOLED_HOST):
         by_host, pool = by_host.removesuffix(_POOLED_HOST), _pooled(pool)
-    if given.endswith(_POOLED_DATABASE):
-        given, pool = given.removesuffix(_POOLED_DATABASE), _pooled(pool)
+    for suffix, mode in _BY_DATABASE_NAME:
+        if given.endswith(suffix):
+            given, pool = given.removesuffix(suffix), _pooled(pool, mode)
     if options:
         parameters["options"] = options
     if by_host is not None and by_options is not None and by_host != by_options:
@@ -127,11 +128,11 @@ def _inner_of(wanted: str, given: str, form: str) -> str:
     return rest
 
 
-def _pooled(said: PoolMode | None) -> PoolMode:
-    """What holds when the address asks for the pool and the options say `said`."""
-    if said is PoolMode.OFF:
-        raise RoutingConflict("the address asks for the pool, and the options say pool=off", "leave one of the two out")
-    return said or PoolMode.ON
+def _pooled(said: PoolMode | None, asked: PoolMode | None = None) -> PoolMode:
+    """What holds when the address asks for the pool (perhaps for one mode of it) and what came before says `said`."""
+    if said is PoolMode.OFF or (said is not None and asked is not None and said is not asked):
+        raise RoutingConflict(f"the address asks for pool={asked or PoolMode.ON}, and pool={said} is said, too", "leave one of the two out")
+    return said or asked or PoolMode.ON
 
 
 def _take_target(options: str) -> tuple[str | None, PoolMode | None, str]:

@@ -203,3 +203,48 @@ def test_whatever_a_client_calls_us_is_at_most_a_name(server_name: str, database
     except TorporError:
         return
     assert found is None or way.target == found
+
+
+# -- who wants to be pooled
+
+
+@pytest.mark.parametrize(
+    ("parameters", "by_host", "target", "inner", "mode"),
+    [
+        ({"database": "shop"}, None, "shop", "shop", None),
+        ({"database": "shop@pool"}, None, "shop", "shop", "on"),
+        ({"database": "shop@auto"}, None, "shop", "shop", "auto"),
+        ({"database": "shop.other@pool"}, None, "shop", "other", "on"),
+        ({"database": "shop", "options": "pool=on"}, None, "shop", "shop", "on"),
+        ({"database": "shop", "options": "pool=auto endpoint=shop"}, None, "shop", "shop", "auto"),
+        ({"database": "shop", "options": "pool=off"}, None, "shop", "shop", "off"),
+        ({"database": "shop@pool", "options": "pool=on"}, None, "shop", "shop", "on"),
+        ({"database": "other"}, "shop-pooler", "shop", "other", "on"),
+        ({"database": "other", "options": "pool=auto"}, "shop-pooler", "shop", "other", "auto"),
+        ({"database": "@pool", "options": "endpoint=shop"}, None, "shop", "shop", "on"),
+    ],
+)
+def test_pooled_by_asking(parameters: dict[str, str], by_host: str | None, target: str, inner: str, mode: str | None) -> None:
+    found = route(StartupMessage({"user": "app", **parameters}), by_host)
+    assert (found.target, found.inner_database, found.pool) == (target, inner, mode)
+    assert "options" not in found.startup.parameters
+
+
+@pytest.mark.parametrize("options", ["-c pool=on", "-c search_path=pool=on"])
+def test_a_setting_is_no_wish(options: str) -> None:
+    found = route(StartupMessage({"user": "app", "database": "shop", "options": options}))
+    assert found.pool is None and found.startup.parameters["options"] == options
+
+
+@pytest.mark.parametrize(
+    ("parameters", "by_host"),
+    [
+        ({"database": "shop", "options": "pool=maybe"}, None),
+        ({"database": "shop@pool", "options": "pool=off"}, None),
+        ({"database": "shop@pool", "options": "pool=auto"}, None),
+        ({"database": "shop", "options": "pool=off"}, "shop-pooler"),
+    ],
+)
+def test_wishes_that_disagree(parameters: dict[str, str], by_host: str | None) -> None:
+    with pytest.raises(RoutingConflict, match="pool="):
+        route(StartupMessage({"user": "app", **parameters}), by_host)
