@@ -13,11 +13,16 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from tests.support.faults import eventually, in_thread, stop_database
 from tests.support.overhttp import ask, http_pid, http_url, post, raw
 from tests.support.running import newest_wake
 from tests.support.server import MadeDatabase, Server
+from torpor.pgwire.frames import frame
+from torpor.pgwire.startup import StartupMessage
 
 STRANGER = "203.0.113.7"
 
@@ -333,6 +338,70 @@ def test_https_has_the_certificates_of_the_door(server: Server, database: MadeDa
     assert answer.json()["rows"] == [{"one": 1}]
     refused = post(server, database, {"query": "SELECT 1"}, {"X-Forwarded-For": STRANGER})
     assert (refused.status_code, refused.json()["code"]) == (403, "28000")
+
+
+def test_a_killed_torpor_takes_it_along_and_brings_it_back(server: Server, database: MadeDatabase) -> None:
+    url, pid = http_url(server), http_pid(server)
+    assert pid is not None
+    server.settings["http_port"] = int(url.rpartition(":")[2])
+    server.kill()
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
+    server.start()
+    assert http_url(server) == url
+    assert ask(server, database, "SELECT 1") == [["1"]]
+
+
+def test_web_sockets_that_misbehave(server: Server, database: MadeDatabase) -> None:
+    address = http_url(server).replace("http:", "ws:")
+    startup = StartupMessage({"user": database.name, "database": database.name}).encode()
+    right = frame(b"p", database.password.encode() + b"\0")
+    refused: dict[str, list[str | bytes]] = {
+        "text": ["hello"],
+        "nonsense": [b"GET / HTTP/1.1\r\n\r\n"],
+        "no password": [startup + frame(b"Q", b"SELECT 1\0")],
+        "a long password": [startup + frame(b"p", b"x" * 100_000 + b"\0")],
+        "wrong password": [startup + frame(b"p", b"wrong\0")],
+    }
+    for what, said in refused.items():
+        with connect(f"{address}/v2") as socket:
+            for word in said:
+                socket.send(word)
+            heard = b"".join(part if isinstance(part, bytes) else part.encode() for part in socket)
+            assert b"\0C08P01\0" in heard or b"\0C28P01\0" in heard, (what, heard)
+    # Byte by byte is fine; what is too large isn't.
+    with connect(f"{address}/v2") as socket:
+        for byte in startup + right:
+            socket.send(bytes((byte,)))
+        socket.send(frame(b"Q", b"SELECT 'here'\0"))
+        heard = b""
+        while b"here" not in heard:
+            part = socket.recv(timeout=60)
+            heard += part if isinstance(part, bytes) else b""
+        socket.send(bytes(17 << 20))
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                socket.recv(timeout=60)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+    # Prisma's sessions say who they are first, and what comes must be what is expected.
+    strangers: list[list[str]] = [["x"], ['{"username": "a"}'], [json.dumps({"username": "a", "password": "b"}), "urn:other", "{}"]]
+    for messages in strangers:
+        with connect(f"{address}/v0/session?db={database.name}", subprotocols=[Subprotocol("prisma-postgres-1.0")]) as socket:
+            for message in messages:
+                socket.send(message)
+            with contextlib.suppress(ConnectionClosed):  # with a word on why
+                while "error" in str(socket.recv(timeout=60)):
+                    pass
+    with pytest.raises(InvalidStatus):
+        connect(f"{address}/v0/session")
+    # Those that leave in the middle take their statements along.
+    slow = "SELECT pg_sleep(601)"
+    with connect(f"{address}/v0/session?db={database.name}", subprotocols=[Subprotocol("prisma-postgres-1.0")]) as socket:
+        socket.send(json.dumps({"username": database.name, "password": database.password}))
+        socket.send("urn:prisma:query:descriptor")
+        socket.send(json.dumps({"query": slow}))
+        eventually(lambda: backends(database, slow) == 1)
+    eventually(lambda: backends(database, slow) == 0)
 
 
 def test_the_next_torpor_has_the_listener(server: Server, database: MadeDatabase) -> None:

@@ -90,7 +90,7 @@ class Ppg:
             async with asyncio.timeout(_LOGIN_S):
                 login = await socket.receive()
             if login is None:
-                return
+                raise ClientGone
             told = read_login(login)
             target = from_login(told.get("username", ""), told.get("password", ""), request.parameters.get("db", ""), request.host)
             backend = await self._converse(socket, request, target)

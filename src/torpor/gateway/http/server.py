@@ -53,6 +53,7 @@ class Server:
     async def stop(self, grace_s: float) -> None:
         """Accept no more, let requests that are under way end within the grace, and close all. Idempotent."""
         self._suspend()
+        self._listener.close()  # at once: the next Torpor may want the address
         for sock in list(self._silent):
             self._forget_silent(sock)
             sock.close()

@@ -49,8 +49,7 @@ async def tunnel(request: Request, door: Door, server_name: str) -> None:
                         "expected a password in the clear", "this way in asks for one; the WebSocket has to be encrypted"
                     )
                 limit.reschedule(None)  # a start may take its time; the door has limits of its own
-                if not await _log_in(wire, socket, packet.parameters.get("user", ""), body[:-1].decode("utf-8", "surrogateescape")):
-                    return
+                await _log_in(wire, socket, packet.parameters.get("user", ""), body[:-1].decode("utf-8", "surrogateescape"))
         await _carry(socket, stream, wire)
     except ProtocolViolation as error:
         await _tell(socket, error_response(error.sqlstate, error.message, error.hint))
@@ -102,8 +101,8 @@ async def _first_packet(socket: WebSocket, stream: _Stream) -> StartupMessage | 
     raise ProtocolViolation("the client asks for encryption again and again", "the WebSocket is what encrypts here")
 
 
-async def _log_in(wire: Wire, socket: WebSocket, user: str, password: str) -> bool:
-    """Log in for the client; what comes after AuthenticationOk is left in the wire. False when it was refused, and told so."""
+async def _log_in(wire: Wire, socket: WebSocket, user: str, password: str) -> None:
+    """Log in for the client; what comes after AuthenticationOk is left in the wire. Raises ClientGone when it was refused, and told so."""
     scram = ScramClient(password)
     while True:
         tag, body = await wire.message()
@@ -112,9 +111,9 @@ async def _log_in(wire: Wire, socket: WebSocket, user: str, password: str) -> bo
             continue
         await socket.send(frame(bytes((tag,)), body))
         if tag == _AUTHENTICATION:
-            return True
+            return
         if tag == _ERROR:
-            return False
+            raise ClientGone
 
 
 async def _carry(socket: WebSocket, stream: _Stream, wire: Wire) -> None:
