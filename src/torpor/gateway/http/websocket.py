@@ -5,6 +5,7 @@ answer is. Pings are answered by themselves; one that says nothing at all, pings
 """
 
 import asyncio
+import contextlib
 from collections import deque
 
 from websockets.exceptions import InvalidHandshake
@@ -21,6 +22,7 @@ SILENT_S = 60.0
 _AHEAD_BYTES = 1 << 20
 _REASON_BYTES = 120
 _CLOSES_S = 5.0
+_LINGERS_S = 2.0
 
 
 class WebSocket:
@@ -36,6 +38,7 @@ class WebSocket:
         self._is_text = False
         self._is_over = False
         self._over = asyncio.Event()
+        self._lost = asyncio.Event()
         self._waiter: asyncio.Future[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
         self._asked = False
@@ -89,6 +92,7 @@ class WebSocket:
             self._connection.pause_reading()
 
     def connection_lost(self) -> None:
+        self._lost.set()
         self._finish()
 
     # -- for its owner
@@ -130,12 +134,15 @@ class WebSocket:
         if not self._is_over:
             self._protocol.send_close(code, reason.encode()[:_REASON_BYTES].decode("utf-8", "ignore"))
             self._flush()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSES_S):
                     while await self.receive() is not None:
                         pass
-            except TimeoutError:
-                pass
+        if self._protocol.close_rcvd is None and not self._connection.is_lost:
+            # It may still be sending: closing now would reset the connection, and it would never read why.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LINGERS_S):
+                    await self._lost.wait()
         self._finish()
         self._connection.close()
 
