@@ -99,6 +99,8 @@ class Twin:
             case b"P":
                 name, _, rest = body.partition(b"\0")
                 text = rest[: rest.index(b"\0")]
+                if not name:
+                    self.statements.pop(b"", None)
                 if name and name in self.statements:
                     return self._fail("42P05")
                 # In a failed transaction PostgreSQL would refuse some. The pool answers for those that it knows, and their Bind is refused.

@@ -48,6 +48,7 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
         "",
         _line("idle times", policy_text(detail)),
         _line("workspace", view.workspace),
+        *_pool(view),
         *_size(detail, now),
         _line("CPU", f"{view.cpu_ms / 1000:.1f} s since it was started"),
         _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
@@ -64,6 +65,18 @@ def _lineage(detail: DatabaseDetail, now: float) -> str:
     as_of = f", as of {text.duration(now - view.branched_at)} ago" if view.branched_at is not None else ""
     end = f"; it is removed in {text.duration(view.expires_at - now)}" if view.expires_at is not None else ""
     return f"{', a branch of '.join(text.clean(name) for name in detail.lineage)}{as_of}{end}"
+
+
+def _pool(view: DatabaseView) -> list[str]:
+    pool = view.pool
+    if pool is None or not pool.clients:
+        return []
+    waits = f"; {pool.waits} waits, the longest {text.milliseconds(1000 * pool.longest_wait_s)}" if pool.waits else ""
+    lines = [f"{pool.clients} clients over {pool.backends} connections, {pool.working} working, {pool.waiting} waiting{waits}"]
+    lines += [
+        text.clean(f"pinned: {client.role} {client.application}".rstrip() + f", by {client.because}", 120) for client in pool.pinned_clients
+    ]
+    return [_line("pool" if position == 0 else "", line) for position, line in enumerate(lines)]
 
 
 def _line(label: str, value: str) -> str:

@@ -127,13 +127,24 @@ def row(sample: Sample, view: DatabaseView) -> list[str]:
         view.name,
         str(view.tier),
         text.age(view.tier_since, sample.at),
-        str(view.connections),
+        _connections(view),
         "-" if share is None else f"{share:.1f}",
         _ceiling(view),
         "-" if view.tier in (Tier.STOPPED, Tier.ARCHIVED) else text.size(view.memory_bytes),
         last_wake(view, sample.at),
         causes or "-",
     ]
+
+
+def _connections(view: DatabaseView) -> str:
+    """How many PostgreSQL has, how many clients share some of these, and who doesn't share any more, and why."""
+    pool = view.pool
+    if pool is None or not pool.clients:
+        return str(view.connections)
+    waiting = f", {pool.waiting} waiting" if pool.waiting else ""
+    why = ", ".join(sorted({text.clean(client.because, 30) for client in pool.pinned_clients})[:2])
+    pinned = f", {pool.pinned} pinned by {why}" if pool.pinned else ""
+    return f"{view.connections}, {pool.clients} pooled{waiting}{pinned}"
 
 
 def _ceiling(view: DatabaseView) -> str:

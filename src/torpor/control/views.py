@@ -19,6 +19,7 @@ from torpor.metering.traffic import Traffic
 from torpor.model.database import Wake
 from torpor.model.history_views import ShippingView
 from torpor.model.names import DatabaseId
+from torpor.model.pool import PoolView
 from torpor.model.sleep import Tier
 from torpor.model.views import (
     AwakeCause,
@@ -83,7 +84,9 @@ class Viewer:
         refused: Callable[[], tuple[RefusalView, ...]] = tuple,
         shipping: Callable[[DatabaseId], ShippingView | None] = lambda _id: None,
         archived_bytes: Callable[[DatabaseId], int | None] = lambda _id: None,
+        pool: Callable[[DatabaseId], PoolView | None] = lambda _id: None,
     ) -> None:
+        self._pool = pool
         self._archived_bytes = archived_bytes
         self._shipping = shipping
         self._refused = refused
@@ -127,6 +130,7 @@ class Viewer:
             cpu_ceiling=live.ceiling if live is not None else None,
             parent=next(iter(self._lineage(database.parent)), None),
             branched_at=database.branched_at,
+            pool=self._pool(database.id),
             expires_at=database.expires_at,
         )
 

@@ -63,7 +63,7 @@ from torpor.daemon.gateway import make_http, new_gateway_secret
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register, register_guard, register_pool, register_shares
-from torpor.daemon.pooling import make_pools
+from torpor.daemon.pooling import make_pools, register_pooled
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
@@ -220,6 +220,7 @@ class House:
                 self._refused,
                 self._histories.shipping if self._histories is not None else lambda _id: None,
                 self._archiving.stored_bytes,
+                self._pools.view,
             )
             databases = Databases(
                 self._catalog,
@@ -255,6 +256,7 @@ class House:
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
             register_pool(telemetry, self._volumes)
+            register_pooled(telemetry, self._pools.views)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._use_lists)
             services = Services(
                 databases,

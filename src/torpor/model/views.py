@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torpor.model.history_views import ShippingView
 from torpor.model.names import DatabaseId
+from torpor.model.pool import PoolView
 from torpor.model.size import NO_OVERRIDES, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.workspace import DEFAULT_WORKSPACE_NAME
@@ -78,6 +79,8 @@ class DatabaseView:
     """Of which database it is a branch; the id, where that one is gone."""
     branched_at: float | None = None
     expires_at: float | None = None
+    pool: PoolView | None = None
+    """How its pooled clients are doing; null when it has none."""
 
 
 @dataclass(frozen=True, slots=True)

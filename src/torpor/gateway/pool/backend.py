@@ -57,9 +57,9 @@ class Backend:
     """One backend, of a group. Made when it was asked for, given its link when Torpor has it."""
 
     __slots__ = (
-        "_rest", "_said_fatal", "_skip", "_skip_muted", "canceling", "carried", "client", "copying_in", "group", "idle_since", "key",
-        "last", "left", "link", "opening", "ops", "outstanding", "pid", "pool", "prelude", "ready", "reported", "segment", "serves_signs",
-        "skipping", "statements", "status", "trouble", "unconfirmed", "unnamed",
+        "_rest", "_said_fatal", "_skip", "_skip_muted", "canceling", "carried", "client", "copying_in", "doubtful", "group", "idle_since",
+        "key", "last", "left", "link", "opening", "ops", "outstanding", "pid", "pool", "prelude", "ready", "reported", "segment",
+        "serves_signs", "skipping", "statements", "status", "trouble", "unconfirmed", "unnamed",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", group: "Group") -> None:
@@ -79,6 +79,7 @@ class Backend:
         self.statements: dict[Statement, None] = {}
         self.unnamed: Statement | None = None
         self.segment = 0  # how many times its clients have said Sync
+        self.doubtful: dict[bytes, int] = {}  # which of its client's names were prepared or closed, in which segment, unanswered yet
         self.unconfirmed: dict[Statement, int] = {}  # in which segment a Parse was sent that isn't answered
         self.carried: Settings = {}
         self.reported: Settings = {}
@@ -248,6 +249,7 @@ class Backend:
         said = b""
         while self.ops and type(op := self.ops[0]) is tuple and op[0] >= PARSE_KNOWN:
             self.ops.popleft()
+            self._settle(op)
             said += PARSE_COMPLETE if op[0] == PARSE_KNOWN else CLOSE_COMPLETE
         return said
 
@@ -294,6 +296,8 @@ class Backend:
         while ops and ops[0] != SYNC:
             left_out.append(ops.popleft())
         self.skipping = not ops
+        if left_out and type(first := left_out[0]) is tuple and first[0] == PARSE and not first[2]:
+            left_out[0] = (PARSE, first[1], b"", None, first[4])  # this one was tried: the unnamed statement before is gone
         for op in reversed(left_out):
             if type(op) is int and op < SYNC:
                 self.outstanding -= 1
@@ -304,12 +308,21 @@ class Backend:
         assert type(op) is tuple
         if op[1] is not None and self.unconfirmed.get(op[1]) == op[4]:
             del self.unconfirmed[op[1]]
+        if op[0] == PARSE:
+            self._settle(op)
+
+    def _settle(self, op: Parsing) -> None:
+        """It is known now what a name of the client means."""
+        if self.doubtful.get(op[2]) == op[4]:
+            del self.doubtful[op[2]]
 
     def _undo(self, op: "int | Parsing") -> None:
         """What was asked is not done: PostgreSQL left it out."""
         if type(op) is not tuple:
             return
         kind, statement, name, before, segment = op
+        if kind != PARSE_OWN:
+            self._settle(op)
         if statement is not None and kind in (PARSE, PARSE_OWN) and self.unconfirmed.get(statement, segment) == segment:
             if statement.name:
                 self.unconfirmed[statement] = DOUBTFUL

@@ -25,7 +25,6 @@ from torpor.gateway.pool.backend import (
     SYNC,
     Backend,
 )
-from torpor.gateway.pool.backend import DOUBTFUL as _DOUBTFUL
 from torpor.gateway.pool.values import PREFIX, Link, Settings, Statement, sets_only_carried
 from torpor.model.errors import ProtocolViolation
 from torpor.pgwire import extended
@@ -38,6 +37,7 @@ _HEADER = struct.Struct("!BI").unpack_from
 _LONGEST_PARSE = 16 << 20
 _MOST_STATEMENTS = 5_000
 _DEALLOCATE = re.compile(rb'\s*DEALLOCATE\s+(?:PREPARE\s+)?(?:"([^"\0]+)"|([A-Za-z_][A-Za-z0-9_$]*))\s*;?\s*', re.IGNORECASE)
+_NO_NAME = b"\0"  # of what changes no meaning of a name: none can be so
 _DEALLOCATED = extended.command_complete(b"DEALLOCATE")
 
 
@@ -187,13 +187,15 @@ class Client:
                 found = extended.bind_names(data, at, after)
                 if found is None:
                     break
-                self.unsynced = True
                 portal, name, rest_at = found
+                if backend.doubtful and self._must_stall(backend, name):
+                    break
+                self.unsynced = True
                 statement = self.statements.get(name)
                 if statement is None:
                     self.tracked = False
                     wire_name = _stranger(name)
-                    if not name and backend.unnamed is not None:
+                    if not name:  # it has none: nor must it get what another client has left there
                         backend.unnamed = None
                         out.append(data[run:at] + extended.close(b"S", b""))
                         run = at
@@ -215,8 +217,10 @@ class Client:
                     raise ProtocolViolation(f"invalid message length: {length}")
                 if after > end:
                     break
-                self.unsynced = True
                 kind, name = extended.split_target(data[at + 5 : after])
+                if kind == b"S" and self._must_stall(backend, name):
+                    break
+                self.unsynced = True
                 if kind == b"S":
                     self._about_statement(backend, tag, name, out, data, run, at)
                     at = run = after
@@ -230,10 +234,16 @@ class Client:
                     )
                 if after > end:
                     break
-                if self._must_stall(backend, data, at):
-                    self._rest = data[at:]
-                    self._send(out, data, run, at)
-                    return
+                if data[at + 5] == 0:  # the unnamed one goes as it is
+                    self.unsynced = True
+                    statement = Statement(data[at + 6 : after], b"")
+                    backend.ops.append((PARSE, statement, b"", self.statements.get(b""), backend.segment))
+                    backend.doubtful[b""] = backend.unconfirmed[statement] = backend.segment
+                    backend.unnamed = self.statements[b""] = statement
+                    at = after
+                    continue
+                if self._must_stall(backend, data[at + 5 : data.find(b"\0", at + 5)]):
+                    break
                 self.unsynced = True
                 out.append(data[run:at])
                 self._parse(backend, data[at + 5 : after], out)
@@ -287,11 +297,9 @@ class Client:
         out.append(data[run:at])
         backend.prepare(statement, out)
 
-    def _must_stall(self, backend: Backend, data: bytes, at: int) -> bool:
-        """Whether it can't be known yet what a Parse means: that name was prepared before the last Sync, which isn't answered yet."""
-        name = data[at + 5 : data.find(b"\0", at + 5)]
-        before = self.statements.get(name) if name else None
-        if before is None or backend.unconfirmed.get(before, backend.segment) in (backend.segment, _DOUBTFUL):
+    def _must_stall(self, backend: Backend, name: bytes) -> bool:
+        """Whether it can't be known yet what a name means: it was prepared or closed before the last Sync, which isn't answered yet."""
+        if backend.doubtful.get(name, backend.segment) == backend.segment:
             return False
         self.is_stalled = True
         self.link.listen(False)
@@ -300,15 +308,11 @@ class Client:
     def _parse(self, backend: Backend, body: bytes, out: list[bytes]) -> None:
         name, rest = extended.split_parse(body)
         before = self.statements.get(name)
-        if not name:
-            statement = Statement(rest, b"")
-            backend.prepare(statement, out)
-            backend.ops[-1] = (PARSE, statement, b"", before, backend.segment)
-        elif before is not None:
+        if before is not None:
             # There is one of this name already. PostgreSQL says so when it hears the same of the pool's own name.
             backend.prepare(before, out)
             out.append(extended.parse(before.name, rest))
-            backend.ops.append((PARSE, None, name, before, backend.segment))
+            backend.ops.append((PARSE, None, _NO_NAME, None, backend.segment))
             return
         else:
             if len(self.statements) >= _MOST_STATEMENTS:
@@ -319,6 +323,7 @@ class Client:
             if backend.knows(statement):
                 if backend.ops:
                     backend.ops.append((PARSE_KNOWN, statement, name, None, backend.segment))
+                    backend.doubtful[name] = backend.segment
                 else:
                     self.statements[name] = statement
                     self.link.send(extended.PARSE_COMPLETE)
@@ -326,6 +331,7 @@ class Client:
             else:
                 backend.prepare(statement, out)
                 backend.ops[-1] = (PARSE, statement, name, None, backend.segment)
+                backend.doubtful[name] = backend.segment
         self.statements[name] = statement
 
     def _about_statement(self, backend: Backend, tag: int, name: bytes, out: list[bytes], data: bytes, run: int, at: int) -> None:
@@ -336,7 +342,7 @@ class Client:
             if statement is not None:
                 backend.prepare(statement, out)
             wire_name = statement.name if statement is not None else _stranger(name)
-            if statement is None and not name and backend.unnamed is not None:
+            if statement is None and not name:
                 backend.unnamed = None
                 out.append(extended.close(b"S", b""))
                 backend.ops.append(CLOSE_OWN)
@@ -347,9 +353,10 @@ class Client:
         if not backend.ops:
             self.link.send(extended.CLOSE_COMPLETE)
         elif statement is None:
-            backend.ops.append((CLOSE_KNOWN, None, b"", None, backend.segment))
+            backend.ops.append((CLOSE_KNOWN, None, _NO_NAME, None, backend.segment))
         else:
             backend.ops.append((CLOSE_KNOWN, None, name, statement, backend.segment))
+            backend.doubtful[name] = backend.segment
 
     def _deallocates(self, data: bytes, at: int, after: int) -> bool:
         """Answer a DEALLOCATE of what was prepared by the protocol: PostgreSQL doesn't know it by this name."""

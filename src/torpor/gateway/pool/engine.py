@@ -123,6 +123,7 @@ class Pool:
         if client not in self.clients:
             return
         self.clients.discard(client)
+        client.last = None
         client.group.clients -= 1
         if client.is_waiting:
             self.waiting.remove(client)
@@ -349,6 +350,7 @@ class Pool:
 
     def _unite(self, client: Client, backend: Backend) -> None:
         backend.client, client.backend = client, backend
+        backend.doubtful.clear()
         client.link.feed(backend.link)
         backend.link.feed(client.link)
         sql = b""
@@ -397,6 +399,7 @@ class Pool:
 
     def _forget(self, backend: Backend) -> None:
         self.backends.discard(backend)
+        backend.last = None
         group = backend.group
         group.idle.pop(backend, None)
         if backend.client is None or not backend.client.pinned_by:

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from torpor.model.errors import ProtocolViolation
+
 CARRIED = frozenset(
     (b"application_name", b"client_encoding", b"DateStyle", b"IntervalStyle", b"TimeZone", b"standard_conforming_strings", b"search_path")
 )
@@ -71,7 +73,10 @@ class Statement:
     def __init__(self, body: bytes, name: bytes) -> None:
         self.body = body
         self.name = name
-        self.only_carried = sets_only_carried(body[: body.index(0)])
+        end = body.find(0)
+        if end < 0:
+            raise ProtocolViolation("malformed Parse message")
+        self.only_carried = end <= _LONGEST_CARRIED_TEXT and sets_only_carried(body[:end])
 
     def __repr__(self) -> str:
         return f"<Statement {self.name!r} {self.body[:40]!r}>"
