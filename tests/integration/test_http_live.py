@@ -19,7 +19,6 @@ from websockets.typing import Subprotocol
 
 from tests.support.faults import eventually, in_thread, stop_database
 from tests.support.overhttp import ask, http_pid, http_url, post, raw
-from tests.support.running import newest_wake
 from tests.support.server import MadeDatabase, Server
 from torpor.pgwire.frames import frame
 from torpor.pgwire.startup import StartupMessage
@@ -53,13 +52,18 @@ def backends(database: MadeDatabase, statement: str) -> int:
     return int(row[0])
 
 
+def wakes(server: Server, database: MadeDatabase) -> list[tuple[str, str]]:
+    """Why the database was woken of late, and from which tier."""
+    return [(wake["reason"], wake["tier"]) for wake in server.call("GET", f"/v1/databases/{database.name}/wakes?limit=20")["wakes"]]
+
+
 def test_a_request_wakes_and_then_the_database_sleeps(server: Server, database: MadeDatabase) -> None:
     stop_database(server, database)
     assert ask(server, database, "SELECT 1") == [["1"]]
-    assert newest_wake(server, database.name) == ("connection", "stopped")
+    assert ("connection", "stopped") in wakes(server, database)
     server.wait_tier(database.name, "frozen")
     assert ask(server, database, "SELECT 2") == [["2"]]
-    assert newest_wake(server, database.name)[1] == "frozen"
+    assert ("connection", "frozen") in wakes(server, database)
     # No connection is kept for long: nothing holds a database that is to be stopped.
     stop_database(server, database)
 
@@ -73,9 +77,7 @@ def test_nothing_is_left_for_the_next_request(server: Server, database: MadeData
             found: list[list[str | None]] = answer.json()["rows"]
             return found
 
-        pids = set()
         for turn in range(4):
-            pids.add(rows("SELECT pg_backend_pid()")[0][0])
             rows(f"SET application_name = 'turn {turn}'")
             rows("CREATE TEMPORARY TABLE scratch AS SELECT 1 AS one")
             rows("SELECT pg_advisory_lock(7)")
@@ -261,14 +263,16 @@ def test_a_key_makes_a_retry_safe(server: Server, database: MadeDatabase) -> Non
 
 def test_a_killed_process_ends_requests_cleanly_and_comes_again(server: Server, database: MadeDatabase) -> None:
     ask(server, database, "CREATE TABLE paid (id serial, note text)")
-    slow = {"queries": [{"query": "INSERT INTO paid (note) VALUES ('slow')"}, {"query": "SELECT pg_sleep(2)"}]}
+    slow = {"queries": [{"query": "INSERT INTO paid (note) VALUES ('slow')"}, {"query": "SELECT pg_advisory_xact_lock(7)"}]}
     answers: list[int] = []
-    request, failures = in_thread(lambda: answers.append(post(server, database, slow, {"Idempotency-Key": "slow"}).status_code))
-    eventually(lambda: backends(database, "SELECT pg_sleep(2)") == 1)
-    pid = http_pid(server)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    request.join(60)
+    with psycopg.connect(database.url, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(7)")
+        request, failures = in_thread(lambda: answers.append(post(server, database, slow, {"Idempotency-Key": "slow"}).status_code))
+        eventually(lambda: backends(database, "SELECT pg_advisory_xact_lock(7)") == 1)
+        pid = http_pid(server)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        request.join(60)
     assert not answers
     assert isinstance(failures[0], httpx.TransportError)
     again = eventually(lambda: _answered(server, database, slow))
@@ -327,6 +331,18 @@ def test_only_pages_of_admitted_origins_may_ask(server: Server, database: MadeDa
     made = post(server, database, query, page)
     assert (made.status_code, made.headers["access-control-allow-origin"]) == (200, "https://app.example.com")
     assert post(server, database, query, {"Origin": "https://evil.example"}).status_code == 403
+
+
+@pytest.mark.root
+def test_the_process_may_next_to_nothing(server: Server) -> None:
+    pid = eventually(lambda: http_pid(server))
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    uid = str(int(str(server.settings["uid_base"])) - 2)
+    assert status["Uid"].split() == [uid] * 4
+    assert status["Gid"].split() == [uid] * 4
+    assert {int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0}
+    assert status["NoNewPrivs"].strip() == "1"
+    assert not status["Groups"].strip()
 
 
 def test_https_has_the_certificates_of_the_door(server: Server, database: MadeDatabase) -> None:

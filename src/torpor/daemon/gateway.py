@@ -10,7 +10,7 @@ from torpor.gateway.http.control import Configuration
 from torpor.gateway.http.service import HttpService
 from torpor.model.settings import Settings
 
-_LONGEST_KEEP_S = 2.0
+_LONGEST_KEEP_S = 0.8  # less than a delete or a stop waits for connections that are just ending
 
 
 def new_gateway_secret() -> bytes:

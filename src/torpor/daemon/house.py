@@ -380,6 +380,8 @@ class House:
         self._drain.allow(self._settings.drain_timeout_s if timeout_s is None else timeout_s)
         if self._draining is None:
             self.door.pause()
+            if self.http is not None:
+                self.http.pause()
             self._draining = self._tasks.spawn(self._run_drain(), "drain")
         return self._drain.view
 
@@ -542,6 +544,7 @@ class House:
         if self._histories is not None:
             self._histories.forget(id)
         self._access.forget((ListScope.DATABASE, id))
+        self._pools.forget(id)
         self._wakes.forget(id)
         self._traffic.forget(id)
         self._scaling.forget(id)

@@ -81,6 +81,8 @@ async def _obey(control: socket.socket, server: Server, directory: Path) -> floa
         packet = decode(data)
         if "stop" in packet:
             return float(packet["stop"])
+        if "pause" in packet:
+            server.pause()
         if "certificates" in packet:
             server.certificates = _certificates([(str(chain), str(key)) for chain, key in packet["certificates"]], directory)
 

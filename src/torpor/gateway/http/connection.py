@@ -1,11 +1,13 @@
 """One connection of an HTTP/1.1 client: requests in, answers out, one after the other; or a WebSocket, when a request asks for one.
 
-Concurrency: callbacks of the event loop, and one task while a request is answered. Bounded: a head of 64 KiB that must arrive
-within `HEAD_S`; a body of as much as its handler asks for, of which 256 KiB are read ahead; of an answer what the kernel takes and 64 KiB
-more. A client that takes nothing of its answer for `UNREAD_S` is cut off; one that vanishes cancels its request.
+Concurrency: callbacks of the event loop, and one task while a request is answered. Bounded: a head of 64 KiB that must arrive within
+`HEAD_S`; a body of as much as its handler asks for, of which 256 KiB are read ahead, and all bodies together of `ROOM`; of an answer
+what the kernel takes and 64 KiB more. A client that takes nothing of its answer for `UNREAD_S` is cut off; one that vanishes
+cancels its request.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol, cast
 from urllib.parse import parse_qsl
@@ -15,6 +17,7 @@ import msgspec
 
 from torpor.base.logs import get_logger
 from torpor.gateway.http.failures import Failure, failure
+from torpor.model.access import address_key
 
 log = get_logger(__name__)
 
@@ -29,6 +32,7 @@ _DISCARDED_BYTES = 1 << 20
 _DISCARD_S = 2.0
 _CHUNKS_AHEAD = 1024
 _PIPELINED = 8
+_SHARE = 4
 _MAX_PARAMETERS = 50
 _JSON = msgspec.json.Encoder()
 _REASONS = {
@@ -38,6 +42,36 @@ _REASONS = {
     431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 502: b"Bad Gateway", 503: b"Service Unavailable",
 }  # fmt: skip
 _ALWAYS = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+
+
+class Room:
+    """The memory that bodies may take of all requests together, and a quarter of it those of one address: who sends them may be nobody."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._held: Counter[str] = Counter()
+        self._held_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Room {self._held_bytes} of {self._limit_bytes} bytes>"
+
+    def take(self, key: str, size: int) -> None:
+        """Hold some more. Raises Failure when there is no more."""
+        if self._held_bytes + size > self._limit_bytes or self._held[key] + size > self._limit_bytes // _SHARE:
+            raise failure(503, "53200", "too many large requests are under way", "try again in a moment, with less at once", 1)
+        self._held_bytes += size
+        self._held[key] += size
+
+    def give_back(self, key: str, size: int) -> None:
+        """Hold less."""
+        self._held_bytes -= size
+        self._held[key] -= size
+        if not self._held[key]:
+            del self._held[key]
+
+
+ROOM = Room(512 << 20)
+"""Of this process."""
 
 
 class ClientGone(Exception):
@@ -65,6 +99,7 @@ class Request:
         self.headers: dict[str, str] = {}
         self.keep_alive = True
         self.is_upgrade = False
+        self._held: list[tuple[str, int]] = []
         self._parts: list[bytes] = []
         self._ahead = 0
         self._is_whole = False
@@ -98,6 +133,9 @@ class Request:
             size += len(part)
             if size > limit_bytes:
                 raise self._too_large(limit_bytes)
+            key = address_key(self.client[0])
+            ROOM.take(key, len(part))
+            self._held.append((key, len(part)))
             whole.append(part)
         return b"".join(whole)
 
@@ -135,6 +173,11 @@ class Request:
             self.keep_alive = False
 
     # -- for the connection
+
+    def over(self) -> None:
+        """It is answered: its body is no more. Idempotent."""
+        while self._held:
+            ROOM.give_back(*self._held.pop())
 
     def feed(self, data: bytes) -> bool:
         """A part of the body came; whether there is room for more."""
@@ -471,6 +514,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         finally:
+            request.over()
             self._request = self._task = None
         if not request.keep_alive:
             self.close()

@@ -111,14 +111,19 @@ class Ppg:
 
         backend: Backend | None = None
         try:
+            try:
+                backend = await Backend.log_in(self._door, request.client, target)
+            except Failure as refusal:
+                if await socket.receive() is not None:  # told in answer to the first statement: else the client takes it for no error
+                    await tell([(ERROR, error(refusal))])
+                return None
+            socket.trust()
             while (asked := await _next_statement(socket)) is not None:
                 try:
-                    if backend is None:  # only now: who is refused is told so in answer to a statement
-                        backend = await Backend.log_in(self._door, request.client, target)
                     await _converse_once(backend, asked, socket, tell)
                 except Failure as refusal:
                     await tell([(ERROR, error(refusal))])
-                    if backend is None or backend.is_busy or backend.wire.is_lost:
+                    if backend.is_busy or backend.wire.is_lost:
                         break
             return backend
         except BaseException:

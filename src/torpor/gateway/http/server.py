@@ -18,7 +18,7 @@ from torpor.model.access import address_key
 log = get_logger(__name__)
 
 MOST = 10_000
-MOST_OF_ADDRESS = 2_000
+MOST_OF_ADDRESS = 1_000
 FIRST_BYTE_S = 10.0
 _HANDSHAKE_S = 10.0
 _ACCEPTS_A_TURN = 64
@@ -49,6 +49,12 @@ class Server:
         self._pause = None
         self._listening = True
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
+
+    def pause(self) -> None:
+        """Accept no more for now: newcomers wait in the kernel's queue, for the next Torpor. Connections end after what is under way."""
+        self._suspend()
+        for connection in list(self._connections):
+            connection.shut()
 
     async def stop(self, grace_s: float) -> None:
         """Accept no more, let requests that are under way end within the grace, and close all. Idempotent."""

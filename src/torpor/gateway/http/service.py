@@ -88,6 +88,10 @@ class HttpService:
         """Take other certificates for the connections to come."""
         self._say({"certificates": [list(pair) for pair in pairs]})
 
+    def pause(self) -> None:
+        """Take nobody in any more: a drain has begun. Requests that are under way go on."""
+        self._say({"pause": True})
+
     async def stop(self) -> None:
         """End it within seconds. Idempotent."""
         listener = await self.release()

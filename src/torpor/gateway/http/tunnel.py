@@ -50,6 +50,7 @@ async def tunnel(request: Request, door: Door, server_name: str) -> None:
                     )
                 limit.reschedule(None)  # a start may take its time; the door has limits of its own
                 await _log_in(wire, socket, packet.parameters.get("user", ""), body[:-1].decode("utf-8", "surrogateescape"))
+        socket.trust()
         await _carry(socket, stream, wire)
     except ProtocolViolation as error:
         await _tell(socket, error_response(error.sqlstate, error.message, error.hint))

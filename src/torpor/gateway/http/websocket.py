@@ -1,7 +1,8 @@
 """A WebSocket (RFC 6455) on a connection that was an HTTP request: messages in, messages out. `websockets` speaks the protocol.
 
-Concurrency: belongs to the task of its request. Bounded: a message of `MAX_MESSAGE_BYTES`; 1 MiB read ahead; of what is sent as an
-answer is. Pings are answered by themselves; one that says nothing at all, pings included, for `SILENT_S` is asked for a sign of life.
+Concurrency: belongs to the task of its request. Bounded: a message of `MAX_MESSAGE_BYTES`; 1 MiB read ahead, and until the client has
+logged in (`trust`) 1 MiB in all, which counts as a body does; of what is sent as an answer is. Pings are answered by themselves;
+one that says nothing at all, pings included, for `SILENT_S` is asked for a sign of life.
 """
 
 import asyncio
@@ -14,8 +15,9 @@ from websockets.http11 import Request as Handshake
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from torpor.gateway.http.connection import ClientGone, Request
-from torpor.gateway.http.failures import failure
+from torpor.gateway.http.connection import ROOM, ClientGone, Request
+from torpor.gateway.http.failures import Failure, failure
+from torpor.model.access import address_key
 
 MAX_MESSAGE_BYTES = 16 << 20
 SILENT_S = 60.0
@@ -42,6 +44,9 @@ class WebSocket:
         self._waiter: asyncio.Future[None] | None = None
         self._silence: asyncio.TimerHandle | None = None
         self._asked = False
+        self._is_strange = True
+        self._key = address_key(request.client[0])
+        self._held = 0
         self.is_halted = False
         """Whether reading has stopped, as more than enough waits here."""
 
@@ -80,6 +85,12 @@ class WebSocket:
 
     def data_received(self, data: bytes) -> None:
         self._asked = False
+        if self._is_strange and not self._is_over:
+            try:
+                ROOM.take(self._key, len(data))
+                self._held += len(data)
+            except Failure as refusal:
+                self._protocol.fail(CloseCode.TRY_AGAIN_LATER, refusal.message)
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
             if isinstance(event, Frame):
@@ -87,7 +98,7 @@ class WebSocket:
         self._flush()
         if self._protocol.close_expected():
             self._finish()
-        if self._ahead > _AHEAD_BYTES and not self.is_halted:
+        if max(self._ahead, self._held) > _AHEAD_BYTES and not self.is_halted:
             self.is_halted = True
             self._connection.pause_reading()
 
@@ -96,6 +107,12 @@ class WebSocket:
         self._finish()
 
     # -- for its owner
+
+    def trust(self) -> None:
+        """The client has logged in: it may say more from now on."""
+        self._is_strange = False
+        self._give_back()
+        self._maybe_go_on()
 
     async def receive(self) -> bytes | str | None:
         """The next message; None at the end."""
@@ -109,9 +126,7 @@ class WebSocket:
                 self._waiter = None
         message = self._messages.popleft()
         self._ahead -= len(message)
-        if self.is_halted and self._ahead <= _AHEAD_BYTES:
-            self.is_halted = False
-            self._connection.resume_reading()
+        self._maybe_go_on()
         return message
 
     async def wait_over(self) -> None:
@@ -167,6 +182,16 @@ class WebSocket:
                     return
                 self._wake()
 
+    def _maybe_go_on(self) -> None:
+        if self.is_halted and max(self._ahead, self._held) <= _AHEAD_BYTES:
+            self.is_halted = False
+            self._connection.resume_reading()
+
+    def _give_back(self) -> None:
+        if self._held:
+            ROOM.give_back(self._key, self._held)
+            self._held = 0
+
     def _flush(self) -> None:
         for data in self._protocol.data_to_send():
             if data:
@@ -188,6 +213,7 @@ class WebSocket:
 
     def _finish(self) -> None:
         self._is_over = True
+        self._give_back()
         self._over.set()
         if self._silence is not None:
             self._silence.cancel()

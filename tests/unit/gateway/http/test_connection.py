@@ -9,7 +9,7 @@ import pytest
 
 from torpor.base.tasks import TaskOwner
 from torpor.gateway.http import connection as module
-from torpor.gateway.http.connection import Handler, Reply, Request
+from torpor.gateway.http.connection import Handler, Reply, Request, Room
 from torpor.gateway.http.failures import Failure, bad_request
 from torpor.gateway.http.server import Server
 
@@ -176,6 +176,35 @@ async def test_nobody_is_let_in_above_the_limit_of_an_address(monkeypatch: pytes
         assert await other.read() == b""
         writer.write(GET)
         await reader.readuntil(b"hello")
+
+
+async def test_bodies_have_so_much_room_and_give_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room(400)
+    monkeypatch.setattr(module, "ROOM", room)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: Request, reply: Reply) -> None:
+        reply.whole(200, await request.body(1000))
+        begun.set()
+        await go_on.wait()
+
+    ask = b"POST / HTTP/1.1\r\nContent-Length: 80\r\n\r\n" + bytes(80)
+    async with serving(slow) as connect:
+        _, writer = await connect()
+        writer.write(ask)
+        await begun.wait()
+        reader, writer = await connect()
+        writer.write(ask)
+        assert b" 503 " in await reader.readuntil(b"\r\n")
+        go_on.set()
+    assert repr(room) == "<Room 0 of 400 bytes>"
+    room.take("a", 100)
+    for key, size in (("a", 1), ("b", 101)):  # an address has a quarter
+        with pytest.raises(Failure, match="too many large"):
+            room.take(key, size)
+    room.take("b", 100)
+    room.give_back("a", 100)
+    room.take("a", 100)
 
 
 def test_a_failure_says_when_to_come_again() -> None:
