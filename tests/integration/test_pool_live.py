@@ -8,6 +8,8 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import psycopg
 import pytest
@@ -21,7 +23,8 @@ pytestmark = pytest.mark.integration
 
 # Everything that a session has beside its transaction.
 _STATE = """
-SELECT current_user, session_user, current_setting('work_mem'), coalesce(current_setting('app.secret', true), ''), current_setting('search_path'),
+SELECT current_user, session_user, current_setting('work_mem'), coalesce(current_setting('app.secret', true), ''),
+       current_setting('search_path'),
        current_setting('TimeZone'), current_setting('default_transaction_isolation'), current_setting('statement_timeout'),
        (SELECT count(*) FROM pg_cursors), (SELECT count(*) FROM pg_prepared_statements WHERE from_sql),
        (SELECT count(*) FROM pg_listening_channels()), (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'),
@@ -75,7 +78,7 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 @pytest.fixture(scope="module")
 def torpor() -> Iterator[Server]:
-    with Server(freeze_after_s=2, page_after_s="never", stop_after_s="never", pool_size=2, pool_queue=3, pool_wait_s=30) as server:
+    with Server(freeze_after_s=1, page_after_s="never", stop_after_s="never", pool_size=2, pool_queue=3, pool_wait_s=30) as server:
         yield server
         assert "Traceback" not in server.log, server.log[-6000:]
 
@@ -314,6 +317,22 @@ def _goes_down(torpor: Server, made: MadeDatabase) -> bool:
     return torpor.tier(made.name) == "stopped"
 
 
+def test_a_database_that_is_removed_takes_its_clients_along(torpor: Server) -> None:
+    made = torpor.create()
+    with pooled(made) as one:
+        one.execute("SELECT 1")
+        torpor.call("DELETE", f"/v1/databases/{made.name}?force=true")
+
+        def is_told() -> bool:
+            try:
+                one.execute("SELECT 1")
+            except psycopg.Error:
+                return True
+            return False
+
+        eventually(is_told)
+
+
 def test_a_reader_that_is_slow_costs_no_memory(torpor: Server, database: MadeDatabase) -> None:
     with pooled(database) as one, pooled(database) as two:
         two.execute("SELECT 1")
@@ -355,6 +374,27 @@ def test_wrong_ways_in(database: MadeDatabase) -> None:
         psycopg.connect(database.url + ".nothing@pool")
     with psycopg.connect(database.url + "@pool") as connection:
         assert connection.execute("SELECT current_setting('torpor.pool')").fetchone() == ("on",)
+
+
+def test_all_can_be_pooled_until_they_need_a_session() -> None:
+    with Server(pool="auto") as torpor:
+        made = torpor.create()
+        with psycopg.connect(made.url, autocommit=True) as one, psycopg.connect(made.url, autocommit=True, options="pool=off") as two:
+            one.execute("SELECT 1")
+            eventually(lambda: _pool_of(torpor, made)["clients"] == 1)
+            one.execute("CREATE TEMPORARY TABLE mine (a integer)")
+            eventually(lambda: _pool_of(torpor, made)["pinned"] == 1)
+            (pinned,) = _pool_of(torpor, made)["pinned_clients"]
+            assert (pinned["role"], pinned["because"]) == (made.name, "CREATE TEMPORARY")
+            assert two.execute("SELECT current_setting('torpor.pool', true)").fetchone() == (None,)
+            with urlopen(Request(torpor.api_url + "/metrics", headers={"Authorization": f"Bearer {torpor.token}"}), timeout=60) as answer:
+                metrics = answer.read().decode()
+            assert f'torpor_pooled_pinned{{database="{made.name}"}} 1' in metrics
+
+
+def _pool_of(torpor: Server, made: MadeDatabase) -> dict[str, Any]:
+    view: dict[str, Any] = torpor.view(made.name)["database"]["pool"] or {"clients": 0, "pinned": 0}
+    return view
 
 
 def _workers(torpor: Server) -> list[int]:

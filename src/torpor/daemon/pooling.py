@@ -11,7 +11,7 @@ from torpor.door.relays import default_workers
 from torpor.gateway.pool.pools import Pools
 from torpor.gateway.pool.values import Limits
 from torpor.model.access import address_key
-from torpor.model.pool import PoolView
+from torpor.model.pool import PoolMode, PoolView
 from torpor.model.settings import Settings
 
 _CLOSED_BEFORE_FREEZE = 0.6
@@ -26,6 +26,7 @@ def make_pools(settings: Settings, fleet: Fleet, census: Census, guard: Guard) -
         fleet,
         census,
         limits,
+        default=PoolMode(settings.pool),
         workers=settings.pool_workers or default_workers(),
         max_clients=settings.pool_max_clients,
         # The relay workers' user: neither root's nor any compute's processes can be reached from there.

@@ -411,7 +411,7 @@ class Login:
                     "connect without the pool: the plain host and database name",
                 )
             return PoolMode.OFF
-        return way.pool or PoolMode.OFF
+        return way.pool or self._doorway.pools.default
 
     def _pool(self, database: Database, way: Route, mode: PoolMode) -> None:
         """Give the client to the pool, which answers it from now on. Wakes nothing."""

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from torpor.metering.traffic import Carrier
 from torpor.model.database import Database, Role
+from torpor.model.pool import PoolMode
 from torpor.model.sleep import WakeReason
 from torpor.pgwire.startup import StartupMessage
 
@@ -86,6 +87,11 @@ class PooledClient(Protocol):
 
 class Pools(Protocol):
     """Who serves clients that don't need a backend of their own."""
+
+    @property
+    def default(self) -> PoolMode:
+        """What holds for clients that don't say."""
+        ...
 
     def check_room(self, database: Database) -> None:
         """Raises TooManyInDatabase when the database's pool takes no more clients."""

@@ -12,6 +12,7 @@ from torpor.model.access import NetworkSet
 from torpor.model.encryption import TlsMode
 from torpor.model.errors import BadSettings, InvalidRequest
 from torpor.model.limits import DoorLimits, parse_rates
+from torpor.model.pool import PoolMode
 from torpor.model.sandbox import AUTO, SandboxLevel
 from torpor.model.size import GIB, MIB, Size
 from torpor.model.sleep import SleepPolicy
@@ -90,6 +91,9 @@ class Settings:
     tls_key: str = _setting("", "PEM files of their keys, in the same order; default the keys are in the files of tls_cert")
     relay: bool = _setting(False, "carry the bytes of every session through relay workers instead of handing sockets over")
     relay_workers: int = _setting(0, "processes that carry encrypted and relayed sessions; 0 is one for two cores, 1 to 8")
+    pool: str = _setting(
+        PoolMode.OFF, "who is pooled that doesn't say so itself: off (nobody), or auto (all, until they do what needs a session)"
+    )
     pool_workers: int = _setting(0, "processes that serve pooled clients, started when they are needed; 0 is one for two cores, 1 to 8")
     pool_size: int = _setting(20, "connections to PostgreSQL that the pooled clients of one database share")
     pool_role_size: int = _setting(0, "of these, how many one role may have; 0: as many as there are")
@@ -159,6 +163,8 @@ class Settings:
             raise BadSettings(f"size_{error.message}", error.hint) from None
         if self.sandbox not in (AUTO, *SandboxLevel):
             raise BadSettings(f"sandbox must be one of {', '.join((AUTO, *SandboxLevel))}")
+        if self.pool not in (PoolMode.OFF, PoolMode.AUTO):
+            raise BadSettings(f"pool must be one of {PoolMode.OFF}, {PoolMode.AUTO}", "who wants pool=on says so by its address")
         if self.tls not in list(TlsMode):
             raise BadSettings(f"tls must be one of {', '.join(TlsMode)}")
         if self.tls_key and not self.tls_cert:

@@ -258,9 +258,14 @@ class Backend:
         self.pool.backend_gone(self)
 
     @property
+    def is_amid_message(self) -> bool:
+        """Whether its client has heard only a part of a message: nothing can be said in between."""
+        return self._skip > 0 and not self._skip_muted
+
+    @property
     def farewell(self) -> bytes:
         """What its client must be told when it is gone: nothing if PostgreSQL said it."""
-        if self._said_fatal:
+        if self._said_fatal or self.is_amid_message:
             return b""
         return error_response(
             "57P02",

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from torpor.gateway.pool.engine import Group, Pool
 
 _HEADER = struct.Struct("!BI").unpack_from
-_LONGEST_PARSE = 16 << 20
+_LONGEST_PARSE = 4 << 20
+_MOST_STATEMENT_BYTES = 16 << 20
+_SHORT_STATEMENT_BYTES = 2_048
 _MOST_STATEMENTS = 5_000
 _DEALLOCATE = re.compile(rb'\s*DEALLOCATE\s+(?:PREPARE\s+)?(?:"([^"\0]+)"|([A-Za-z_][A-Za-z0-9_$]*))\s*;?\s*', re.IGNORECASE)
 _NO_NAME = b"\0"  # of what changes no meaning of a name: none can be so
@@ -92,7 +94,7 @@ class Client:
     def dismiss(self, farewell: bytes) -> None:
         """Send it away with this message, or without one."""
         if not self.is_gone:
-            if farewell:
+            if farewell and not (self.backend is not None and self.backend.is_amid_message):
                 self.link.send(farewell)
             self.left()
 
@@ -318,6 +320,11 @@ class Client:
             if len(self.statements) >= _MOST_STATEMENTS:
                 raise ProtocolViolation(
                     f"more than {_MOST_STATEMENTS} prepared statements in one connection of the pool", "close those that aren't needed"
+                )
+            if len(rest) > _SHORT_STATEMENT_BYTES and sum(len(each.body) for each in self.statements.values()) > _MOST_STATEMENT_BYTES:
+                raise ProtocolViolation(
+                    f"the prepared statements of one connection of the pool take more than {_MOST_STATEMENT_BYTES} bytes",
+                    "close those that aren't needed",
                 )
             statement = self.group.statement(rest)
             if backend.knows(statement):

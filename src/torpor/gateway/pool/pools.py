@@ -34,7 +34,7 @@ from torpor.model.access import AccessBook
 from torpor.model.database import Database
 from torpor.model.errors import AddressForbidden, DatabaseNotFound, TooManyInDatabase, TorporError, Unavailable
 from torpor.model.names import DatabaseId
-from torpor.model.pool import PinnedClient, PoolView
+from torpor.model.pool import PinnedClient, PoolMode, PoolView
 from torpor.model.sleep import WakeReason
 from torpor.pgwire.replies import error_response
 from torpor.pgwire.startup import CancelRequest, StartupMessage
@@ -247,12 +247,15 @@ class Pools:
         census: Census,
         limits: Limits,
         *,
+        default: PoolMode,
         workers: int,
         max_clients: int,
         uid: int,
         check_wake: Callable[[str, Database], None],
     ) -> None:
-        """`max_clients` are those of one database; `uid` is whom workers become (0: they stay who we are)."""
+        """`default` is what holds for clients that don't say; `max_clients` are those of one database; `uid` is whom workers become (0:
+        they stay who we are)."""
+        self.default = default
         self._fleet, self._census, self._limits = fleet, census, limits
         self._wanted, self._max_clients, self._uid = workers, max_clients, uid
         self._check_wake = check_wake
@@ -339,6 +342,15 @@ class Pools:
             if client is not None and client.host == host:
                 worker.tell(pack(ToWorker.CANCEL, client=number, key=key))
         return True
+
+    def forget(self, id: DatabaseId) -> None:
+        """The database is gone, and its clients have to go."""
+        farewell = error_response(DatabaseNotFound.sqlstate, "the database has been removed")
+        for worker in self._workers:
+            worker.views.pop(id, None)
+            for client in worker.clients.values():
+                if client.database.id == id:
+                    worker.tell(pack(ToWorker.DISMISS, client=client.number, farewell=farewell))
 
     def enforce(self, book: AccessBook) -> None:
         """Send away every client that the access lists forbid now."""

@@ -18,6 +18,7 @@ import select
 import socket
 import sys
 import time
+import traceback
 from collections import deque
 from typing import Any
 
@@ -41,6 +42,7 @@ _GOODBYE_S = 5.0
 _GARBAGE = 100_000, 50, 100  # nothing on the hot path makes cycles, and to look for them among 10,000 clients takes 10 ms
 _MOST_PINNED_SHOWN = 20
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 120), (socket.TCP_KEEPINTVL, 30), (socket.TCP_KEEPCNT, 4))
 _IN, _OUT, _HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP
 _SHUTTING_DOWN = error_response("57P01", "Torpor is shutting down", "connect again once it is back")
 
@@ -128,6 +130,9 @@ class SocketLink:
                 try:
                     owner.received(data)
                 except ProtocolViolation:
+                    self._ended()
+                except Exception:  # one connection's trouble is not to be everybody's
+                    traceback.print_exc()
                     self._ended()
         elif events & ~_OUT and not (self._mask & _IN and events & _IN):
             self._ended()  # it has left while nobody listened
@@ -405,6 +410,9 @@ class Worker:
         if pool is None:
             pool = self._pools[database] = Pool(said["label"], self, Limits(**said["limits"]), time.monotonic)
             self._names[pool] = database
+        if sock.family != socket.AF_UNIX:  # as PostgreSQL does: a client that vanished is noticed
+            for option, value in _KEEPALIVE:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
         link = SocketLink(self, sock)
         parameters = tuple((name, value) for name, value in said["parameters"])
         number: int = said["client"]

@@ -32,7 +32,7 @@ _BATCH = st.one_of(
 _PROGRAM = st.lists(_BATCH, max_size=6)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     programs=st.lists(_PROGRAM, min_size=1, max_size=3),
     size=st.integers(1, 2),
@@ -65,7 +65,7 @@ def test_each_hears_what_it_would_hear_alone(programs: list[list[bytes]], size: 
     assert house.pool.discards == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=30))
 def test_answers_may_come_in_pieces(cuts: list[int]) -> None:
     house = House(Limits(size=1))
