@@ -287,6 +287,7 @@ class Connection(asyncio.Protocol):
         self._stays = False
         self._progress = 0
         self._is_last = False
+        self._is_dismissed = False
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -454,6 +455,14 @@ class Connection(asyncio.Protocol):
             if request is not None:
                 request.keep_alive = False
 
+    def dismiss(self) -> None:
+        """End it now; a request whose answer hasn't begun is told why."""
+        self._is_dismissed = True
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self.abort()
+
     def close(self) -> None:
         """End it when all that was written is sent."""
         if self._transport is not None:
@@ -504,7 +513,12 @@ class Connection(asyncio.Protocol):
             await request.discard()
             await self.drain()
         except (ClientGone, asyncio.CancelledError):
-            self.abort()
+            if self._is_dismissed and self._upgraded is None and not reply.is_begun and not self.is_lost:
+                request.keep_alive = False
+                reply.failed(failure(503, "57P01", "Torpor is shutting down", "ask again once it is back", 1))
+                self.close()
+            else:
+                self.abort()
             return
         except Exception:
             log.exception("a request failed", client=self.client[0], path=request.path)

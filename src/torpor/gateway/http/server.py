@@ -24,6 +24,7 @@ _HANDSHAKE_S = 10.0
 _ACCEPTS_A_TURN = 64
 _PAUSE_S = 0.1
 _LOOK_S = 0.02
+_FAREWELL_S = 1.0
 _TLS_HELLO = 0x16
 
 
@@ -67,6 +68,11 @@ class Server:
             connection.shut()
         deadline = asyncio.get_running_loop().time() + grace_s
         while self._connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  # once in the life of the process
+            await asyncio.sleep(_LOOK_S)
+        for connection in list(self._connections):
+            connection.dismiss()
+        deadline = asyncio.get_running_loop().time() + _FAREWELL_S
+        while self._connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  # as above
             await asyncio.sleep(_LOOK_S)
         for connection in list(self._connections):
             connection.abort()

@@ -39,8 +39,8 @@ async def serving(handler: Handler) -> AsyncIterator[Callable[[], Awaitable[Clie
         await server.stop(1.0)
         await tasks.stop()
         for writer in writers:
-            writer.transport.abort()
-        await asyncio.sleep(0)
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
     assert repr(server) == "<Server 0 connections, 0 silent>"
 
 
@@ -123,6 +123,28 @@ async def test_who_leaves_cancels_its_request() -> None:
         await begun.wait()
         writer.transport.abort()
         await cancelled.wait()
+
+
+async def test_at_the_end_requests_are_told_why() -> None:
+    begun = asyncio.Event()
+
+    async def slow(_request: Request, _reply: Reply) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    tasks = TaskOwner("test")
+    server = Server(listener, slow, tasks)
+    server.start()
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(GET)
+    await begun.wait()
+    await server.stop(0.0)
+    assert b'"code":"57P01"' in await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    await tasks.stop()
 
 
 async def test_who_reads_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
