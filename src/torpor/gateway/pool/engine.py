@@ -282,12 +282,12 @@ class Pool:
             backend.link.close()
             self.open_failed(backend, backend.trouble or backend.farewell)
             return
+        client, farewell = backend.client, backend.farewell
+        if client is not None:
+            self._separate(client, backend)
         self._forget(backend)
         backend.link.close()
-        client = backend.client
         if client is not None:
-            farewell = backend.farewell
-            self._separate(client, backend)
             client.dismiss(farewell)
         self._open_more()
 
@@ -398,12 +398,12 @@ class Pool:
         backend.close()
 
     def _forget(self, backend: Backend) -> None:
+        """It counts no more. Only when it has no client."""
         self.backends.discard(backend)
         backend.last = None
         group = backend.group
         group.idle.pop(backend, None)
-        if backend.client is None or not backend.client.pinned_by:
-            group.backends -= 1
+        group.backends -= 1
         if backend.opening:
             backend.opening = False
             group.opening -= 1

@@ -345,6 +345,29 @@ def test_a_backend_that_dies_takes_only_its_client_along() -> None:
     assert two.run("select 1").endswith("ZI")
 
 
+@pytest.mark.parametrize("how", ["pinned", "in a transaction", "idle", "waiting"])
+def test_no_place_is_lost_when_postgresql_dies(how: str) -> None:
+    house = House(Limits(size=1))
+    for _ in range(3):
+        one, two = house.join(auto=True), house.join()
+        house.settle()
+        if how == "pinned":
+            one.run("temp it")
+        elif how != "idle":
+            one.run("begin")
+        if how == "waiting":
+            two.say(q("select 2"))
+        for backend in list(house.twins):
+            house.kill(backend)
+        house.settle()
+        three = house.join()
+        assert three.run("select 3").endswith("D(select 3) C(SELECT 1) ZI")
+        assert three.client.group.backends == len(house.pool.backends) == 1
+        assert three.client.group.opening == 0
+        for client in list(house.pool.clients):
+            client.left()
+
+
 def test_what_postgresql_says_at_the_end_is_enough() -> None:
     house = House(Limits(size=1))
     one = house.join()
