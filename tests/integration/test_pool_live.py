@@ -377,8 +377,9 @@ def test_wrong_ways_in(database: MadeDatabase) -> None:
 
 
 def test_all_can_be_pooled_until_they_need_a_session() -> None:
-    with Server(pool="auto") as torpor:
+    with Server(pool="auto", tls="allow") as torpor:
         made = torpor.create()
+        _by_host_and_encrypted(torpor, made)
         with psycopg.connect(made.url, autocommit=True) as one, psycopg.connect(made.url, autocommit=True, options="pool=off") as two:
             one.execute("SELECT 1")
             eventually(lambda: _pool_of(torpor, made)["clients"] == 1)
@@ -390,6 +391,17 @@ def test_all_can_be_pooled_until_they_need_a_session() -> None:
             with urlopen(Request(torpor.api_url + "/metrics", headers={"Authorization": f"Bearer {torpor.token}"}), timeout=60) as answer:
                 metrics = answer.read().decode()
             assert f'torpor_pooled_pinned{{database="{made.name}"}} 1' in metrics
+
+
+def _by_host_and_encrypted(torpor: Server, made: MadeDatabase) -> None:
+    """The server name of a TLS connection asks for the pool, and the relay's end goes there."""
+    where = {"host": f"{made.name}-pooler.localhost", "hostaddr": "127.0.0.1", "port": torpor.door_port, "sslmode": "require"}
+    who = {"user": made.name, "password": made.password, "dbname": made.name}
+    with psycopg.connect(**where, **who, autocommit=True) as one:  # type: ignore[arg-type]
+        assert one.execute("SELECT current_setting('torpor.pool')").fetchone() == ("on",)
+        assert one.execute("SELECT length(repeat('x', 1000000))").fetchone() == (1_000_000,)
+        assert len(one.execute("SELECT repeat('x', 1000000)").fetchall()[0][0]) == 1_000_000
+    eventually(lambda: _pool_of(torpor, made)["clients"] == 0)
 
 
 def _pool_of(torpor: Server, made: MadeDatabase) -> dict[str, Any]:
