@@ -345,6 +345,17 @@ def test_the_process_may_next_to_nothing(server: Server) -> None:
     assert not status["Groups"].strip()
 
 
+def test_requests_can_be_pooled(server: Server, database: MadeDatabase) -> None:
+    url = f"{database.url}{'&' if '?' in database.url else '?'}options=pool%3Don"
+    made = post(server, database, {"queries": [{"query": "CREATE TABLE t (a integer)"}, {"query": "INSERT INTO t VALUES (1)"}]}, url=url)
+    assert made.status_code == 200, made.text
+    insert = {"query": "INSERT INTO t VALUES ($1) RETURNING a", "params": [2]}
+    first, again = (post(server, database, insert, {"Idempotency-Key": "pooled"}, url=url) for _ in range(2))
+    assert (first.status_code, first.content, again.headers.get("idempotency-replayed")) == (200, again.content, "true")
+    assert post(server, database, {"query": "SELECT count(*) FROM t"}, url=url).json()["rows"] == [["2"]]
+    assert post(server, database, {"query": "SELECT 1 / 0"}, url=url).json()["code"] == "22012"
+
+
 def test_https_has_the_certificates_of_the_door(server: Server, database: MadeDatabase) -> None:
     """And is asked of clients on other machines."""
     context = ssl.create_default_context(cafile=json.loads((server.data_dir / "api.json").read_text())["tls_authority"])
