@@ -145,7 +145,7 @@ class _Run:
                     self._backend.status = chr(data[start])
                 elif tag == _ERROR:
                     self._refusal = self._refusal or Failure(error_fields(data[start:end]))
-                    if data[start:end].startswith(b"SFATAL"):
+                    if self._refusal.is_last:
                         raise self._refusal
                 elif tag in (_COPY_IN, _COPY_OUT, _COPY_BOTH):
                     raise failure(400, "0A000", "COPY from and to the client doesn't go over HTTP", "use a connection, or a WebSocket")

@@ -48,6 +48,11 @@ class Failure(Exception):
         """The primary message."""
         return self.fields.get("M", "")
 
+    @property
+    def is_last(self) -> bool:
+        """Whether PostgreSQL (or the door) ends the connection with it."""
+        return self.fields.get("V") in ("FATAL", "PANIC")
+
     def as_json(self) -> dict[str, object]:
         """All fields; those that there are not are null."""
         told: dict[str, object] = {"message": self.message}

@@ -195,7 +195,7 @@ async def _run(backend: Backend, asked: Statement, tell: Tell) -> None:
                 count = split_tag(data[start : end - 1].decode("utf-8", "replace"))[1] or 0
             elif tag == _ERROR:
                 refusal = refusal or Failure(error_fields(data[start:end]))
-                if data[start:end].startswith(b"SFATAL"):
+                if refusal.is_last:
                     raise refusal
             elif tag == _READY:
                 backend.status = chr(data[start])
