@@ -30,6 +30,7 @@ _BENCH = "pool"
 _SCALE = 10
 _CLIENTS, _BACKENDS = 16, 4
 _ROUNDS = 6
+_WARM_UP_S = 3
 _MODES = ("simple", "extended", "prepared")
 _TORPOR, _RIVAL = "Torpor", "PgBouncer"
 _IDLE = 10_000
@@ -50,6 +51,9 @@ def measure() -> list[Result]:
 
 def _compare(torpor: BenchServer, door: MadeDatabase, direct: MadeDatabase) -> list[Result]:
     program = os.environ.get("PGBOUNCER") or shutil.which("pgbouncer", path="/usr/local/bin:/usr/sbin:/usr/bin")
+    pooled = torpor.keyed(door).replace("?", "@pool?", 1)
+    keys = torpor.keyed(direct).partition("?")[2]
+    secret = torpor.verifier(direct)
     torpor.lay_down(direct.name, "stopped")
     rates: dict[tuple[str, str], list[float]] = {}
     times: dict[tuple[str, str], list[float]] = {}
@@ -57,17 +61,18 @@ def _compare(torpor: BenchServer, door: MadeDatabase, direct: MadeDatabase) -> l
     rival = _RIVAL
     with contextlib.ExitStack() as rivals:
         bare = rivals.enter_context(torpor.bare(direct))
-        ways = {_TORPOR: f"{door.url}@pool"}
+        ways = {_TORPOR: pooled}
         if program:
             version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
             rival = f"PgBouncer {version}"
             if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < _PREPARED_SINCE:
                 modes = tuple(mode for mode in _MODES if mode != "prepared")
-            ways[rival] = rivals.enter_context(pgbouncer(program, torpor.data_dir, bare, direct, "transaction"))
+            url = rivals.enter_context(pgbouncer(program, torpor.data_dir, bare, direct, "transaction", secret))
+            ways[rival] = f"{url}?{keys}"
         else:
             say("PgBouncer isn't installed (apt-get install pgbouncer): its rows are missing")
         for url in ways.values():
-            _pgbench(url, "simple")  # warm-up
+            _pgbench(url, "simple", _WARM_UP_S)
         say(f"{_ROUNDS} rounds: {', '.join(ways)}")
         for number in range(_ROUNDS):
             turn = list(ways.items()) if number % 2 else list(reversed(ways.items()))
@@ -99,12 +104,11 @@ def _rows(rates: dict[tuple[str, str], list[float]], times: dict[tuple[str, str]
     return results
 
 
-def _pgbench(url: str, mode: str) -> tuple[float, list[float]]:
+def _pgbench(url: str, mode: str, seconds: int = 1) -> tuple[float, list[float]]:
     """Transactions a second, connecting not counted, and how long each took, in ms."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        out = run_program(
-            "pgbench", "-n", "-S", "-M", mode, "-c", str(_CLIENTS), "-j", "2", "-T", "1", "-l", f"--log-prefix={directory}/log", url
-        )  # fmt: skip
+        told = ["-n", "-S", "-M", mode, "-c", str(_CLIENTS), "-j", "2", "-T", str(seconds), "-l", f"--log-prefix={directory}/log"]
+        out = run_program("pgbench", *told, url)
         lines = [line for path in Path(directory).iterdir() for line in path.read_text().splitlines()]
     return _rate(out), [int(line.split()[2]) / 1000 for line in lines]
 
