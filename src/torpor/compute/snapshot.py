@@ -19,7 +19,7 @@ How, by what the compute does:
   torn; the log mends each, and PostgreSQL refuses to start on a copy whose log doesn't reach to the end. No file is locked, and nothing
   waits for the copy. A temporary slot keeps the log; where a tenant has used up all slots, a copy whose log is gone fails.
 
-The volume is the tenant's, and hostile: no link is followed out of it (`storage.copier`), and PostgreSQL's answers are the tenant's word.
+The volume is the tenant's, and hostile: no link is followed out of it (`native/copier.c`), and PostgreSQL's answers are the tenant's word.
 What comes of a lie is a copy that doesn't start.
 
 Concurrency: any number at once, of one compute too. Safe to cancel: PostgreSQL leaves its backup mode when the session ends; the caller

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from torpor.storage.copier import LIVE, STILL
 from torpor.storage.copying import Selection, clear_tree, copy_files, copy_tree
 
 ME = os.geteuid()
@@ -174,7 +173,8 @@ async def test_a_copy_that_is_given_up(tree: Path, tmp_path: Path) -> None:
     for n in range(2000):
         (tree / f"base/1/{n}").write_bytes(b"x")
     task = asyncio.create_task(copy_tree(tree, tmp_path / "copy", ME, EVERYTHING))
-    await asyncio.sleep(0.05)
+    while not (tmp_path / "copy").exists():
+        await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -224,5 +224,5 @@ async def test_cleared_for_another_try(tree: Path, tmp_path: Path) -> None:
 
 
 def test_the_programs_arguments() -> None:
-    assert Selection(frozenset({"a b"}), frozenset({"pg_wal"}), ("tmp",), live=True).arguments() == [LIVE, "-a b", "=pg_wal", "~tmp"]
-    assert Selection().arguments() == [STILL]
+    assert Selection(frozenset({"a b"}), frozenset({"pg_wal"}), ("tmp",), live=True).arguments() == ["live", "-a b", "=pg_wal", "~tmp"]
+    assert Selection().arguments() == ["still"]
