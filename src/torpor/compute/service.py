@@ -52,9 +52,9 @@ WARM_DATABASE = "warm"
 """What the database and its owner are called in a cluster that nobody has claimed (template.sql, claim.sql)."""
 
 
-def startup_packet(database: str, major: int) -> bytes:
-    """The beginning of a session of Torpor's own."""
-    options = _OPTIONS + (" -c event_triggers=off" if major >= _LOGIN_TRIGGERS_SINCE else "")
+def startup_packet(database: str, major: int, more: str = "") -> bytes:
+    """The beginning of a session of Torpor's own, with further options, which win."""
+    options = _OPTIONS + more + (" -c event_triggers=off" if major >= _LOGIN_TRIGGERS_SINCE else "")
     return StartupMessage({"user": SERVICE_ROLE, "database": database, "application_name": "torpor", "options": options}).encode()
 
 

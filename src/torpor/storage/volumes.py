@@ -181,13 +181,20 @@ class Volumes:
             raise
 
     @contextlib.asynccontextmanager
-    async def scratch(self, name: str) -> AsyncIterator[Path]:
-        """A directory on the pool for files that are read and then removed; a killed Torpor's is removed by `sweep`. Raises PoolFull."""
+    async def scratch(self, name: str, size_bytes: int | None = None) -> AsyncIterator[Path]:
+        """A directory on the pool for files that are read and then removed; a killed Torpor's is removed by `sweep`. Raises PoolFull.
+
+        With a size it is made as a volume is, and held to that where the kernel does it.
+        """
         self.check_room()
         directory = self.root / f"{_MAKING}{name}"
         try:
             await asyncio.to_thread(self._remove, directory)
-            directory.mkdir(mode=0o700)
+            if size_bytes is None:
+                directory.mkdir(mode=0o700)
+            else:
+                await asyncio.to_thread(self.quotas.make, directory)
+                await asyncio.to_thread(self.quotas.limit, directory, size_bytes)
             yield directory
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -283,9 +290,13 @@ class Volumes:
         """
         return max(self._walk(id, "--block-size=1"), self._walk(id, "--inodes") * INODE_BYTES)
 
-    def _walk(self, id: DatabaseId, unit: str) -> int:
+    def scratch_bytes(self, name: str) -> int:
+        """As `disk_bytes`, of a scratch directory."""
+        return self._walk(f"{_MAKING}{name}", "--block-size=1")
+
+    def _walk(self, name: str, unit: str) -> int:
         run = subprocess.run(
-            ["du", "--summarize", unit, *self._boundary, "--", str(self.path(id))],
+            ["du", "--summarize", unit, *self._boundary, "--", str(self.root / name)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # PostgreSQL removes files while it looks
