@@ -104,6 +104,7 @@ class Fleet:
             return
         before = compute.tier
         compute.archived = archived
+        compute.moves += 1  # its volume goes, or has come: a copy that was begun isn't whole
         if compute.tier is not before:
             compute.tier_since, compute.tier_reason = since, SleepReason.API
             self.tier_changed(compute, before)

@@ -28,6 +28,7 @@ from torpor.catalog.archived import ArchivedRecords
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.lifecycle import ComputeState
+from torpor.control.claims import Claims
 from torpor.control.jobs import Jobs, Progress
 from torpor.model.archived import Archived, ArchivedState
 from torpor.model.database import Database, DatabaseState
@@ -82,6 +83,7 @@ class Archiving:
         volumes: Volumes,
         jobs: Jobs,
         log_is_stored: Callable[[DatabaseId], Awaitable[bool]],
+        claims: Claims,
         clock: Clock,
         tasks: TaskOwner,
     ) -> None:
@@ -92,6 +94,7 @@ class Archiving:
         self._volumes = volumes
         self._jobs = jobs
         self._log_is_stored = log_is_stored
+        self._claims = claims
         self._clock = clock
         self._tasks = tasks
         self._turns: WeakValueDictionary[DatabaseId, asyncio.Lock] = WeakValueDictionary()
@@ -127,7 +130,7 @@ class Archiving:
     # -- there
 
     def archive(self, id: DatabaseId, by: str) -> JobView:
-        """Archive a database, as a job. Raises Conflict without a store, or when it is archived, and TooManyJobs."""
+        """Archive a database, as a job. Raises Conflict without a store, or when it is archived or claimed, and TooManyJobs."""
         if (compute := self._fleet.get(id)) is None:
             raise Conflict("it is being removed")
         if self._archive is None:
@@ -139,12 +142,14 @@ class Archiving:
             stored = await self._go(compute, progress)
             return {"size_bytes": str(stored.size_bytes), "stored_bytes": str(stored.stored_bytes)}
 
-        return self._jobs.start("archive", compute.database, work, by)
+        return self._jobs.start("archive", compute.database, work, by, self._claims.take("archived", compute))
 
     async def _go(self, compute: Compute, progress: Progress) -> Archived:
         id = compute.database.id
         async with self._turn(id):
-            if self._records.get(id) is not None:
+            if (left := self._records.get(id)) is not None:
+                if left.state is ArchivedState.ARCHIVED:
+                    raise Conflict(f"{compute.database.label} is archived already")
                 await self._forget(id)  # it came back a moment ago
             await _check_unused(compute)
             assert self._archive is not None

@@ -10,7 +10,7 @@ is killed, what there is of it is removed: at once, or by the next start (`contr
 A reset (RESET_STEPS) makes a nameless branch of the parent, stops it and the one that is reset, and lets their volumes change places, which
 is one atomic step of the file system. The database stays who it is: id, user, access lists, traffic, its owner's password.
 
-Concurrency: any number at once, of one parent too. A reset excludes another of the same database.
+Concurrency: any number at once, of one parent too. A reset claims its database (`control/claims.py`).
 """
 
 import asyncio
@@ -34,14 +34,16 @@ from torpor.compute.service import QueryFailed
 from torpor.compute.snapshot import snapshot
 from torpor.compute.starting import Steps
 from torpor.control.archiving import have_volume
+from torpor.control.claims import Claims
 from torpor.control.databases import Databases
+from torpor.control.history import Histories
 from torpor.control.names import suggest_name
 from torpor.control.provisioning import Provisioner, new_id, new_password
 from torpor.control.views import Viewer
 from torpor.model.branches import Branched, BranchList, BranchStep, check_life
 from torpor.model.database import Database, DatabaseState
 from torpor.model.errors import Conflict, DatabaseInUse, StartTimeout
-from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.names import check_database_name
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import DatabaseView, StepView
@@ -72,6 +74,8 @@ class Branches:
         policy: SleepPolicy,
         size: Size,
         expires: Callable[[Database], None],
+        claims: Claims,
+        histories: Histories | None,
     ) -> None:
         self._databases = databases
         self._catalog = catalog
@@ -83,7 +87,8 @@ class Branches:
         self._policy = policy
         self._size = size
         self._expires = expires
-        self._resetting: set[DatabaseId] = set()
+        self._claims = claims
+        self._histories = histories
 
     def within(self, workspace: WorkspaceId | None) -> Self:
         """The same use cases, confined to the databases of a workspace."""
@@ -160,13 +165,8 @@ class Branches:
             raise Conflict(f"{name} is of PostgreSQL {compute.major}, and its parent of {source.major}", "make a new branch")
         if not force and (connections := await compute.lasting_connections()):
             raise DatabaseInUse(f"database {name} has {connections} open connections", "close them, or use force")
-        if compute.database.id in self._resetting:
-            raise Conflict(f"{name} is being reset already")
-        self._resetting.add(compute.database.id)
-        try:
+        with self._claims.take("reset", compute):
             await self._reset(compute, source, name, force)
-        finally:
-            self._resetting.discard(compute.database.id)
         return self._viewer.view(compute)
 
     async def _reset(self, compute: Compute, source: Compute, name: str, force: bool) -> None:
@@ -182,6 +182,8 @@ class Branches:
             await self._volumes.give(fresh.database.id, compute.database.uid)
             await have_volume(compute, "reset")
             await compute.sleep(Tier.STOPPED, SleepReason.API, force)
+            if self._histories is not None:
+                await self._histories.settle(id)  # what it was until now can be restored, too
             while compute.state is not ComputeState.STOPPED or compute.is_moving:  # somebody came in this very moment
                 await compute.sleep(Tier.STOPPED, SleepReason.API, force)
                 await compute.stop(SleepReason.API)
@@ -193,6 +195,8 @@ class Branches:
             compute.moves += 1
             self._volumes.exchange(id, fresh.database.id)
             _reached(BranchStep.EXCHANGED, compute, steps)
+            if self._histories is not None:
+                self._histories.break_run(id, "it was reset to its parent")
             self._catalog.set_branched(id, at)
             self._fleet.update(replace(compute.database, branched_at=at))
         finally:

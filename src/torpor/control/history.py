@@ -170,8 +170,8 @@ class Histories:
                     await self.shipper.settle(compute.database.id, _SETTLE_S)
 
     def break_run(self, id: DatabaseId, why: str) -> None:
-        """A database was given another volume: what it writes from now on doesn't go on from what was shipped."""
-        if (compute := self._find(id)) is not None:
+        """A database was given another volume: what it writes from now on doesn't go on from what was shipped. Idempotent."""
+        if (compute := self._find(id)) is not None and self._records.get(id) is not None:
             self._attempts.pop(id, None)  # a new base is wanted at once
             track = self.shipper.track(compute)
             self.shipper.note(track, shipped=None, end_lsn=None, base_at=None, base_lsn=None, trouble=why)
@@ -333,7 +333,8 @@ class Histories:
                     self._records.set_expiry(id, self._clock.time() + _EXPIRE_AGAIN_S)
                     log.warning("a history could not be shortened", database=id, cause=error.message)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._doomed.wait(), _TEND_EVERY_S)
+                async with asyncio.timeout(_TEND_EVERY_S):  # `wait_for` of Python 3.11 swallows being cancelled in this very moment
+                    await self._doomed.wait()
             self._doomed.clear()
 
     async def _expire(self, id: DatabaseId) -> None:

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import copy
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -32,6 +32,7 @@ from torpor.compute.lifecycle import ComputeState
 from torpor.compute.service import literal
 from torpor.control.archiving import have_volume
 from torpor.control.branches import Branches
+from torpor.control.claims import Claims
 from torpor.control.databases import Databases
 from torpor.control.history import Histories
 from torpor.control.jobs import Jobs, Progress
@@ -47,8 +48,6 @@ from torpor.model.workspace import WorkspaceId
 from torpor.storage.volumes import Volumes
 
 log = get_logger(__name__)
-
-Work = Callable[[Progress], Awaitable[dict[str, str]]]
 
 _MARK = "exchanged"  # beside the cluster, in the volume that a database is to have
 _LONGEST_NAME = 63
@@ -82,6 +81,7 @@ class Rewinds:
         volumes: Volumes,
         provisioner: Provisioner,
         jobs: Jobs,
+        claims: Claims,
         clock: Clock,
     ) -> None:
         self._databases = databases
@@ -95,7 +95,7 @@ class Rewinds:
         self._provisioner = provisioner
         self._jobs = jobs
         self._clock = clock
-        self._under_way: set[DatabaseId] = set()
+        self._claims = claims
 
     def within(self, workspace: WorkspaceId | None) -> Self:
         """The same use cases, confined to the databases of a workspace."""
@@ -111,7 +111,8 @@ class Rewinds:
         compute = self._databases.compute(name)
         self._histories.history(compute.database.id)
         await _check_unused(compute, force)
-        return self._begin("restore", compute, lambda progress: self._restore(compute, moment, force, progress), by)
+        claim = self._claims.take("restored", compute)
+        return self._jobs.start("restore", compute.database, lambda progress: self._restore(compute, moment, force, progress), by, claim)
 
     async def undo(self, name: str, force: bool, by: str) -> JobView:
         """Take back the last restore in place, as a job: the database and its branch exchange what they are. Once more does it again.
@@ -126,7 +127,8 @@ class Rewinds:
             )
         await _check_unused(compute, force)
         await _check_unused(kept, force)
-        return self._begin("undo", compute, lambda progress: self._undo(compute, kept, force, progress), by)
+        claim = self._claims.take("restored", compute, kept)
+        return self._jobs.start("undo", compute.database, lambda progress: self._undo(compute, kept, force, progress), by, claim)
 
     async def finish_left(self) -> None:
         """Once at start: what another Torpor was killed at."""
@@ -151,21 +153,6 @@ class Rewinds:
         await self._finish(compute, kept)
 
     # -- inside
-
-    def _begin(self, kind: str, compute: Compute, work: Work, by: str) -> JobView:
-        id = compute.database.id
-        if id in self._under_way:
-            raise Conflict(f"database {compute.database.label} is being restored already", "wait for it: `torpor job ls`")
-
-        async def guarded(progress: Progress) -> dict[str, str]:
-            try:
-                return await work(progress)
-            finally:
-                self._under_way.discard(id)
-
-        job = self._jobs.start(kind, compute.database, guarded, by)
-        self._under_way.add(id)
-        return job
 
     async def _restore(self, compute: Compute, moment: Moment, force: bool, progress: Progress) -> dict[str, str]:
         name, now = compute.database.label, self._clock.time()
@@ -207,11 +194,9 @@ class Rewinds:
         busy = Unavailable(f"database {compute.database.label} is being restored", "try again in a moment")
         compute.refusal = kept.refusal = busy
         try:
-            for each in (compute, kept):
-                while each.state is not ComputeState.STOPPED or each.is_moving:
-                    await each.sleep(Tier.STOPPED, SleepReason.API, force)
-                    await each.stop(SleepReason.API)
-            await self._histories.settle(id)
+            await _stop((compute, kept), force)
+            await asyncio.gather(self._histories.settle(id), self._histories.settle(kept_id))
+            await _stop((compute, kept), force)  # from here to the exchange nothing is awaited
             self._reached(RewindStep.STOPPED, compute)
             for each in (compute, kept):
                 if each.database.state is not (DatabaseState.READY if each is compute or not is_made else DatabaseState.BRANCHING):
@@ -220,15 +205,17 @@ class Rewinds:
                 each.moves += 1
             self._volumes.exchange(id, kept_id)
         except BaseException:
-            compute.refusal = kept.refusal = None
+            _admit(busy, compute, kept)
             await self._take_back(compute, kept, is_made)
             raise
         self._reached(RewindStep.EXCHANGED, compute)
         try:
             self._histories.break_run(id, why)
+            if not is_made:
+                self._histories.break_run(kept_id, why)
             await self._give(compute, kept)
         finally:
-            compute.refusal = kept.refusal = None
+            _admit(busy, compute, kept)
         if is_made:
             self._fleet.update(replace(kept.database, state=DatabaseState.READY))
         await self._finish(compute, kept)
@@ -270,6 +257,21 @@ class Rewinds:
 async def _check_unused(compute: Compute, force: bool) -> None:
     if not force and (connections := await compute.lasting_connections()):
         raise DatabaseInUse(f"database {compute.database.label} has {connections} open connections", "close them, or use force")
+
+
+async def _stop(computes: Iterable[Compute], force: bool) -> None:
+    """Until none of them runs, in the very moment in which this returns."""
+    while running := [compute for compute in computes if compute.state is not ComputeState.STOPPED or compute.is_moving]:
+        for compute in running:
+            await compute.sleep(Tier.STOPPED, SleepReason.API, force)
+            await compute.stop(SleepReason.API)
+
+
+def _admit(busy: TorporError, *computes: Compute) -> None:
+    """Let them be started again, unless something else forbids it by now."""
+    for compute in computes:
+        if compute.refusal is busy:
+            compute.refusal = None
 
 
 async def _name(compute: Compute, other: str) -> None:

@@ -42,6 +42,7 @@ from torpor.control.access import AccessControl
 from torpor.control.archiving import Archiving
 from torpor.control.audit import TORPOR, Audit
 from torpor.control.branches import Branches
+from torpor.control.claims import Claims
 from torpor.control.databases import Databases
 from torpor.control.disk import DiskWatch
 from torpor.control.expiry import Expiry
@@ -187,13 +188,14 @@ class House:
             keep_s = None if settings.audit_keep_days is None else settings.audit_keep_days * 86_400
             self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit", keep_s)
             self._jobs = Jobs(self._audit, self._clock)
+            self._claims = Claims()
             self._archive = open_archive(settings)
             if self._archive is not None:
                 undo.callback(self._archive.close)
             self._histories = self._make_histories(self._archive)
             archived = ArchivedRecords(self._catalog.connection)
             self._archiving: Archiving = Archiving(
-                self._archive, archived, fleet, self._volumes, self._jobs, self._log_is_stored, self._clock, self._tasks
+                self._archive, archived, fleet, self._volumes, self._jobs, self._log_is_stored, self._claims, self._clock, self._tasks
             )
             scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
             disks = self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
@@ -239,6 +241,8 @@ class House:
                 settings.sleep_policy,
                 settings.size,
                 self._expiry.watch,
+                self._claims,
+                self._histories,
             )
             restores = self._make_restores(databases, branches, around, viewer)
             self._rewinds = self._make_rewinds(databases, branches, restores, provisioner)
@@ -492,7 +496,18 @@ class House:
         catalog, histories = self._catalog, self._histories
         records = RewindRecords(catalog.connection)
         return Rewinds(
-            databases, branches, restores, histories, records, catalog, self._fleet, self._volumes, provisioner, self._jobs, self._clock
+            databases,
+            branches,
+            restores,
+            histories,
+            records,
+            catalog,
+            self._fleet,
+            self._volumes,
+            provisioner,
+            self._jobs,
+            self._claims,
+            self._clock,
         )
 
     async def _falling_asleep(self, database: Database, service: ServiceSession) -> None:
