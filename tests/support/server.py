@@ -293,11 +293,11 @@ class Server:
 
     def _unmount_images(self) -> None:
         """What a killed Torpor has mounted; one that ends in order takes its own mounts away. And a pool of its own."""
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             point = line.split(" ")[4]
             if Path(point).is_relative_to(self.data_dir / "images"):
                 subprocess.run(["umount", point], check=False)
-            elif Path(point) == self.data_dir / "volumes":
+            elif Path(point) in (self.data_dir / "volumes", self.data_dir / "sealed"):  # that on which an encrypted one lies comes last
                 for _ in range(200):  # the last process in it has ended, and is not gone yet
                     if subprocess.run(["umount", point], check=False, stderr=subprocess.DEVNULL).returncode == 0:
                         break

@@ -1,5 +1,6 @@
 """`torpor doctor`: the host's findings and Torpor's own. Needs neither root nor a running Torpor; changes nothing."""
 
+import contextlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,12 @@ from torpor.base.host.machine import Machine
 from torpor.cli.binaries import places
 from torpor.cli.client import find_api
 from torpor.cli.errors import CommandError, Exit
+from torpor.cli.host import configured_key_file
 from torpor.cli.image import open_images
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.compute import binaries
 from torpor.compute.sandbox.image.packing import PACKED, Kind, obstacle
-from torpor.model.errors import BinariesMissing
+from torpor.model.errors import BadSettings, BinariesMissing
 from torpor.model.settings import DEFAULT_MAJOR
 from torpor.native import LIBRARY, RELAY
 
@@ -28,7 +30,10 @@ _MARKS = {Status.OK: ("ok", "green"), Status.WARN: ("warn", "yellow"), Status.LA
 @click.pass_context
 def doctor(context: click.Context, invocation: Invocation) -> None:
     """What this host has and lacks, what each lack costs, what to do. Fails only when something essential is missing."""
-    items = (*findings(probe(invocation.data_dir)), *own_findings(invocation, LIBRARY))
+    key_file = None
+    with contextlib.suppress(BadSettings):
+        key_file = configured_key_file(invocation.data_dir)
+    items = (*findings(probe(invocation.data_dir, pool_key_file=key_file)), *own_findings(invocation, LIBRARY))
     missing = missing_essentials(items)
     invocation.emit({"findings": [asdict(item) for item in items], "ok": not missing}, lambda: "\n".join(_lines(items)))
     if missing:

@@ -7,6 +7,7 @@ Concurrency: made once, before the event loop has anything to do; then values, b
 from pathlib import Path
 
 from torpor.base.host.pool import ensure_pool_mounted
+from torpor.base.host.poolkey import PoolKeyUnusable
 from torpor.base.host.zram import ensure_zram
 from torpor.base.logs import get_logger
 from torpor.compute import binaries
@@ -15,7 +16,7 @@ from torpor.compute.configuration import pg_hba_conf, postgresql_conf
 from torpor.compute.sandbox.image.images import Images
 from torpor.compute.sandbox.sandbox import find_sandbox
 from torpor.daemon.directory import DataFiles
-from torpor.model.errors import BinariesMissing, DataDirectoryUnusable
+from torpor.model.errors import BinariesMissing, DataDirectoryUnusable, KeyFileUnusable
 from torpor.model.settings import Settings
 from torpor.native import LIBRARY
 
@@ -28,7 +29,7 @@ class Ground:
     def __init__(self, settings: Settings, files: DataFiles) -> None:
         """Raises HostError for what the host lacks."""
         self._settings = settings
-        _ensure_host(files.path)
+        _ensure_host(files.path, Path(settings.pool_key_file))
         self.binaries = _binaries(settings)
         self.library = files.publish_library(LIBRARY)
         major = settings.postgres_major
@@ -57,9 +58,11 @@ class Ground:
         return self.binaries[major]
 
 
-def _ensure_host(data_dir: Path) -> None:
+def _ensure_host(data_dir: Path, pool_key_file: Path) -> None:
     try:
-        ensure_pool_mounted(data_dir)
+        ensure_pool_mounted(data_dir, key_file=pool_key_file)
+    except PoolKeyUnusable as error:
+        raise KeyFileUnusable(error.message, error.hint) from error
     except Exception as error:  # an empty place where volumes should be is no place to start
         raise DataDirectoryUnusable(str(error)) from error
     try:

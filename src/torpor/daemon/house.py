@@ -422,7 +422,7 @@ class House:
     def _facts(self) -> HostFacts:
         host, port = self.door.address
         public = self._settings.public_host
-        found = findings(probe(self._directory.path))
+        found = findings(probe(self._directory.path, pool_key_file=Path(self._settings.pool_key_file)))
         return HostFacts(
             version=__version__,
             door=f"{host}:{port}",

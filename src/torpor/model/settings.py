@@ -92,6 +92,7 @@ class Settings:
     history_keep_bases: int = _setting(30, "base copies that are kept of one database at most, however long that reaches back")
     history_endpoint: str = _setting("", "URL of the S3-compatible store that history_store is at; default Amazon's own")
     key_file: str = _setting("", "file of the master key, which wraps the keys of databases; default <data_dir>/master.key")
+    pool_key_file: str = _setting("", "file of the key of a pool that is encrypted (`torpor host setup`); default <data_dir>/pool.key")
     audit_keep_days: float | None = _setting(None, "days that files of older audit records are kept; never removed by default")
     log_format: str = _setting("console", "log lines for people (console) or for machines (json)")
 
