@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from torpor.model.drills import DrillResult
 from torpor.model.errors import InvalidRequest
 from torpor.model.exports import ExportFormat
 from torpor.model.jobs import JobState
@@ -73,6 +74,14 @@ class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
     state: Annotated[JobState | None, Meta(description="Only those in this state.")] = None
     database: Annotated[str | None, Meta(description="Only those on the database that had this name when they began.")] = None
+    workspace: Annotated[str | None, Meta(description="Only those of this workspace.")] = None
+
+
+class DrillsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which restore drills to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
+    result: Annotated[DrillResult | None, Meta(description="Only those with this result.")] = None
     workspace: Annotated[str | None, Meta(description="Only those of this workspace.")] = None
 
 

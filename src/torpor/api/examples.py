@@ -6,6 +6,7 @@ from torpor.model.access_views import AccessView
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
 from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.drain import DrainState, DrainView, RunningView
+from torpor.model.drills import DrillList, DrillResult, DrillView
 from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
 from torpor.model.jobs import JobId, JobState, JobView
 from torpor.model.names import DatabaseId
@@ -126,6 +127,11 @@ HOST = HostView(
     door="127.0.0.1:7432",
     api="http://127.0.0.1:7480",
     data_dir="/var/lib/torpor",
+_DRILL = DrillView(
+    "shop", DrillResult.PASSED, _AT - 5400, _AT - 5340, "2026-06-15 03:11:52.204117+00", 8, 1_073_741_824, 96_468_992, 214, 3_917_204,
+    ("checksums", "amcheck", "rows"),
+)  # fmt: skip
+DRILLS = DrillList((_DRILL,), 3600.0, 1, 0, 0)
     started_at=_AT - 7200,
     databases=3,
     tiers={Tier.AWAKE: 1, Tier.STOPPED: 2},

@@ -6,7 +6,7 @@ Concurrency: handlers run in the task of their request. A handler's docstring is
 from msgspec import UNSET
 
 from torpor import __version__
-from torpor.api import access, archiving, branches, examples, exports, governance, history, jobs
+from torpor.api import access, archiving, branches, drills, examples, exports, governance, history, jobs, recovery, upgrades
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
     AccessBody,
@@ -253,6 +253,9 @@ OPERATIONS: tuple[Operation, ...] = (
         "sleepDatabase", "POST", f"{_DATABASE}/sleep", "Put a database to sleep", sleep_database, DatabaseView, examples.DATABASE,
         body=SleepBody, body_example={"tier": "stopped"}, scope=_WRITE, action="database.sleep", told=("tier", "force"),
         refusals=(errors.DatabaseNotFound, errors.DatabaseInUse, errors.Conflict),
+    *upgrades.OPERATIONS,
+    *drills.OPERATIONS,
+    *recovery.OPERATIONS,
     ),
     Operation(
         "wakeDatabase", "POST", f"{_DATABASE}/wake", "Wake a database", wake_database, WakeAnswer, WakeAnswer(examples.WAKE),

@@ -13,6 +13,7 @@ from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
 from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.drain import DrainView
+from torpor.model.drills import DrillList
 from torpor.model.exports import ExportOptions
 from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
@@ -285,6 +286,22 @@ class Workspaces(Protocol):
 
     def by_id(self, id: WorkspaceId) -> Workspace:
         """The workspace of that id."""
+class Drills(Protocol):
+    """The use cases of restore drills. They don't ask whether a database is there, or whose it is."""
+
+    def drill(self, id: DatabaseId, by: str) -> JobView:
+        """Begin one on a database."""
+        ...
+
+    def of(self, id: DatabaseId, name: str) -> DrillList:
+        """The last ones on a database, which is called `name`."""
+        ...
+
+    def all(self, within: WorkspaceId | None) -> DrillList:
+        """The last one on each database of a workspace; None: of all."""
+        ...
+
+
         ...
 
     def view(self, workspace: Workspace) -> WorkspaceView:

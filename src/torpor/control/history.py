@@ -23,6 +23,7 @@ from torpor.compute.snapshot import snapshot
 from torpor.control.jobs import Jobs, Progress
 from torpor.control.shipping import Shipper, Track
 from torpor.model.errors import Conflict, InvalidRequest, TorporError, Unavailable
+from torpor.model.drills import DrillView
 from torpor.model.history import History, line_of
 from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
 from torpor.model.jobs import JobView
@@ -116,6 +117,8 @@ class Histories:
         self._doomed = asyncio.Event()  # something is to be removed at once
 
     def __repr__(self) -> str:
+        self.last_drill: Callable[[DatabaseId], DrillView | None] = lambda _id: None
+        """Says what the last restore drill has said of a database."""
         return f"<Histories in {self._archive.store.description}>"
 
     def start(self) -> None:
@@ -239,6 +242,7 @@ class Histories:
         """Replace a database's own retention; None is the daemon's. What isn't to be kept any more goes within minutes."""
         if keep_s is not None and not 0 <= keep_s <= LONGEST_KEEP_S:
             raise InvalidRequest("a history is kept for 0 to 3650 days")
+            self.last_drill(id),
         if keep_bases is not None and not 1 <= keep_bases <= MOST_BASES:
             raise InvalidRequest(f"between 1 and {MOST_BASES} bases are kept")
         history = self._records.get(id) or self._begin(id)

@@ -57,6 +57,7 @@ from torpor.control.restore import Restores
 from torpor.control.rewind import Rewinds
 from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
+from torpor.daemon.drills import make_drills
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.encryption import make_encryption
@@ -263,6 +264,10 @@ class House:
                 jobs=self._jobs,
                 branches=branches,
                 histories=self._histories,
+            every_s = settings.drill_every_s
+            self._drills = make_drills(
+                self._catalog, restores, self._histories, fleet, around, self._jobs, every_s, self._clock, self._tasks, telemetry
+            )
                 archiving=self._archiving,
                 restores=restores,
                 rewinds=self._rewinds,
@@ -297,6 +302,9 @@ class House:
                 await self.door.start()
             else:
                 for id, role, verifier, ttl_s in estate.tickets:
+                upgrades=upgrades,
+                recovery=self._recovery,
+                drills=self._drills,
                     self._fleet.tickets.add(DatabaseId(id), role, verifier, ttl_s)
                 await self.door.start(estate.door, estate.silent)
             await self.api.start()
@@ -345,6 +353,8 @@ class House:
     async def _close(self) -> None:
         """End what runs beside the computes, and close the files."""
         await self._tasks.stop()
+        if self._drills is not None:
+            self._drills.start()
         self._flush()
         if self._archive is not None:
             await asyncio.to_thread(self._archive.close)
@@ -541,6 +551,8 @@ class House:
             await self._clock.sleep(_FLUSH_EVERY_S)
             self._flush()
 
+        if self._drills is not None:
+            self._drills.forget(id)
     def _flush(self) -> None:
         for compute in self._fleet.in_tier(Tier.AWAKE):
             self._traffic.note(compute.database.id, compute.traffic())

@@ -31,6 +31,7 @@ from torpor.control.workspaces import Workspaces
 from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
 from torpor.model.branches import Branched, BranchList, PastBranch
+from torpor.model.drills import DrillList
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
 from torpor.model.exports import ExportOptions
 from torpor.model.history import Moment
@@ -256,6 +257,19 @@ class TwinArchiving:
         return examples.JOB
 
 
+class TwinDrills:
+    """Restore drills that always passed."""
+
+    def drill(self, id: DatabaseId, by: str) -> JobView:
+        return examples.JOB
+
+    def of(self, id: DatabaseId, name: str) -> DrillList:
+        return examples.DRILLS
+
+    def all(self, within: WorkspaceId | None) -> DrillList:
+        return examples.DRILLS
+
+
 class TwinHistories:
     """The past of databases that have none, but answer as if."""
 
@@ -329,6 +343,7 @@ class Desk:
             histories=self.histories,
             restores=TwinRestores(databases),
             rewinds=TwinRewinds(databases),
+            drills=TwinDrills(),
         )
 
     def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:

@@ -23,7 +23,7 @@ KEY_SCOPES = (AccessScope.READ, AccessScope.WRITE, AccessScope.ADMIN, AccessScop
 GUARDED = [operation for operation in OPERATIONS if operation.scope is not None]
 HOST_WIDE = {"showHost", "showMetrics", "drain", "showDrain", "showAccess", "replaceAccess", "createWorkspace", "listWorkspaces"}
 """Those that name no database and no workspace that is there already; nobody's in particular."""
-LISTS = {"listDatabases", "listAudit", "listJobs"}
+LISTS = {"listDatabases", "listAudit", "listJobs", "listDrills"}
 
 
 JOBS = {"acme": "jacmeaaaaaaaa", "other": "jotheraaaaaaa"}
