@@ -31,7 +31,7 @@ from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.lifecycle import ComputeState
 from torpor.compute.service import QueryFailed
-from torpor.compute.snapshot import snapshot
+from torpor.compute.snapshot import Snapshot, check_whole, snapshot
 from torpor.compute.starting import Steps
 from torpor.control.archiving import have_volume
 from torpor.control.claims import Claims
@@ -49,14 +49,14 @@ from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, W
 from torpor.model.views import DatabaseView, StepView
 from torpor.model.workspace import WorkspaceId
 from torpor.pgwire.scram import make_verifier
-from torpor.storage.volumes import Volumes
+from torpor.storage.volumes import Volumes, give_to
 
 log = get_logger(__name__)
 
 _NO_SYNC = b"\nrecovery_init_sync_method = 'syncfs'\n"
 
-Fill = Callable[[Compute, Path, int], Awaitable[object]]
-"""Writes the cluster of a branch: of which database, where, for which user."""
+Fill = Callable[[Compute, Path, int], Awaitable[Snapshot | None]]
+"""Writes the cluster of a branch: of which database, where, for which user. A snapshot is that user's already."""
 
 
 class Branches:
@@ -216,15 +216,26 @@ class Branches:
         # 4,096 rounds take 5 ms: in a thread, while the volume is copied.
         verifying = asyncio.create_task(asyncio.to_thread(make_verifier, password), name="make verifier") if password else None
         wanted = replace(wanted, uid=self._provisioner.free_uid())
+        taken: Snapshot | None = None
+
+        async def filled(data: Path) -> None:
+            nonlocal taken
+            taken = await fill(source, data, wanted.uid)
+            if taken is None and os.geteuid() == 0:
+                await asyncio.to_thread(give_to, data, wanted.uid)
+            await asyncio.to_thread(_spare_sync, data)
+
         try:
             self._catalog.add_database(wanted)
             compute = self._fleet.add(wanted)
             try:
                 _reached(BranchStep.RECORDED, compute, steps)
-                await self._volumes.make(wanted.id, wanted.uid, lambda data: _fill(fill(source, data, wanted.uid), data))
+                await self._volumes.make(wanted.id, wanted.uid, filled, is_given=True)
                 _reached(BranchStep.COPIED, compute, steps)
                 await _started(compute, source.database.label)
                 async with compute.awake(WakeReason.CREATED, f"a branch of {source.database.label}"):
+                    if taken is not None:
+                        await check_whole(compute, taken)
                     _reached(BranchStep.STARTED, compute, steps)
                     await asyncio.to_thread(_sync_again, self._volumes.data(wanted.id))
                     verifier = await verifying if verifying is not None else password
@@ -239,10 +250,10 @@ class Branches:
             raise
         return compute
 
-    async def _copy(self, source: Compute, data: Path, uid: int) -> None:
+    async def _copy(self, source: Compute, data: Path, uid: int) -> Snapshot:
         if not self._volumes.reflinks:
             self._volumes.check_room(await self._volumes.measure(source.database.id))
-        await snapshot(source, self._volumes, data, uid)
+        return await snapshot(source, self._volumes, data, uid)
 
     def nameless(self, source: Compute, at: float) -> Database:
         """A branch of `source` that nobody can use yet."""
@@ -297,11 +308,6 @@ def _sync_again(data: Path) -> None:
         size = os.fstat(fd).st_size
         if os.pread(fd, len(_NO_SYNC), max(0, size - len(_NO_SYNC))) == _NO_SYNC:
             os.ftruncate(fd, size - len(_NO_SYNC))
-
-
-async def _fill(work: Awaitable[object], data: Path) -> None:
-    await work
-    await asyncio.to_thread(_spare_sync, data)
 
 
 async def _started(compute: Compute, parent: str) -> None:

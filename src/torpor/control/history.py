@@ -288,7 +288,7 @@ class Histories:
             track = self.shipper.track(compute)
             await self.shipper.ship(track)  # begins the run if none has begun, and says whether this one goes on
             tell(0, None, "bytes", "copying")
-            taken = await snapshot(compute, self._volumes, scratch / "data", 0)
+            taken = await snapshot(compute, self._volumes, scratch / "data", 0, base=True)
         if taken.log is None:
             raise Unavailable("it fell asleep while a base was taken", "try again")
         history = track.history

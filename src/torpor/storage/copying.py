@@ -69,8 +69,9 @@ async def copy_tree(source: Path, target: Path, uid: int, selection: Selection) 
         raise _failure(said)
 
 
-def copy_files(root: Path, beneath: Sequence[str], names: Iterable[str], target: Path) -> None:
-    """Copy files of one directory of a hostile tree, found from `root` (which is ours) by these names, into a directory of ours. Blocking.
+def copy_files(root: Path, beneath: Sequence[str], names: Iterable[str], target: Path, uid: int | None = None) -> None:
+    """Copy files of one directory of a hostile tree, found from `root` (which is ours) by these names, into a directory of ours. They
+    are that user's. Blocking.
 
     Raises OSError, also for what isn't a regular file, or is a link.
     """
@@ -89,6 +90,8 @@ def copy_files(root: Path, beneath: Sequence[str], names: Iterable[str], target:
                 copy = os.open(target / name, _MAKE_FILE, 0o600)
                 try:
                     _copy_bytes(source, copy, about.st_size)
+                    if uid is not None and uid != os.geteuid():
+                        os.fchown(copy, uid, uid)
                 finally:
                     os.close(copy)
             finally:

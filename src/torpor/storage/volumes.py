@@ -154,9 +154,9 @@ class Volumes:
         """Make volume `id` with a copy of `source` (a PGDATA that nobody writes), owned by `uid`. As `make`."""
         await self.make(id, uid, lambda data: _clone(source, data))
 
-    async def make(self, id: DatabaseId, uid: int, fill: Callable[[Path], Awaitable[None]]) -> None:
+    async def make(self, id: DatabaseId, uid: int, fill: Callable[[Path], Awaitable[None]], is_given: bool = False) -> None:
         """Make volume `id`, owned by `uid`, of what `fill` writes: it gets the path of a PGDATA that doesn't exist yet, or has nothing
-        in it but an empty `pg_wal`, which must stay (it may be a subvolume).
+        in it but an empty `pg_wal`, which must stay (it may be a subvolume). `is_given`: what it writes is that user's already.
 
         All or nothing, also under kill -9: a half-made one has another name and is removed by `sweep`. Raises PoolFull, what `fill`
         raises, and Unavailable for what else the file system says. Whole, it is durable.
@@ -168,7 +168,10 @@ class Volumes:
             await asyncio.to_thread(self.quotas.make, making)
             await fill(making / "data")
             if uid != os.geteuid():
-                await asyncio.to_thread(give_to, making, uid)
+                if is_given:
+                    os.chown(making, uid, uid)
+                else:
+                    await asyncio.to_thread(give_to, making, uid)
             making.rename(self.path(id))
             # PostgreSQL syncs only what it writes itself: files that stay as copied must be durable before the first commit.
             await asyncio.to_thread(self._sync)
