@@ -196,9 +196,34 @@ class RestoreBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
 
 
-class UndoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to undo a restore."""
+class RecoverBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to bring back. One of `at`, `lsn` and `before_transaction` at most; with none, the newest that the store holds."""
 
+    database: Annotated[str, Meta(description="The name that it had, or its id where several had that.", examples=["shop"], max_length=63)]
+    name: Annotated[Name | None, Meta(description="What it is to be called. Left out or null: as before.")] = None
+    at: At = None
+    lsn: Lsn = None
+    before_transaction: BeforeTransaction = None
+
+
+class ForgetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to forget."""
+
+    database: Annotated[str, Meta(description="The name that it had, or its id where several had that.", examples=["shop"], max_length=63)]
+    force: Annotated[bool, Meta(description="Also when something was written to its history minutes ago.")] = False
+
+
+class UndoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to undo a restore, or an upgrade."""
+
+    force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
+
+
+class UpgradeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """To which major, and how."""
+
+    to: Annotated[int, Meta(description="PostgreSQL major, newer than the database's.", examples=[18])]
+    check: Annotated[bool, Meta(description="Only see on a copy whether it can be upgraded; nothing is changed.")] = False
     force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
 
 

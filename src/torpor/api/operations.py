@@ -86,9 +86,13 @@ async def show_size(context: Context, call: Call) -> Answer:
 
 
 async def delete_database(context: Context, call: Call) -> Answer:
-    """Removes a database and its data for good. Refused while connections are open, unless forced."""
+    """Removes a database and its data for good. Refused while connections are open, unless forced. The keys that open its history are
+    removed, here and in the store; where that doesn't answer, as soon as it does, and the audit log says so."""
     query: ForceQuery = call.query
+    id = context.databases.get(call.name).id
     await context.databases.delete(call.name, query.force)
+    if context.services.recovery is not None and not await context.services.recovery.keys_are_gone(id):
+        context.note.detail = "the store still has its keys"
     return Answer(status=204)
 
 
@@ -249,13 +253,13 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     *archiving.OPERATIONS,
     *history.OPERATIONS,
+    *upgrades.OPERATIONS,
+    *drills.OPERATIONS,
+    *recovery.OPERATIONS,
     Operation(
         "sleepDatabase", "POST", f"{_DATABASE}/sleep", "Put a database to sleep", sleep_database, DatabaseView, examples.DATABASE,
         body=SleepBody, body_example={"tier": "stopped"}, scope=_WRITE, action="database.sleep", told=("tier", "force"),
         refusals=(errors.DatabaseNotFound, errors.DatabaseInUse, errors.Conflict),
-    *upgrades.OPERATIONS,
-    *drills.OPERATIONS,
-    *recovery.OPERATIONS,
     ),
     Operation(
         "wakeDatabase", "POST", f"{_DATABASE}/wake", "Wake a database", wake_database, WakeAnswer, WakeAnswer(examples.WAKE),

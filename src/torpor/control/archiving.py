@@ -28,6 +28,7 @@ from torpor.catalog.archived import ArchivedRecords
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.lifecycle import ComputeState
+from torpor.control.cards import CardKeeper, NoCards
 from torpor.control.claims import Claims
 from torpor.control.jobs import Jobs, Progress
 from torpor.model.archived import Archived, ArchivedState
@@ -97,6 +98,7 @@ class Archiving:
         self._claims = claims
         self._clock = clock
         self._tasks = tasks
+        self.cards: CardKeeper = NoCards()
         self._turns: WeakValueDictionary[DatabaseId, asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -162,6 +164,7 @@ class Archiving:
                 raise
             # It is in the store, and nothing but the store has it: a failure from here on is put right by the next start.
             self._fleet.set_archived(id, True, self._clock.time())
+            self.cards.touch(id)
             _reached(ArchiveStep.COMMITTED, compute.database)
             await _finish(self._tasks.spawn(self._volumes.remove(id), f"remove the volume of {compute.database.label}"))
             _reached(ArchiveStep.REMOVED, compute.database)
@@ -210,6 +213,7 @@ class Archiving:
         _reached(ArchiveStep.STORED, database)
         await repository.verify(base.number, tell("reading back"))
         _reached(ArchiveStep.VERIFIED, database)
+        await self.cards.ensure(database.id)  # it has the key: what is in the store must be of use without this machine
         check()
         # From here to `set_archived` of the fleet nothing is awaited, so nobody can start it in between.
         self._records.set_archived(database.id, self._clock.time(), base.size_bytes, base.stored_bytes)
@@ -239,6 +243,7 @@ class Archiving:
             _reached(ArchiveStep.FETCHED, database)
             self._records.set_back(database.id)
             self._fleet.set_archived(database.id, False, self._clock.time())
+            self.cards.touch(database.id)
             _reached(ArchiveStep.BACK, database)
         self._tasks.spawn(self._forget_later(database.id), f"forget what was archived of {database.label}")
 
@@ -276,6 +281,7 @@ class Archiving:
         if self._records.get(id) is not None:
             await self._repository(id).destroy()
         self._records.forget(id)
+        self.cards.touch(id)
         if (compute := self._fleet.get(id)) is not None:
             _reached(ArchiveStep.FORGOTTEN, compute.database)
 

@@ -20,10 +20,11 @@ from torpor.base.tasks import TaskOwner
 from torpor.catalog.histories import HistoryRecords
 from torpor.compute.compute import Compute
 from torpor.compute.snapshot import snapshot
+from torpor.control.cards import CardKeeper, NoCards
 from torpor.control.jobs import Jobs, Progress
 from torpor.control.shipping import Shipper, Track
-from torpor.model.errors import Conflict, InvalidRequest, TorporError, Unavailable
 from torpor.model.drills import DrillView
+from torpor.model.errors import Conflict, InvalidRequest, TorporError, Unavailable
 from torpor.model.history import History, line_of
 from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
 from torpor.model.jobs import JobView
@@ -111,14 +112,15 @@ class Histories:
         self._tasks = tasks
         self.shipper = Shipper(records, self.repository, self._begin, awake, find, volumes.root, clock, tasks)
         self.shipper.on_look = self._look
+        self.cards: CardKeeper = NoCards()
         self._bases = asyncio.Semaphore(_BASES_AT_ONCE)
         self._taking: dict[DatabaseId, asyncio.Lock] = {}
         self._attempts: dict[DatabaseId, _Attempt] = {}
         self._doomed = asyncio.Event()  # something is to be removed at once
-
-    def __repr__(self) -> str:
         self.last_drill: Callable[[DatabaseId], DrillView | None] = lambda _id: None
         """Says what the last restore drill has said of a database."""
+
+    def __repr__(self) -> str:
         return f"<Histories in {self._archive.store.description}>"
 
     def start(self) -> None:
@@ -141,6 +143,15 @@ class Histories:
         if asleep and found.shipped is not None and found.end_lsn is None:  # it has written nothing since, so nothing is missing until now
             return replace(found, shipped=replace(found.shipped, at=max(found.shipped.at, self._clock.time())))
         return found
+
+    def doom(self, id: DatabaseId) -> None:
+        """Have all that the store holds of a database that isn't here removed, and begin with it. Idempotent."""
+        self._records.doom(id, self._clock.time())
+        self._doomed.set()
+
+    def doomed(self) -> set[DatabaseId]:
+        """Those of which nothing may stay in the store."""
+        return {id for id, _ in self._records.doomed()}
 
     def forget(self, id: DatabaseId) -> None:
         """The database is gone; so is its key, and what is in the store goes when it can. Idempotent."""
@@ -231,6 +242,7 @@ class Histories:
             track.behind_bytes if track is not None else 0,
             track.trouble if track is not None and track.failures else "",
             history.trouble,
+            self.last_drill(id),
         )
 
     def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
@@ -242,7 +254,6 @@ class Histories:
         """Replace a database's own retention; None is the daemon's. What isn't to be kept any more goes within minutes."""
         if keep_s is not None and not 0 <= keep_s <= LONGEST_KEEP_S:
             raise InvalidRequest("a history is kept for 0 to 3650 days")
-            self.last_drill(id),
         if keep_bases is not None and not 1 <= keep_bases <= MOST_BASES:
             raise InvalidRequest(f"between 1 and {MOST_BASES} bases are kept")
         history = self._records.get(id) or self._begin(id)
@@ -250,6 +261,7 @@ class Histories:
         self._records.set_expiry(id, self._clock.time())
         if (track := self.shipper.known(id)) is not None:
             track.history = self._with_retention(track.history, keep_s, keep_bases)
+        self.cards.touch(id)
         return self._retention_view(self._with_retention(history, keep_s, keep_bases))
 
     # -- bases
@@ -267,6 +279,7 @@ class Histories:
             tell = progress or _silent
             async with self._volumes.scratch(f"base-{id}") as scratch:
                 track, history, facts = await self._copy(compute, scratch, tell)
+                await self.cards.ensure(id)  # or nobody could open it if this machine were lost
                 base = await self.repository(history).put_base(
                     scratch / "data",
                     facts,
@@ -370,6 +383,7 @@ class Histories:
     def _begin(self, id: DatabaseId) -> History:
         key = self._archive.new_key(id)
         self._records.add(id, key)
+        self.cards.touch(id)
         return History(id, key)
 
 

@@ -28,7 +28,6 @@ from torpor.catalog.archived import ArchivedRecords
 from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
 from torpor.catalog.histories import HistoryRecords
-from torpor.catalog.rewinds import RewindRecords
 from torpor.catalog.workspaces import WorkspaceRecords
 from torpor.compute.compute import Compute
 from torpor.compute.drain import Drain
@@ -54,16 +53,17 @@ from torpor.control.pool import PoolWatch
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
 from torpor.control.restore import Restores
-from torpor.control.rewind import Rewinds
 from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
-from torpor.daemon.drills import make_drills
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
+from torpor.daemon.drills import make_drills
 from torpor.daemon.encryption import make_encryption
+from torpor.daemon.exchanging import make_exchanges
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register, register_guard, register_pool, register_shares
+from torpor.daemon.recovering import make_recovery
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
@@ -246,13 +246,48 @@ class House:
                 self._histories,
             )
             restores = self._make_restores(databases, branches, around, viewer)
-            self._rewinds = self._make_rewinds(databases, branches, restores, provisioner)
+            self._rewinds, upgrades = make_exchanges(
+                databases,
+                branches,
+                restores,
+                self._histories,
+                self._catalog,
+                fleet,
+                around,
+                provisioner,
+                templates,
+                self._jobs,
+                self._claims,
+            )
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
             register_pool(telemetry, self._volumes)
+            every_s = settings.drill_every_s
+            self._drills = make_drills(
+                self._catalog, restores, self._histories, fleet, around, self._jobs, every_s, self._clock, self._tasks, telemetry
+            )
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._guard.use)
+            self._recovery = None
+            if self._archive is not None and self._histories is not None and restores is not None:
+                self._recovery = make_recovery(
+                    self._archive,
+                    self._histories,
+                    self._archiving,
+                    restores,
+                    branches,
+                    workspaces,
+                    access,
+                    self._catalog,
+                    fleet,
+                    provisioner,
+                    around,
+                    lambda: ground.binaries,
+                    settings.tenant_superuser and around.sandbox.level.holds_superusers,
+                    self._expiry.watch,
+                    self._jobs,
+                )
             services = Services(
                 databases,
                 workspaces,
@@ -264,13 +299,12 @@ class House:
                 jobs=self._jobs,
                 branches=branches,
                 histories=self._histories,
-            every_s = settings.drill_every_s
-            self._drills = make_drills(
-                self._catalog, restores, self._histories, fleet, around, self._jobs, every_s, self._clock, self._tasks, telemetry
-            )
                 archiving=self._archiving,
                 restores=restores,
                 rewinds=self._rewinds,
+                upgrades=upgrades,
+                recovery=self._recovery,
+                drills=self._drills,
             )
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate, settings.trusted_proxies)
@@ -294,17 +328,13 @@ class House:
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
             self._archiving.reconcile()
             await self._access.enforce("torpor")  # a change may have been cut off before it reached them
-            if self._rewinds is not None:
-                await self._rewinds.finish_left()
+            await self._rewinds.finish_left()
             log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
             await self._encryption.start()
             if estate is None:
                 await self.door.start()
             else:
                 for id, role, verifier, ttl_s in estate.tickets:
-                upgrades=upgrades,
-                recovery=self._recovery,
-                drills=self._drills,
                     self._fleet.tickets.add(DatabaseId(id), role, verifier, ttl_s)
                 await self.door.start(estate.door, estate.silent)
             await self.api.start()
@@ -323,7 +353,11 @@ class House:
         self._pool_watch.start()
         if self._histories is not None:
             self._histories.start()
+        if self._drills is not None:
+            self._drills.start()
         self._archiving.start()
+        if self._recovery is not None:
+            self._recovery.cards.start()
         self._warm_pool.start()
         self._tasks.spawn(asyncio.to_thread(self._images.tidy), "tidy root images")
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
@@ -353,8 +387,6 @@ class House:
     async def _close(self) -> None:
         """End what runs beside the computes, and close the files."""
         await self._tasks.stop()
-        if self._drills is not None:
-            self._drills.start()
         self._flush()
         if self._archive is not None:
             await asyncio.to_thread(self._archive.close)
@@ -498,28 +530,6 @@ class House:
             return None
         return Restores(databases, branches, self._histories, self._fleet, around, viewer, self._jobs, self._clock)
 
-    def _make_rewinds(
-        self, databases: Databases, branches: Branches, restores: Restores | None, provisioner: Provisioner
-    ) -> Rewinds | None:
-        if self._histories is None or restores is None:
-            return None
-        catalog, histories = self._catalog, self._histories
-        records = RewindRecords(catalog.connection)
-        return Rewinds(
-            databases,
-            branches,
-            restores,
-            histories,
-            records,
-            catalog,
-            self._fleet,
-            self._volumes,
-            provisioner,
-            self._jobs,
-            self._claims,
-            self._clock,
-        )
-
     async def _falling_asleep(self, database: Database, service: ServiceSession) -> None:
         if self._histories is not None:
             await self._histories.shipper.falling_asleep(database, service)
@@ -541,6 +551,8 @@ class House:
     def _forget(self, id: DatabaseId) -> None:
         if self._histories is not None:
             self._histories.forget(id)
+        if self._drills is not None:
+            self._drills.forget(id)
         self._access.forget((ListScope.DATABASE, id))
         self._wakes.forget(id)
         self._traffic.forget(id)
@@ -551,8 +563,6 @@ class House:
             await self._clock.sleep(_FLUSH_EVERY_S)
             self._flush()
 
-        if self._drills is not None:
-            self._drills.forget(id)
     def _flush(self) -> None:
         for compute in self._fleet.in_tier(Tier.AWAKE):
             self._traffic.note(compute.database.id, compute.traffic())

@@ -1,7 +1,7 @@
 """Keys, and what they seal: whoever has the store, or a disk of it, but not the master key learns sizes, times and nothing else.
 
-Each database has a random key of its own, wrapped by the master key; the wrapped key lies in the catalog. Where it is removed, what it
-sealed can't be opened any more, wherever copies of it are.
+Each database has a random key of its own, wrapped by the master key; the wrapped key lies in the catalog, and on the database's card in
+the store (`card.py`). Where both are removed, what it sealed can't be opened any more, wherever copies of that are.
 
 What is sealed: `TH1`, one byte that says how it is compressed, 12 random bytes, then AES-256-GCM over the compressed bytes. Associated
 data are these 16 bytes and the object's name, so that neither can be exchanged. Objects are sealed and digested with different keys, both
@@ -88,9 +88,13 @@ class MasterKey:
                 "put back the key file that was used before",
             ) from None
 
+    def card_vault(self) -> "Vault":
+        """What seals the cards of databases: whoever has this master key opens them, without any catalog."""
+        return Vault(hashlib.blake2b(b"cards", key=self._key, person=b"torpor derive", digest_size=_KEY_BYTES).digest())
+
 
 class Vault:
-    """Seals and opens the objects of one database."""
+    """Seals and opens the objects of one database, or the cards of all."""
 
     def __init__(self, data_key: bytes) -> None:
         self._cipher = AESGCM(hashlib.blake2b(b"seal", key=data_key, person=b"torpor derive", digest_size=_KEY_BYTES).digest())
