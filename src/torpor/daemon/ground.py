@@ -29,6 +29,7 @@ class Ground:
     def __init__(self, settings: Settings, files: DataFiles) -> None:
         """Raises HostError for what the host lacks."""
         self._settings = settings
+        self._files = files
         _ensure_host(files.path, Path(settings.pool_key_file))
         self.binaries = _binaries(settings)
         self.library = files.publish_library(LIBRARY)
@@ -52,7 +53,10 @@ class Ground:
     def postgres(self, major: int) -> Postgres:
         """The programs of a major, also of one that was installed since. Raises BinariesMissing."""
         if major not in self.binaries:
-            self.binaries |= {m: p for m, p in _binaries(self._settings).items() if m not in self.binaries}
+            newer = {m: p for m, p in _binaries(self._settings).items() if m not in self.binaries}
+            for one in newer:
+                self.write_configuration(self._files, one)
+            self.binaries |= newer
         if major not in self.binaries:
             raise BinariesMissing(f"PostgreSQL {major} is not installed", f"install it: `torpor postgres install {major}`")
         return self.binaries[major]

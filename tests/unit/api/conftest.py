@@ -250,6 +250,22 @@ class TwinRewinds:
         return replace(examples.JOB, kind="undo", database=self.databases.get(name).name)
 
 
+class TwinUpgrades:
+    """Major upgrades among the databases of a twin."""
+
+    def __init__(self, databases: TwinDatabases) -> None:
+        self.databases = databases
+
+    def within(self, workspace: WorkspaceId | None) -> "TwinUpgrades":
+        return TwinUpgrades(self.databases.within(workspace))
+
+    async def upgrade(self, name: str, to: int, check: bool, force: bool, by: str) -> JobView:
+        return replace(examples.JOB, kind="upgrade", database=self.databases.get(name).name)
+
+    async def undo(self, name: str, force: bool, by: str) -> JobView:
+        return replace(examples.JOB, kind="undo", database=self.databases.get(name).name)
+
+
 class TwinArchiving:
     """Says that it archives."""
 
@@ -343,6 +359,7 @@ class Desk:
             histories=self.histories,
             restores=TwinRestores(databases),
             rewinds=TwinRewinds(databases),
+            upgrades=TwinUpgrades(databases),
             drills=TwinDrills(),
         )
 

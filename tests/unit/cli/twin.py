@@ -174,7 +174,7 @@ class Twin:
                 return 200, RetentionView((body.get("keep_days") or 7) * 86_400.0, body.get("keep_bases") or 30, ("keep_s",))
             case "GET", "backups":
                 return 200, self.bases
-            case "POST", "backups" | "restore" | "archive":
+            case "POST", "backups" | "restore" | "upgrade" | "archive":
                 (job, *_), *_ = self.jobs.values()
                 return 202, job
             case "POST", "branches" if "at" in body or "lsn" in body:
