@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.faults import eventually
-from tests.support.pools import MEMORY, kinds, loop_pool, make_image, unmount
+from tests.support.pools import MEMORY, kinds, lacks_encryption, loop_pool, make_image, unmount
 from tests.unit.host.test_plan import HOST, POOL, by_name, steps
 from torpor.base import fscrypt
 from torpor.base.fscrypt import KeyStatus
 from torpor.base.host import pool, poolkey, record, setup
-from torpor.base.host.encryption import EncryptionFacts, probe_encryption
+from torpor.base.host.encryption import EncryptionFacts
 from torpor.base.host.facts import probe
 from torpor.base.host.findings import GIB, Status, missing_essentials
 from torpor.base.host.machine import HostActionFailed, Machine
@@ -32,10 +32,7 @@ MB = 1 << 20
 OFFERED = replace(HOST, encryption=EncryptionFacts(offered=True, key_file="/keys/pool.key"))
 WISH = Wishes(encrypt_pool=True)
 POOL_STEP = "copy-on-write pool"
-_WHY_NOT = (
-    "" if probe_encryption(Path("/"), Machine(), None).offered else "this kernel shows no encryption in ext4, or there is no mkfs.ext4"
-)
-real = pytest.mark.skipif(bool(_WHY_NOT), reason=_WHY_NOT)
+real = pytest.mark.skipif(bool(lacks_encryption()), reason=lacks_encryption())
 
 
 def test_identifiers_are_those_of_the_kernel() -> None:
