@@ -43,7 +43,7 @@ from torpor.control.views import Viewer
 from torpor.model.branches import Branched, BranchList, BranchStep, check_life
 from torpor.model.database import Database, DatabaseState
 from torpor.model.errors import Conflict, DatabaseInUse, StartTimeout
-from torpor.model.names import check_database_name
+from torpor.model.names import DatabaseId, check_database_name
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import DatabaseView, StepView
@@ -249,6 +249,13 @@ class Branches:
                 await asyncio.gather(verifying, return_exceptions=True)
             raise
         return compute
+
+    def be_of(self, id: DatabaseId, major: int) -> None:
+        """Note of which major a branch is, while its volume is being made: what was can be of an older one than what is."""
+        compute = self._fleet.get(id)
+        if compute is not None and compute.major != major:
+            self._catalog.set_major(id, major)
+            self._fleet.update(replace(compute.database, major=major))
 
     async def _copy(self, source: Compute, data: Path, uid: int) -> Snapshot:
         if not self._volumes.reflinks:

@@ -11,7 +11,7 @@ import copy
 import os
 import subprocess
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -193,6 +193,7 @@ class Restores:
     ) -> None:
         """Fill `data` by the first of these routes that leads to the moment. Raises MomentNotReached, HistoryCorrupt, …."""
         for number, route in enumerate(found):
+            self._branches.be_of(_id_of(data), route.base.facts.major)  # it may have been upgraded since
             try:
                 async with repository.hold(route.base.number):
                     await self._filling(source, history, repository, route, moment, data, uid, progress).run()
@@ -234,6 +235,7 @@ class Restores:
         progress: Progress,
     ) -> "_Filling":
         segment_bytes = history.shipped.segment_bytes if history.shipped is not None else _USUAL_SEGMENT_BYTES
+        source = replace(source, major=route.base.facts.major)
         return _Filling(self._around, source, repository, route, segment_bytes, moment, data, uid, progress)
 
 
@@ -306,10 +308,7 @@ class _Filling:
         await self._replay(self._moment if not self.to_the_end else Moment())
 
     async def _replay(self, moment: Moment) -> None:
-        id = self._data.parent.name.rpartition("-")[2]
-        if not is_database_id(id):
-            raise Unavailable(f"{self._data} is no volume that is being made")
-        await recover(self._source, DatabaseId(id), self._data, self._uid, self._around, moment, self._replaying, self.manner)
+        await recover(self._source, _id_of(self._data), self._data, self._uid, self._around, moment, self._replaying, self.manner)
 
     def _replaying(self, name: str) -> None:
         start = self._route.base.facts.start_lsn
@@ -325,6 +324,14 @@ class _Filling:
 def position_of(name: str, segment_bytes: int) -> int:
     """Where a file of the log begins. Pure."""
     return (int(name[8:16], 16) * ((1 << 32) // segment_bytes) + int(name[16:24], 16)) * segment_bytes
+
+
+def _id_of(data: Path) -> DatabaseId:
+    """Whose volume is being made there."""
+    id = data.parent.name.rpartition("-")[2]
+    if not is_database_id(id):
+        raise Unavailable(f"{data} is no volume that is being made")
+    return DatabaseId(id)
 
 
 async def _at_once(count: int) -> None:
