@@ -23,7 +23,7 @@ bench: ## every benchmark, one after the other, into bench/results.json
 soak: ## hours of load, faults and sleep; MINUTES=60
 	@scripts/setup test
 	@.venv/bin/python -m bench.fuzz --minutes 5 && .venv/bin/python -m bench.escapes --minutes 15
-	@.venv/bin/python -m bench.power_cut --minutes 10 && .venv/bin/python -m bench.branch_soak --count 1000
+	@.venv/bin/python -m bench.power_cut --minutes 10 && .venv/bin/python -m bench.branch_soak --count 1000 && .venv/bin/python -m bench.at_once
 	@.venv/bin/python -m bench.soak --minutes $(or $(MINUTES),60) $(ARGS)
 
 lock: ## remake the lock files; ARGS=--upgrade takes newer versions

@@ -132,7 +132,7 @@ def test_what_is_archived_can_be_reset(server: Server) -> None:
     branch = MadeDatabase(name, made["database"]["id"], made["credentials"]["url"], made["credentials"]["password"])
     with connect(branch) as connection:
         connection.execute("CREATE TABLE tried AS SELECT 1")
-    archive_until(server, branch, lambda: server.tier(name) == "archived")
+    archive_until(server, branch, lambda: server.tier(name) == "archived" and not server.call("GET", "/v1/jobs?state=running")["jobs"])
     server.call("POST", f"/v1/databases/{name}/reset", {"force": True})
     with connect(branch) as connection:
         assert connection.execute("SELECT to_regclass('tried')").fetchone() == (None,)

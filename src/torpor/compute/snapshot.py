@@ -48,7 +48,8 @@ from torpor.compute.compute import Compute
 from torpor.compute.lifecycle import ComputeState
 from torpor.compute.sandbox.command import DATA
 from torpor.compute.service import QueryFailed, Row, ServiceSession
-from torpor.model.errors import ComputeLost, Conflict, Unavailable
+from torpor.model.database import DatabaseState
+from torpor.model.errors import ComputeLost, Conflict, ShuttingDown, Unavailable
 from torpor.model.lsn import is_segment_size, parse_lsn, segment_name
 from torpor.model.sleep import Tier, WakeReason
 from torpor.storage.copying import Selection, clear_tree, copy_files, copy_tree
@@ -136,7 +137,9 @@ async def _as_it_is(compute: Compute, volumes: Volumes, data: Path, uid: int) ->
         return None
     try:
         await copy_tree(volumes.data(compute.database.id), data, uid, _STILL)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if compute.database.state is DatabaseState.DELETING:
+            raise ShuttingDown(f"database {compute.database.label} is being removed") from error
         if compute.moves == moves:
             raise
     if compute.moves == moves:

@@ -26,7 +26,7 @@ class Claims:
         """Claim databases, all or none; `doing` is what is being done to them ("archived"). Raises Conflict where one is claimed."""
         for compute in computes:
             if (held := self._held.get(compute.database.id)) is not None:
-                raise Conflict(f"database {compute.database.label} is being {held.doing}", "wait for its end: `torpor job ls`")
+                raise Conflict(f"database {compute.database.label} is being {held.doing}", "try again when that has ended")
         claim = Claim(doing, self._held, [compute.database.id for compute in computes])
         self._held.update(dict.fromkeys(claim.ids, claim))
         return claim
