@@ -78,6 +78,7 @@ class Server:
         uid_base = 400_000 + random.randrange(1_000_000) * _UIDS
         self.settings: dict[str, object] = {"door_port": 0, "api_port": 0, "warm_pool_size": 0, "uid_base": uid_base, "tls": "off"}
         self.settings["history_store"] = "none"  # it costs as much as most tests; those that need one say so
+        self.settings["drill_every_s"] = "never"  # else one could come at any moment
         # Tests fail to log in on purpose, one right after the other (test_guard_live.py has the penalty for it).
         self.settings |= {"failed_login_penalty_s": 0, **settings}
         self.process: subprocess.Popen[bytes] | None = None

@@ -65,7 +65,11 @@ _LONG = " -c statement_timeout=0 -c lock_timeout=0"
 _BAD_BLOCK = re.compile(r'checksum verification failed in file "(?:/data/)?([^"]+)", block (\d+)')
 _BAD_BLOCKS = re.compile(r"^Bad checksums:\s+(\d+)", re.MULTILINE)
 _NO_CHECKSUMS = "data checksums are not enabled"
-_KILLED = ("was terminated by signal 9", "exited with exit code 137")
+_NOT_STOPPED = "cluster must be shut down"
+_NOT_CONNECTED = re.compile(r"connection to server|server closed the connection|could not connect|no connection to the server")
+_KILLED = "was terminated by signal 9"
+_CRASHED = re.compile(r"was terminated by signal (4|6|7|8|11)\b[^\n]*")
+_LOG_BYTES = 65_536
 _DATABASES, _TABLES = sql("checked_databases"), sql("checked_tables")
 _BY_TABLE = "SET enable_seqscan = on; SET enable_indexscan = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off"
 _BY_INDEX = "SET enable_seqscan = off; SET enable_indexscan = off; SET enable_indexonlyscan = on; SET enable_bitmapscan = off"
@@ -109,6 +113,8 @@ async def check_pages(plan: LaunchPlan, tree: Tree, hold: AbstractAsyncContextMa
         return True
     if _NO_CHECKSUMS in said:
         return False
+    if _NOT_STOPPED in said:
+        raise Overtaxed("PostgreSQL could not be stopped in order in time")
     if found := _BAD_BLOCK.search(said):
         many = total[1] if (total := _BAD_BLOCKS.search(said)) else "some"
         raise Damaged(
@@ -135,9 +141,12 @@ async def check(source: Database, id: DatabaseId, data: Path, around: Surroundin
         tell("checking tables and indexes")
         await _check_relations(plan, tree, door, places, source.major, manner)
         tables, rows = await _count(tree, door, source.major, manner, tell)
-    except (ComputeLost, Damaged) as error:
-        if any(word in logfile.last_words(manner.log) for word in _KILLED) or tree.memory_load().killed:
+    except (ComputeLost, Damaged, Overtaxed) as error:
+        said = _end_of(manner.log)
+        if tree.memory_load().killed or _KILLED in said:
             raise Overtaxed("PostgreSQL, or a program of it, was ended by the kernel") from error
+        if not isinstance(error, Damaged) and (crash := _CRASHED.search(said)):
+            raise Damaged(DrillCause.ROWS, f"PostgreSQL crashed while it was looked through: {_clean(crash[0])}") from error
         raise
     finally:
         await postmaster.end_at_once()
@@ -319,8 +328,17 @@ async def _running(process: "subprocess.Popen[bytes]", tree: Tree) -> AsyncItera
 def _failure(program: str, code: int, said: str, cause: DrillCause) -> Unavailable:
     if code < 0 or code >= 128:
         return Overtaxed(f"{program} was ended by a signal")
+    if _NOT_CONNECTED.search(said):
+        return Overtaxed(f"{program} lost PostgreSQL: {_clean(' '.join(said.split()))}")
     lines = [line for line in said.splitlines() if "error:" in line] or said.splitlines() or ["it ended without a word"]
     return Damaged(cause, f"{program} could not look at all of it: {_clean(lines[-1])}")
+
+
+def _end_of(log: Path) -> str:
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_BYTES))
+        return file.read(_LOG_BYTES).decode("utf-8", "replace")
+    return ""
 
 
 def _clean(text: str) -> str:

@@ -7,7 +7,7 @@ to go on (`pace`).
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
@@ -36,7 +36,7 @@ class Considerate:
     def __init__(
         self,
         pressure: Callable[[], Pressure],
-        refuse: Callable[[], Unavailable | None],
+        refuse: Callable[[], Awaitable[Unavailable | None]],
         clock: Clock,
         bytes_per_s: float,
         longest_s: float,
@@ -44,7 +44,7 @@ class Considerate:
         too_long: Unavailable,
         too_busy: Unavailable,
     ) -> None:
-        """`refuse` is asked once a second, in a thread, and says why the work is to be given up at once, if it is. `too_long` is raised
+        """`refuse` is asked once a second, and says why the work is to be given up at once, if it is. `too_long` is raised
         after `longest_s`, `too_busy` after `longest_wait_s` of waiting in all."""
         self._pressure, self._refuse, self._clock = pressure, refuse, clock
         self._bytes_per_s = bytes_per_s
@@ -95,7 +95,7 @@ class Considerate:
 
     async def _watch(self) -> None:
         while True:
-            reason = await asyncio.to_thread(self._refuse)
+            reason = await self._refuse()
             if self._clock.monotonic() >= self._ends_at:
                 reason = reason or self._too_long
             if is_pressed(self._pressure()):

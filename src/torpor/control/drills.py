@@ -43,7 +43,7 @@ from torpor.control.restore import Restores, Route, routes
 from torpor.model.database import Database, DatabaseState
 from torpor.model.drills import DrillCause, DrillList, DrillResult, DrillView
 from torpor.model.errors import Conflict, DrillFailed, DrillNotPossible, HistoryMissing, PoolFull, TorporError, Unavailable
-from torpor.model.history import Moment
+from torpor.model.history import History, Moment
 from torpor.model.jobs import JobView
 from torpor.model.lsn import format_lsn, parse_lsn
 from torpor.model.names import DatabaseId
@@ -268,8 +268,8 @@ class Drills:
         if missing := gap(bases, pieces, history):
             raise Damaged(DrillCause.LOG_GAP, missing)
         found = spans(bases, pieces)
-        if not found and history.base_at is None:
-            raise Impossible(DrillCause.HOST, "it has no base yet")
+        if not found and not _has_whole_base(history):
+            raise Impossible(DrillCause.HOST, "it has no base yet from which it could be restored")
         moment = choose_moment(found, history, self._chance)
         route = routes(bases, pieces, history, moment)[0]
         facts = route.base.facts
@@ -337,12 +337,12 @@ class Drills:
     def _considerate(self, id: DatabaseId, allowed: int) -> Considerate:
         looks = 0
 
-        def refuse() -> Unavailable | None:
+        async def refuse() -> Unavailable | None:
             nonlocal looks
             looks += 1
             if self._volumes.level is not PoolLevel.ROOM:
                 return PoolFull("the storage pool became full")
-            if looks % _MEASURE_EVERY == 0 and self._volumes.scratch_bytes(id) > allowed:
+            if looks % _MEASURE_EVERY == 0 and await asyncio.to_thread(self._volumes.scratch_bytes, id) > allowed:
                 return Impossible(DrillCause.POOL, f"it took more than the {allowed >> 20} MB that were meant for it")
             return None
 
@@ -355,6 +355,11 @@ class Drills:
     def _reached(self, step: DrillStep, database: Database) -> None:
         """Every step goes through here."""
         log.debug("drill", database=database.label, step=str(step))
+
+
+def _has_whole_base(history: History) -> bool:
+    """Whether the present stretch has a base, with the log in the store that makes it whole."""
+    return history.base_lsn is not None and history.shipped is not None and history.shipped.lsn >= history.base_lsn
 
 
 def _limits() -> Limits:

@@ -22,6 +22,7 @@ from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.audit import AuditFilter
 from torpor.model.branches import Branched, BranchList, PastBranch
+from torpor.model.drills import DrillList
 from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, JobNotFound, TorporError, Unauthorized
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobList, JobState, JobView
@@ -106,6 +107,8 @@ class Twin:
     history: HistoryView = examples.HISTORY
     bases: BaseList = examples.BASES
     # How many requests are still refused since they come too early.
+    drills: DrillList = examples.DRILLS
+    recoverable: RecoverableList = examples.RECOVERABLES
     early: int = 0
     # Called with each request before it is answered; may raise a TorporError.
     hook: Callable[[str, str], None] = lambda method, path: None
@@ -124,6 +127,10 @@ class Twin:
         if path.startswith("/v1/jobs"):
             return 200, self._job(method, path.removeprefix("/v1/jobs").strip("/"))
         if path == "/v1/host":
+        if path == "/v1/drills":
+            return 200, self.drills
+        if path.startswith("/v1/recovery"):
+            return self._recovery(method, path.removeprefix("/v1/recovery"), query, body)
             return 200, self._host()
         if path == "/v1/databases":
             return (201, self._create(body)) if method == "POST" else (200, self._list(query))
@@ -174,7 +181,9 @@ class Twin:
                 return 200, RetentionView((body.get("keep_days") or 7) * 86_400.0, body.get("keep_bases") or 30, ("keep_s",))
             case "GET", "backups":
                 return 200, self.bases
-            case "POST", "backups" | "restore" | "upgrade" | "archive":
+            case "GET", "drills":
+                return 200, self.drills
+            case "POST", "drills" | "backups" | "restore" | "upgrade" | "archive":
                 (job, *_), *_ = self.jobs.values()
                 return 202, job
             case "POST", "branches" if "at" in body or "lsn" in body:

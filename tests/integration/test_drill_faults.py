@@ -1,0 +1,72 @@
+"""Restore drills that are killed at each of their steps: nothing of them is left, and the database has noticed nothing."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from urllib.error import URLError
+
+import pytest
+
+from tests.support.branching import connect
+from tests.support.drilling import HASTE, NEWEST, drill
+from tests.support.faults import assert_nothing_half_made
+from tests.support.histories import back_up, server_with_history, wait_shipped
+from tests.support.server import Server
+from torpor.control.drills import DRILL_STEPS
+from torpor.control.restore import RestoreStep
+
+pytestmark = [pytest.mark.fault, pytest.mark.slow]
+
+_LOOKED_THROUGH = "looked through"  # in the midst of it, while PostgreSQL and pg_amcheck run
+STEPS = (*DRILL_STEPS, RestoreStep.LOG, _LOOKED_THROUGH)
+_DIES = """
+import os, torpor.control.restore as r, torpor.compute.checking as c
+def dying(was):
+    def reached(self, step, *rest):
+        was(self, step, *rest)
+        if step == {step!r}:
+            os.kill(os.getpid(), 9)
+    return reached
+r._Filling._reached = dying(r._Filling._reached)
+d.Drills._reached = dying(d.Drills._reached)
+serve = c._serve
+async def serving(*given):
+    if {step!r} == "looked through":
+        import threading
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), 9)).start()
+    await serve(*given)
+c._serve = serving
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with server_with_history(freeze_after_s="never") as (server, _):
+        yield server
+        assert "Traceback" not in server.log, server.log[-6000:]
+
+
+def test_killed_after_each_step(server: Server) -> None:
+    shop = server.create("shop")
+    with connect(shop.url) as connection:
+        connection.execute("CREATE TABLE things AS SELECT generate_series(1, 5) AS id")
+        back_up(server, "shop")
+    wait_shipped(server, "shop")
+    server.stop()
+    for step in STEPS:
+        server.prelude = HASTE + NEWEST + _DIES.format(step=str(step))
+        server.start()
+        assert_nothing_half_made(server)
+        with suppress(URLError, ConnectionError):
+            server.call("POST", "/v1/databases/shop/drills")
+        assert server.process is not None
+        assert server.process.wait(200) == -9, (step, server.log[-3000:])
+        server.process = None
+    server.prelude = HASTE + NEWEST
+    server.start()
+    assert_nothing_half_made(server)
+    for name in ("run", "logs"):
+        assert {path.name.removesuffix(".log") for path in (server.data_dir / name).glob("d*")} <= {shop.id}
+    assert server.call("GET", "/v1/databases/shop/drills")["drills"] == []
+    assert drill(server, "shop")["state"] == "done"
+    with connect(shop.url) as connection:
+        assert connection.execute("SELECT count(*) FROM things").fetchone() == (5,)
