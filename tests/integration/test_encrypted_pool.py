@@ -11,6 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.support.faults import eventually
 from tests.support.pools import lacks_encryption
 from tests.support.server import Server
 from torpor.base.host import setup
@@ -43,11 +44,11 @@ def test_what_lies_on_the_disk_tells_nothing_and_nothing_opens_without_the_key(s
         connection.execute("CREATE TABLE secrets (text text)")
         connection.execute("INSERT INTO secrets SELECT %s FROM generate_series(1, 100)", [secret])
     server.stop()
-    os.sync()
+    subprocess.run(["sync", "--file-system", str(server.data_dir / "volumes")], check=True)
     assert _holds(server.data_dir / "volumes" / shop.id, secret)  # else this test would say nothing
     assert not _holds(Sealed(server.data_dir).image, secret)
 
-    assert _torpor(server, "host", "lock").returncode == 0
+    eventually(lambda: _torpor(server, "host", "lock").returncode == 0)  # the last process in it has ended, and may not be gone yet
     assert os.listdir(server.data_dir / "volumes") == []
     key = server.data_dir / "pool.key"
     elsewhere = server.data_dir / "elsewhere.key"
@@ -62,13 +63,6 @@ def test_what_lies_on_the_disk_tells_nothing_and_nothing_opens_without_the_key(s
     server.start()
     with psycopg.connect(shop.url) as connection:
         assert connection.execute("SELECT count(*) FROM secrets WHERE text = %s", [secret]).fetchone() == (100,)
-
-    # While the pool is open nobody asks for the key: whoever pulls it out takes no database away.
-    server.kill()
-    elsewhere.unlink()
-    server.start()
-    with psycopg.connect(shop.url) as connection:
-        assert connection.execute("SELECT count(*) FROM secrets").fetchone() == (100,)
 
 
 def _holds(place: Path, text: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.faults import eventually
-from tests.support.pools import MEMORY, kinds, lacks_encryption, loop_pool, make_image, unmount
+from tests.support.pools import MEMORY, kinds, lacks_encryption, loop_pool, make_image, mount, unmount
 from tests.unit.host.test_plan import HOST, POOL, by_name, steps
 from torpor.base import fscrypt
 from torpor.base.fscrypt import KeyStatus
@@ -163,6 +163,11 @@ def undo(data: Path) -> Step:
     return {step.name: step for step in setup.undo(data, Machine())}[POOL_STEP]
 
 
+def sync(point: Path) -> None:
+    """Have all that is written there in the file below."""
+    subprocess.run(["sync", "--file-system", str(point)], check=True)
+
+
 def holds(image: Path, text: bytes) -> bool:
     """Whether the bytes are anywhere in the file."""
     return subprocess.run(["grep", "--quiet", "--text", "--fixed-strings", text.decode(), str(image)]).returncode == 0
@@ -193,10 +198,7 @@ def test_a_real_encrypted_pool(data: Path, filesystem: str) -> None:
     secret = f"hummingbird {uuid.uuid4()}".encode()
     (volumes / "d1").mkdir()
     (volumes / "d1" / "table").write_bytes(secret * 1000)
-    fd = os.open(volumes, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-    os.sync()
+    sync(volumes)
     assert holds(sealed.pool_image, secret)
     assert not holds(sealed.image, secret)
     assert not holds(sealed.image, b"pool.img")
@@ -213,7 +215,7 @@ def test_a_real_encrypted_pool(data: Path, filesystem: str) -> None:
     assert next(setup.lock(data, Machine())).state is State.DONE
 
     # Whoever mounts what lies on the disk, as it is, sees that there is something.
-    subprocess.run(["mount", "-o", "loop,ro", str(sealed.image), str(sealed.point)], check=True)
+    mount("ext4", sealed.image, sealed.point)
     try:
         (name,) = os.listdir(sealed.point / "pool")
         assert name != "pool.img"
@@ -281,6 +283,7 @@ def test_a_pool_that_cant_be_made_leaves_nothing(data: Path) -> None:
     assert os.listdir(data) == ["host.lock"]
 
 
+@real
 @pytest.mark.root
 def test_a_file_system_that_cant_encrypt_is_refused(data: Path) -> None:
     """As a kernel without encryption would show it."""
@@ -368,19 +371,19 @@ def test_room_counts_every_disk_below(data: Path) -> None:
             assert before.total_bytes > 900 * MB
             assert 300 * MB < before.free_bytes < 700 * MB
             (disk / "others").write_bytes(os.urandom(100 * MB))
-            os.sync()
             assert before.free_bytes - look(disk / "torpor/volumes").free_bytes > 80 * MB
             (disk / "others").unlink()
 
             # What is removed from the pool is free on the disk again.
             (disk / "torpor/volumes/large").write_bytes(os.urandom(30 * MB))
-            os.sync()
+            sync(disk / "torpor/volumes")
             image = Sealed(disk / "torpor").image
             taken = image.stat().st_blocks * 512
             (disk / "torpor/volumes/large").unlink()
 
             def is_freed() -> bool:
-                os.sync()
+                sync(disk / "torpor/volumes")
+                sync(disk / "torpor/sealed")
                 return image.stat().st_blocks * 512 < taken - 20 * MB
 
             eventually(is_freed, 60)

@@ -28,7 +28,7 @@ _POINT_NAME, _DIRECTORY_NAME, _POOL_NAME = "sealed", "pool", "pool.img"
 # minixdf: what the file system needs itself counts as used, as in the image. noexec and so on: nothing but the pool's image is in it.
 _OPTIONS = "loop,noatime,discard,minixdf,nosuid,nodev,noexec"
 _JOURNAL_MB = 64
-_MAKE = ("mkfs.ext4", "-q", "-F", "-O", "encrypt", "-m", "0", "-N", "128", "-J", f"size={_JOURNAL_MB}", "-e", "remount-ro")
+_MAKE = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-O", "encrypt", "-m", "0", "-N", "128", "-J", f"size={_JOURNAL_MB}", "-e", "remount-ro")
 # Extents of an image that is in pieces of 4 kB all over take 0.3 % of it; bitmaps and descriptors 0.02 %.
 _SPARE_SHARE, _SPARE_BYTES = 100, 192 << 20
 MAX_POOL_BYTES = 15 << 40
@@ -145,6 +145,8 @@ class Sealed:
             if gone:
                 output = machine.run(["umount", str(self.point)])
                 if output.code == 0:
+                    while self._is_attached(machine) and time.monotonic() < deadline:  # whoever mounts it next meets no half gone device
+                        time.sleep(_AGAIN_S)
                     return True
                 left = output.complaint
             time.sleep(_AGAIN_S)
@@ -164,6 +166,9 @@ class Sealed:
         self.close(machine)
         self.image.unlink(missing_ok=True)
         self.clear(machine)
+
+    def _is_attached(self, machine: Machine) -> bool:
+        return self.image.exists() and bool(machine.run(["losetup", "--noheadings", "--associated", str(self.image)]).out.strip())
 
     def _mount(self, image: Path, key: PoolKey, machine: Machine) -> None:
         try:
