@@ -245,7 +245,7 @@ class Drills:
         except (TorporError, OSError) as error:
             verdict = judge(await self._unless_expired(error, database, report.base))
             result, cause, detail, hint = verdict.result, verdict.cause, verdict.detail, verdict.hint
-        if self._fleet.get(database.id) is not compute or compute.database.state is not DatabaseState.READY:
+        if self._is_gone(database.id):
             raise Conflict(f"{database.label} was removed meanwhile")
         drill = DrillView(
             database.label, result, began_at, self._clock.time(), report.moment, report.base, report.size_bytes, report.log_bytes,
@@ -280,7 +280,7 @@ class Drills:
         id = new_id()
         self._reached(DrillStep.CHOSEN, database)
         async with repository.hold(route.base.number), self._volumes.scratch(id, allowed) as scratch:
-            async with self._considerate(id, allowed) as manners:
+            async with self._considerate(id, database, allowed) as manners:
                 manner = Manner(_limits(), _BUFFERS_MB, scratch / "log", manners.held)
                 data = scratch / "data"
                 to_the_end = await self._restores.rehearse(
@@ -289,8 +289,9 @@ class Drills:
                 self._reached(DrillStep.RESTORED, database)
                 await self._check_end(repository, route, data, moment, to_the_end)
                 total = report.size_bytes + report.log_bytes
+                restored = replace(database, major=facts.major)  # it may have been upgraded since
                 counted = await check(
-                    database, id, data, self._around, manner, scratch / "met", lambda note: progress(total, total, "bytes", note)
+                    restored, id, data, self._around, manner, scratch / "met", lambda note: progress(total, total, "bytes", note)
                 )
                 report.tables, report.rows, report.checked = counted.tables, counted.rows, counted.checked
             self._reached(DrillStep.CHECKED, database)
@@ -326,6 +327,10 @@ class Drills:
                 f"PostgreSQL can't replay the log behind {format_lsn(at)}, though it goes on to {format_lsn(route.end)}",
             )
 
+    def _is_gone(self, id: DatabaseId) -> bool:
+        compute = self._fleet.get(id)
+        return compute is None or compute.database.state is not DatabaseState.READY
+
     def _check_room(self, allowed: int) -> None:
         room = self._volumes.room()
         if self._volumes.level is not PoolLevel.ROOM or allowed > (room.free_bytes - room.kept_bytes) * _SHARE_OF_ROOM:
@@ -334,7 +339,7 @@ class Drills:
                 DrillCause.POOL, f"a drill on it takes {allowed >> 20} MB of the pool, and may take half of the {free_mb} MB there"
             )
 
-    def _considerate(self, id: DatabaseId, allowed: int) -> Considerate:
+    def _considerate(self, id: DatabaseId, database: Database, allowed: int) -> Considerate:
         looks = 0
 
         async def refuse() -> Unavailable | None:
@@ -342,6 +347,8 @@ class Drills:
             looks += 1
             if self._volumes.level is not PoolLevel.ROOM:
                 return PoolFull("the storage pool became full")
+            if self._is_gone(database.id):
+                return Impossible(DrillCause.HOST, "it was removed")
             if looks % _MEASURE_EVERY == 0 and await asyncio.to_thread(self._volumes.scratch_bytes, id) > allowed:
                 return Impossible(DrillCause.POOL, f"it took more than the {allowed >> 20} MB that were meant for it")
             return None
