@@ -189,10 +189,13 @@ def _finish(invocation: Invocation, client: Client, answer: Any, quietly: bool =
     done = progress.finish(invocation, client, answer["job"])
     answer["job"] = client.get(f"/v1/jobs/{done.id}")
     made = client.fetch(DatabaseDetail, f"/v1/databases/{begun.name}").database
+    lacks = text.clean(done.result.get("lacks", ""), 200)
     if quietly:
-        invocation.hint(f"{made.name} is back")
+        invocation.hint(f"{made.name} is back{f', but lacks {lacks}' if lacks else ''}")
         return answer
     invocation.emit(answer, made.url)
+    if lacks:
+        invocation.hint(f"it lacks {lacks}")
     invocation.hint(f"{made.name} is back, with its roles and their passwords as they were; the URL is without the password")
     invocation.hint(f"the store keeps what it was: once all is well, torpor recover --forget {done.result.get('from', made.name)}")
     return answer

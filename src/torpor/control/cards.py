@@ -2,8 +2,9 @@
 
 A database that has something in the store, a history or its archived volume, has a card there; before that no base is stored, and no
 volume removed from the pool. What is on it and changes is stored within a second, or as soon as the store allows (it is tried each minute
-at least): nothing waits for it, and nobody is woken. As a database is removed its card is the first that goes from the store. At start all
-are compared with what the store lists, so what a kill cut off is made up for, and a new store gets them all.
+at least): nothing waits for it, and nobody is woken. With each base it is read, and stored again if it is damaged. As a database is removed
+its card is the first that goes from the store. At start all are compared with what the store lists, so what a kill cut off is made up for,
+and a new store gets them all.
 
 Concurrency: on the loop. Cards of one database take turns, a few of several at once. What is changed meanwhile is written once more. Safe
 to cancel; a put that was cut off may have been done, so what the store has of that database is asked for the next time.
@@ -25,7 +26,7 @@ from torpor.model.access_views import AccessView
 from torpor.model.archived import Archived, ArchivedState
 from torpor.model.cards import Card, CardArchive, CardHistory
 from torpor.model.database import Database, DatabaseState
-from torpor.model.errors import HistoryError, TorporError
+from torpor.model.errors import HistoryCorrupt, HistoryError, HistoryMissing, TorporError
 from torpor.model.history import History, line_of
 from torpor.model.names import DatabaseId
 from torpor.model.size import Size
@@ -38,7 +39,7 @@ _GATHER_S = 0.2  # several changes of one operation are one card
 _AGAIN_S = 1.0
 _AGAIN_MOST_S = 60.0
 _AT_ONCE = 4
-_COMPARED_A_TURN = 100
+_COMPARED_A_TURN = 50
 
 
 class CardKeeper(Protocol):
@@ -48,8 +49,8 @@ class CardKeeper(Protocol):
         """Something that may be on the card of a database has changed. Costs next to nothing."""
         ...
 
-    async def ensure(self, id: DatabaseId) -> None:
-        """Have the card in the store as it should be now. Raises what the store raises."""
+    async def ensure(self, id: DatabaseId, check: bool = False) -> None:
+        """Have the card in the store as it should be now; `check` also that what is there can be read. Raises what the store raises."""
         ...
 
 
@@ -59,7 +60,7 @@ class NoCards:
     def touch(self, id: DatabaseId) -> None:
         """Nothing happens."""
 
-    async def ensure(self, id: DatabaseId) -> None:
+    async def ensure(self, id: DatabaseId, check: bool = False) -> None:
         """Nothing happens."""
 
 
@@ -74,10 +75,8 @@ def card_of(
         segment_bytes = history.shipped.segment_bytes if history.shipped is not None else None
         of_history = CardHistory(history.wrapped_key, segment_bytes, history.keep_s, history.keep_bases)
     if archived is not None and archived.state is not ArchivedState.BACK:
-        shipped = history.shipped if history is not None else None
-        line, lsn = (line_of(history.run, shipped.timeline), shipped.lsn) if history is not None and shipped is not None else (0, 0)
         is_archived = archived.state is ArchivedState.ARCHIVED
-        of_archive = CardArchive(archived.wrapped_key, is_archived, archived.at, archived.size_bytes, line, lsn)
+        of_archive = CardArchive(archived.wrapped_key, is_archived, archived.at, archived.size_bytes, *_reached(history))
     return Card(
         database.id,
         database.name,
@@ -96,6 +95,15 @@ def card_of(
         of_history,
         of_archive,
     )
+
+
+def _reached(history: History | None) -> tuple[int, int]:
+    """How far a history is; where its volume was exchanged, and nothing shipped since, it is behind whatever comes next."""
+    if history is None:
+        return 0, 0
+    if history.shipped is None:
+        return line_of(history.run + 1, 0), 0
+    return line_of(history.run, history.shipped.timeline), history.shipped.lsn
 
 
 class Cards:
@@ -142,17 +150,23 @@ class Cards:
         """Begin to work: all databases are known, and none is half made any more."""
         self._tasks.spawn_endless(self._run, "keep cards")
 
+    async def finish(self, patience_s: float) -> None:
+        """At the end of Torpor: store what is behind, for some seconds at most. The next Torpor stores what is left."""
+        with contextlib.suppress(TorporError, TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._write_dirty()
+
     def touch(self, id: DatabaseId) -> None:
         """See CardKeeper."""
         self._dirty.add(id)
         self._changed.set()
 
-    async def ensure(self, id: DatabaseId) -> None:
+    async def ensure(self, id: DatabaseId, check: bool = False) -> None:
         """See CardKeeper."""
         async with self._turn(id):
             self._dirty.discard(id)
             try:
-                await self._write(id)
+                await self._write(id, check)
             except BaseException:
                 self._stored.pop(id, None)
                 self._unsure.add(id)
@@ -177,11 +191,11 @@ class Cards:
 
     # -- inside
 
-    async def _write(self, id: DatabaseId) -> None:
+    async def _write(self, id: DatabaseId, check: bool) -> None:
         there = await self._names(id)
         card = self.describe(id)
         wanted = frozenset[str]() if card is None else frozenset([self._box.name(card)])
-        if card is not None and not wanted <= there:
+        if card is not None and not (wanted <= there and (not check or await self._is_readable(wanted))):
             await self._box.put(card, self._clock.time())
         if there - wanted:
             await self._box.remove(there - wanted)
@@ -189,6 +203,13 @@ class Cards:
         self._stored.pop(id, None)
         if wanted:
             self._stored[id] = wanted
+
+    async def _is_readable(self, names: frozenset[str]) -> bool:
+        try:
+            await self._box.newest(list(names))
+        except (HistoryCorrupt, HistoryMissing):
+            return False
+        return True
 
     async def _names(self, id: DatabaseId) -> frozenset[str]:
         if (known := self._stored.get(id)) is not None:

@@ -279,7 +279,7 @@ class Histories:
             tell = progress or _silent
             async with self._volumes.scratch(f"base-{id}") as scratch:
                 track, history, facts = await self._copy(compute, scratch, tell)
-                await self.cards.ensure(id)  # or nobody could open it if this machine were lost
+                await self.cards.ensure(id, check=True)  # or nobody could open it if this machine were lost
                 base = await self.repository(history).put_base(
                     scratch / "data",
                     facts,

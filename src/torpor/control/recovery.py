@@ -46,9 +46,10 @@ from torpor.model.errors import (
     WorkspaceNotFound,
 )
 from torpor.model.history import History, Moment, Shipped
+from torpor.model.lsn import format_lsn
 from torpor.model.names import DatabaseId, check_database_name, is_database_id
 from torpor.model.recovery_views import RecoverableList, RecoverableView, Recovering
-from torpor.model.workspace import DEFAULT_WORKSPACE, Workspace
+from torpor.model.workspace import Workspace
 from torpor.storage.archive.archive import Archive
 from torpor.storage.archive.repository import Repository
 from torpor.storage.archive.retention import Base, LogPiece, spans
@@ -68,8 +69,8 @@ _LIST_HINT = "`torpor recover` lists what the store holds"
 class RecoverStep(StrEnum):
     """The steps of bringing a database back, in order; between CHOSEN and MADE lie those of a restore and of a branch."""
 
-    CHOSEN = "chosen"  # what of the store it is made of
     OWNED = "owned"  # its workspace is there
+    CHOSEN = "chosen"  # what of the store it is made of
     MADE = "made"  # it runs, and nobody can use it yet
     SETTLED = "settled"  # its access lists and its retention are as they were
     READY = "ready"  # it can be used
@@ -84,6 +85,8 @@ class Held:
 
     shelf: Base | None
     routes: tuple[Route, ...]
+    lacks: str = ""
+    """What of it can't be brought back by these routes, though the newest is wanted and the store has log of it."""
 
     @property
     def major(self) -> int:
@@ -102,6 +105,16 @@ class Held:
 def goes_beyond(archive: CardArchive, pieces: list[LogPiece]) -> bool:
     """Whether there is log of what was written after the volume was archived. Pure."""
     return any(piece.timeline > archive.line or (piece.timeline == archive.line and piece.end_lsn > archive.lsn) for piece in pieces)
+
+
+def unreachable(route: Route, pieces: Sequence[LogPiece]) -> str:
+    """What log there is behind the end of a route, in words; nothing where there is none. Pure."""
+    line = route.base.facts.timeline
+    if any(piece.timeline == line and piece.end_lsn > route.end for piece in pieces):
+        return f"the log after {format_lsn(route.end)}: a piece of it is missing in the store"
+    if any(piece.timeline > line for piece in pieces):
+        return "what was written after its last run of log began: no base copy of that had been taken yet"
+    return ""
 
 
 class Recovery:
@@ -191,12 +204,12 @@ class Recovery:
         async def work(progress: Progress) -> dict[str, str]:
             try:
                 async with self._turns:
-                    made = await self._recover(card, name, moment, progress)
+                    return await self._recover(card, name, workspace, moment, progress)
             finally:
                 self._under_way.discard(card.id)
-            return {"database": made.label, "id": made.id, "from": card.id}
 
-        workspace = self._workspace(card)
+        workspace = self._own(card)
+        _reached(RecoverStep.OWNED, card)
         job = self._jobs.start("recover", self._wanted(card, name, card.major, workspace), work, by)
         self._under_way.add(card.id)
         return Recovering(job, name)
@@ -338,21 +351,23 @@ class Recovery:
 
     # -- bringing back
 
-    async def _recover(self, card: Card, name: str, moment: Moment, progress: Progress) -> Database:
+    async def _recover(self, card: Card, name: str, workspace: Workspace, moment: Moment, progress: Progress) -> dict[str, str]:
         progress(0, None, "bytes", "looking")
         held = await self._held(card, moment)
         _reached(RecoverStep.CHOSEN, card)
-        workspace = await self._own(card)
-        _reached(RecoverStep.OWNED, card)
-        if held.shelf is not None:
-            try:
-                return await self._make(card, name, workspace, held, moment, progress)
-            except (HistoryCorrupt, HistoryMissing) as error:
-                if not held.routes:
-                    raise
-                log.warning("an archived volume can't be read, its history is taken", database=card.name, cause=error.message)
-                held = replace(held, shelf=None)
-        return await self._make(card, name, workspace, held, moment, progress)
+        try:
+            made = await self._make(card, name, workspace, held, moment, progress)
+        except (HistoryCorrupt, HistoryMissing) as error:
+            if held.shelf is None or not held.routes:
+                raise
+            log.warning("an archived volume can't be read, its history is taken", database=card.name, cause=error.message)
+            held = replace(held, shelf=None)
+            made = await self._make(card, name, workspace, held, moment, progress)
+        result = {"database": made.label, "id": made.id, "from": card.id}
+        if held.shelf is None and held.lacks:
+            log.warning("recovered without what was written last", database=made.label, cause=held.lacks)
+            result["lacks"] = held.lacks
+        return result
 
     async def _held(self, card: Card, moment: Moment) -> Held:
         """What there is of it. Raises HistoryMissing, HistoryCorrupt."""
@@ -381,7 +396,8 @@ class Recovery:
             )
         # Several lead to a transaction: one of another major than the first would need another PostgreSQL.
         same = (shelf or found[0].base).facts.major
-        return Held(shelf, tuple(route for route in found if route.base.facts.major == same))
+        lacks = unreachable(found[0], pieces) if found and moment == Moment() else ""
+        return Held(shelf, tuple(route for route in found if route.base.facts.major == same), lacks)
 
     def _shelf(self, card: Card) -> Repository:
         assert card.archive is not None
@@ -433,7 +449,7 @@ class Recovery:
             self._histories.set_retention(id, card.history.keep_s, card.history.keep_bases)
         await self._provisioner.hold(compute)
 
-    def _wanted(self, card: Card, name: str, major: int, workspace: Workspace | None) -> Database:
+    def _wanted(self, card: Card, name: str, major: int, workspace: Workspace) -> Database:
         """The new database. It has the room that it had, also where this daemon's setting gives less."""
         size = card.size
         if size.apply(self._around.size).disk_bytes < card.disk_bytes:
@@ -448,25 +464,20 @@ class Recovery:
             card.created_at,
             card.overrides,
             size,
-            workspace.id if workspace is not None else DEFAULT_WORKSPACE,
+            workspace.id,
             card.superuser,
             card.id,
             None,
             expires_at,
         )
 
-    def _workspace(self, card: Card) -> Workspace | None:
+    def _own(self, card: Card) -> Workspace:
+        """The workspace that it belongs to, made when it isn't there."""
         with contextlib.suppress(WorkspaceNotFound):
             return self._workspaces.find(card.workspace)
-        return None
-
-    async def _own(self, card: Card) -> Workspace:
-        """The workspace that it belongs to, made when it isn't there."""
-        if (found := self._workspace(card)) is None:
-            self._workspaces.create(card.workspace)
-            log.info("workspace made", workspace=card.workspace, for_database=card.name)
-            found = self._workspaces.find(card.workspace)
-        return found
+        self._workspaces.create(card.workspace)
+        log.info("workspace made", workspace=card.workspace, for_database=card.name)
+        return self._workspaces.find(card.workspace)
 
 
 def _place(id: DatabaseId, card: Card | TorporError) -> str:

@@ -90,6 +90,7 @@ _LOGINS_S = 5.0  # that logins which are under way have when the next Torpor tak
 _REQUESTS_S = 10.0
 _SETTLES_S = 5.0
 _LAST_LOG_S = 5.0  # to ship what databases wrote last, once they are stopped; the next Torpor ships what is left
+_LAST_CARDS_S = 2.0
 
 
 class House:
@@ -377,6 +378,8 @@ class House:
             await self._fleet.stop_all()
             if self._histories is not None:
                 await self._histories.shipper.finish(_LAST_LOG_S)
+            if self._recovery is not None:
+                await self._recovery.cards.finish(_LAST_CARDS_S)
             await asyncio.to_thread(self._images.close)
         await self._relays.stop(leave)
         await self._close()

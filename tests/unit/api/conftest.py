@@ -38,6 +38,7 @@ from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
@@ -266,6 +267,29 @@ class TwinUpgrades:
         return replace(examples.JOB, kind="undo", database=self.databases.get(name).name)
 
 
+class TwinRecovery:
+    """What a store holds, which is one database."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[tuple[str, bool]] = []
+        self.has_keys = False
+
+    async def list(self, after: str | None, limit: int) -> RecoverableList:
+        return examples.RECOVERABLES
+
+    async def recover(self, wanted: str, name: str | None, moment: Moment, by: str) -> Recovering:
+        if wanted != "shop":
+            raise DatabaseNotFound(f"the store holds no database {wanted}")
+        return replace(examples.RECOVERING, name=name or wanted)
+
+    async def forget(self, wanted: str, force: bool) -> str:
+        self.forgotten.append((wanted, force))
+        return wanted
+
+    async def keys_are_gone(self, id: DatabaseId) -> bool:
+        return not self.has_keys
+
+
 class TwinArchiving:
     """Says that it archives."""
 
@@ -346,6 +370,7 @@ class Desk:
         self.access = AccessControl(AccessRecords(self.catalog.connection), NoFleet(), TaskOwner("access"), self.books.append)
         self.jobs = Jobs(self.audit, self.clock)
         self.histories = TwinHistories()
+        self.recovery = TwinRecovery()
         self.services = Services(
             databases,
             self.workspaces,
@@ -361,6 +386,7 @@ class Desk:
             rewinds=TwinRewinds(databases),
             upgrades=TwinUpgrades(databases),
             drills=TwinDrills(),
+            recovery=self.recovery,
         )
 
     def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:

@@ -25,8 +25,9 @@ from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.drills import DrillList
 from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, JobNotFound, TorporError, Unauthorized
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
-from torpor.model.jobs import JobList, JobState, JobView
+from torpor.model.jobs import JobId, JobList, JobState, JobView
 from torpor.model.names import DatabaseId
+from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import (
@@ -106,9 +107,9 @@ class Twin:
     steps_a_stream: int = 100
     history: HistoryView = examples.HISTORY
     bases: BaseList = examples.BASES
-    # How many requests are still refused since they come too early.
     drills: DrillList = examples.DRILLS
     recoverable: RecoverableList = examples.RECOVERABLES
+    # How many requests are still refused since they come too early.
     early: int = 0
     # Called with each request before it is answered; may raise a TorporError.
     hook: Callable[[str, str], None] = lambda method, path: None
@@ -126,11 +127,11 @@ class Twin:
             return self.rulers.handle(method, path, query, body)
         if path.startswith("/v1/jobs"):
             return 200, self._job(method, path.removeprefix("/v1/jobs").strip("/"))
-        if path == "/v1/host":
         if path == "/v1/drills":
             return 200, self.drills
         if path.startswith("/v1/recovery"):
             return self._recovery(method, path.removeprefix("/v1/recovery"), query, body)
+        if path == "/v1/host":
             return 200, self._host()
         if path == "/v1/databases":
             return (201, self._create(body)) if method == "POST" else (200, self._list(query))
@@ -138,6 +139,22 @@ class Twin:
         if name not in self.databases:
             raise DatabaseNotFound(f"there is no database {name!r}", "`torpor ls` lists them")
         return self._one(method, name, rest[0] if rest else "", query, body)
+
+    def _recovery(self, method: str, rest: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        if rest:
+            return 204, None
+        if method == "GET":
+            return 200, self.recoverable if "after" not in query else replace(self.recoverable, databases=(), next=None)
+        wanted = [one for one in self.recoverable.databases if body["database"] in (one.name, one.id)]
+        if not wanted:
+            raise DatabaseNotFound(f"the store holds no database {body['database']!r}", "`torpor recover` lists what it holds")
+        made = view(body.get("name") or wanted[0].name, number=len(self.databases))
+        if made.name in self.databases:
+            raise DatabaseExists(f"database {made.name!r} exists already", "call it something else")
+        self.add(made)
+        job = JobView(JobId("j" + made.id[1:]), "recover", made.name, JobState.RUNNING, NOW)
+        self.jobs.setdefault(job.id, [job, replace(job, state=JobState.DONE, result={"database": made.name, "from": wanted[0].id})])
+        return 202, Recovering(job, made.name)
 
     def _job(self, method: str, rest: str) -> Any:
         if not rest:
