@@ -134,6 +134,8 @@ class Account:
         for key in sorted(old.keys() | new.keys()):
             if (before := old.get(key)) != (after := new.get(key)):
                 database, kind, what = key
+                if (kind, what, before) == ("schema", "public", None):
+                    continue  # pg_upgrade makes it anew, empty, where it was dropped
                 shown.append(_clean(f"{kind} {what} in {database}: {before or 'missing'} before, {after or 'missing'} after"))
         return shown
 

@@ -134,7 +134,7 @@ def _failure(account: Account) -> Exception:
     message, hint = account.cause()
     if account.has_no_room:
         return PoolFull(f"there is no room for the upgrade ({message})", FULL_HINT)
-    if account.failed:
+    if account.failed and not account.failed.endswith("server"):
         return UpgradeRefused(message, hint or "mend that in the database, and ask again: nothing was changed")
     return UpgradeFailed(f"the upgrade was cut off ({message})", "nothing was changed; ask again")
 

@@ -157,10 +157,7 @@ class Upgrades:
     async def _upgrade(self, compute: Compute, to: int, check: bool, force: bool, progress: Progress) -> dict[str, str]:
         before = compute.major
         await have_volume(compute, "upgrade")
-        used = await self._volumes.measure(compute.database.id)
-        trial, outcome = await self._made(compute, to, Manner(True, used <= _CHECKED_BYTES), "rehearsing", progress)
-        await self._provisioner.remove(trial)
-        self._reached(UpgradeStep.REHEARSED, compute)
+        outcome = await self._rehearse(compute, to, progress)
         result = {"database": compute.database.label, "from": str(before), "to": str(to), **await self._told(compute, outcome)}
         if check:
             return result
@@ -174,6 +171,14 @@ class Upgrades:
             log.warning("statistics are missing after an upgrade", database=compute.database.label, cause=str(error))
             result["statistics"] = "not all are gathered: run ANALYZE"
         return result
+
+    async def _rehearse(self, compute: Compute, to: int, progress: Progress) -> Outcome:
+        """All of it on a copy that is thrown away; what it said."""
+        used = await self._volumes.measure(compute.database.id)
+        trial, outcome = await self._made(compute, to, Manner(True, used <= _CHECKED_BYTES), "rehearsing", progress)
+        await self._provisioner.remove(trial)
+        self._reached(UpgradeStep.REHEARSED, compute)
+        return outcome
 
     async def _switch(self, compute: Compute, to: int, force: bool, progress: Progress) -> Compute:
         """In earnest; the database that has what it was."""
