@@ -20,7 +20,7 @@ from torpor.storage.archive.retention import Base, LogPiece, Span, chain
 _NEVER_S = 365 * 86_400.0
 """One that was never verified counts like one that wasn't for so long."""
 _PAGE_HEADER, _SEGMENT_HEADER = 24, 40
-_RECORD_HEADER = 24
+_RECORD_HEADER, _ALIGNMENT = 24, 8
 _ENDED_BY_KERNEL = "was terminated by signal 9"
 _HINTS = {
     DrillCause.STORED_DAMAGED: "take a new base with `torpor backup`, and look after the store: what it gives back isn't what it was given",
@@ -126,8 +126,9 @@ def is_cut(head: bytes, at: int, end: int) -> bool:
     (length,) = struct.unpack_from("<I", head, skip)
     if length < _RECORD_HEADER:  # zeros to the end of a page
         return end - at < PAGE_BYTES
-    pages = (in_page + skip + length) // PAGE_BYTES
-    return bool(at + skip + length + pages * _PAGE_HEADER > end)
+    # As long as it can be at most, with the longer header on each of its pages: nobody is alarmed for some bytes.
+    pages = (in_page + skip + length) // (PAGE_BYTES - _SEGMENT_HEADER) + 1
+    return bool(at + skip + length + pages * _SEGMENT_HEADER + _ALIGNMENT > end)
 
 
 def judge(error: BaseException) -> Verdict:
