@@ -237,6 +237,7 @@ async def _command(
     more = ["--die-with-parent", "--tmpfs", "/run", "--ro-bind", str(old_root.path), str(_OLD_ROOT)]
     more += ["--ro-bind", str(old.bindir), str(within_old), "--ro-bind", str(new.bindir), str(new_root.bindir)]
     more += ["--ro-bind", str(configurations[0]), str(_OLD_CONFIGURATION), "--ro-bind", str(work / _PASSWD), "/etc/passwd"]
+    more += ["--perms", "0755", "--dir", str(_MORE_LIBRARIES)]
     for name, path in libraries:
         more += ["--ro-bind", str(path), str(_MORE_LIBRARIES / name)]
     filter_fd = os.open(around.sandbox.filter, os.O_RDONLY | os.O_CLOEXEC)
