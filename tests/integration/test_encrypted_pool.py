@@ -28,7 +28,7 @@ def server() -> Iterator[Server]:
     """One that isn't started yet, on an encrypted pool."""
     server = Server()
     try:
-        step = Step("copy-on-write pool", State.CHANGE, "", MakePool(600 << 20, encrypted=True))
+        step = Step("copy-on-write pool", State.CHANGE, "", MakePool(400 << 20, encrypted=True))
         (done,) = setup.apply((step,), server.data_dir, Machine())
         assert done.state is State.CHANGED, done.text
         yield server

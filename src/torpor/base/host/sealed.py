@@ -35,7 +35,7 @@ MAX_POOL_BYTES = 15 << 40
 """ext4 has no larger files, but for some GB."""
 _SUPERBLOCK_AT, _MAGIC_AT, _UUID_AT = 1024, 56, 104
 _MAGIC = b"\x53\xef"
-_PATIENCE_S = 10.0
+_PATIENCE_S = 30.0
 _AGAIN_S = 0.05
 
 
