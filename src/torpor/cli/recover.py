@@ -23,7 +23,7 @@ _AHEAD = 4  # of --all are begun at a time
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--all", "every", is_flag=True, help="All that weren't brought back yet, one after the other.")
+@click.option("--all", "every", is_flag=True, help="All that aren't back under their names yet, a few at a time.")
 @click.option("--as", "new_name", metavar="NAME", help="Call it something else than it was called.")
 @with_moment
 @click.option("--forget", is_flag=True, help="Remove all that the store holds of NAME, for good.")
@@ -151,7 +151,8 @@ def hints(view: RecoverableList, found: list[RecoverableView]) -> list[str]:
 def _recover_all(invocation: Invocation, client: Client, wanted: dict[str, Any]) -> None:
     """A few are begun ahead of the one that is waited for. What fails is told, and the others go on."""
     with invocation.waiting("reading what the store holds"):
-        found = [view for page in _pages(client) for view in client.decode(RecoverableList, page).databases if not view.recovered_as]
+        listed = [view for page in _pages(client) for view in client.decode(RecoverableList, page).databases]
+        found = [view for view in listed if not view.recovered_as or view.recovered_as != view.name]
     waiting, begun, results, failures = deque(found), deque[tuple[str, Any]](), list[Any](), list[dict[str, str]]()
     body = {key: value for key, value in wanted.items() if value is not None}
 

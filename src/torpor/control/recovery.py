@@ -26,6 +26,7 @@ from torpor.compute.surroundings import Surroundings
 from torpor.control.access import AccessControl
 from torpor.control.branches import Branches
 from torpor.control.cards import Cards
+from torpor.control.claims import Claims
 from torpor.control.history import Histories
 from torpor.control.jobs import Jobs, Progress
 from torpor.control.provisioning import Provisioner, new_id
@@ -137,6 +138,7 @@ class Recovery:
         allows_superusers: bool,
         expires: Callable[[Database], None],
         jobs: Jobs,
+        claims: Claims,
     ) -> None:
         self._archive = archive
         self.cards = cards
@@ -153,11 +155,11 @@ class Recovery:
         self._allows_superusers = allows_superusers
         self._expires = expires
         self._jobs = jobs
-        self._under_way: set[DatabaseId] = set()
+        self._claims = claims
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     def __repr__(self) -> str:
-        return f"<Recovery from {self._archive.store.description}, {len(self._under_way)} under way>"
+        return f"<Recovery from {self._archive.store.description}>"
 
     # -- what users ask for
 
@@ -198,21 +200,18 @@ class Recovery:
                 f"the owner of {card.name} is a superuser of PostgreSQL, which this Torpor allows nobody to be",
                 "it takes the setting tenant_superuser, and a sandbox level that holds one (`torpor doctor`)",
             )
-        if card.id in self._under_way:
-            raise Conflict(f"database {card.name} is being recovered already", "wait for it: `torpor job ls`")
+        if card.id in self._histories.doomed():
+            raise DatabaseNotFound(f"what the store held of {card.name} was forgotten meanwhile", _LIST_HINT)
 
         async def work(progress: Progress) -> dict[str, str]:
-            try:
-                async with self._turns:
-                    return await self._recover(card, name, workspace, moment, progress)
-            finally:
-                self._under_way.discard(card.id)
+            async with self._turns:
+                return await self._recover(card, name, workspace, moment, progress)
 
         workspace = self._own(card)
         _reached(RecoverStep.OWNED, card)
-        job = self._jobs.start("recover", self._wanted(card, name, card.major, workspace), work, by)
-        self._under_way.add(card.id)
-        return Recovering(job, name)
+        wanted_now = self._wanted(card, name, card.major, workspace)
+        claim = self._claims.take("recovered", self._was(card, wanted_now))
+        return Recovering(self._jobs.start("recover", wanted_now, work, by, claim), name)
 
     async def forget(self, wanted: str, force: bool) -> str:
         """Have all removed that the store holds of a database that isn't here: first its keys, the rest when the store lets us. Its name.
@@ -226,17 +225,23 @@ class Recovery:
         else:
             card = await self._find(wanted)
             id = card.id
-        name = card.name if isinstance(card, Card) else id
-        if id in self._under_way:
-            raise Conflict(f"{name} is being recovered", "wait for it: `torpor job ls`")
-        if isinstance(card, Card) and not force:
+        if not isinstance(card, Card):  # nobody can be at it
+            await self._doom(id)
+            return id
+        if not force:
             await self._check_lifeless(card)
-        if self._fleet.get(id) is not None:
-            raise Conflict(f"{name} is this Torpor's own", f"to remove it: `torpor rm {name}`")
+        with self._claims.take("forgotten", self._was(card, self._wanted(card, card.name, card.major, None))):
+            await self._doom(id)
+        return card.name
+
+    async def _doom(self, id: DatabaseId) -> None:
+        """Once that is recorded it is done, however long it takes."""
         self._histories.doom(id)
-        if not await self.cards.is_gone(id, _FORGOTTEN_WITHIN_S):
-            log.warning("what is forgotten is still in the store, and goes when that answers", database=name, id=id)
-        return name
+        try:
+            async with asyncio.timeout(_FORGOTTEN_WITHIN_S):
+                await self._archive.cards.destroy(id)
+        except (TorporError, TimeoutError) as error:
+            log.warning("the keys of what is forgotten are in the store until that answers", id=id, cause=str(error))
 
     async def keys_are_gone(self, id: DatabaseId) -> bool:
         """Of a database that was removed here: whether the store has its keys no more, which is waited for a moment. Else that is tried
@@ -292,12 +297,19 @@ class Recovery:
         return fitting[0]
 
     def _made_of(self, cards: Mapping[DatabaseId, Card | TorporError]) -> dict[DatabaseId, str]:
-        """Of which databases others were made already, here or by another Torpor, and what those are called."""
-        made = {card.recovered_from: card.name for card in cards.values() if isinstance(card, Card) and card.recovered_from is not None}
-        for name in self._fleet.names():
-            database = self._fleet.compute(name).database
-            if database.parent is not None and database.branched_at is None:
-                made[database.parent] = name
+        """Of which databases others were made already, here or by another Torpor, and what those are called; one that is called as it was
+        before others, which may be copies of its past."""
+        known = [card for card in cards.values() if isinstance(card, Card)]
+        was = {card.id: card.name for card in known}
+        here = (self._fleet.compute(name).database for name in self._fleet.names())
+        pairs = [
+            *((card.recovered_from, card.name) for card in known),
+            *((database.parent, database.label) for database in here if database.branched_at is None),
+        ]
+        made: dict[DatabaseId, str] = {}
+        for id, name in pairs:
+            if id is not None and made.get(id) != was.get(id):
+                made[id] = name
         return made
 
     async def _view(
@@ -410,8 +422,7 @@ class Recovery:
             raise Conflict(f"{card.name} is of PostgreSQL {held.major}, which isn't installed (installed: {have})", _install(held.major))
         self._around.volumes.check_room(held.size_bytes)
         wanted = self._wanted(card, name, held.major, workspace)
-        # What it was, for those who ask what they make a branch of; it is in no fleet, and nobody can wake it.
-        was = Compute(replace(wanted, id=card.id, name=card.name, parent=None), self._around, self._fleet)
+        was = self._was(card, wanted)
 
         async def fill(_source: Compute, data: Path, uid: int) -> None:
             if held.shelf is not None:
@@ -449,7 +460,11 @@ class Recovery:
             self._histories.set_retention(id, card.history.keep_s, card.history.keep_bases)
         await self._provisioner.hold(compute)
 
-    def _wanted(self, card: Card, name: str, major: int, workspace: Workspace) -> Database:
+    def _was(self, card: Card, wanted: Database) -> Compute:
+        """What it was, for those who ask what they make a branch of, or claim. It is in no fleet, and nobody can wake it."""
+        return Compute(replace(wanted, id=card.id, name=card.name, parent=None), self._around, self._fleet)
+
+    def _wanted(self, card: Card, name: str, major: int, workspace: Workspace | None) -> Database:
         """The new database. It has the room that it had, also where this daemon's setting gives less."""
         size = card.size
         if size.apply(self._around.size).disk_bytes < card.disk_bytes:
@@ -464,7 +479,7 @@ class Recovery:
             card.created_at,
             card.overrides,
             size,
-            workspace.id,
+            workspace.id if workspace is not None else None,
             card.superuser,
             card.id,
             None,

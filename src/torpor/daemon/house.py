@@ -288,6 +288,7 @@ class House:
                     settings.tenant_superuser and around.sandbox.level.holds_superusers,
                     self._expiry.watch,
                     self._jobs,
+                    self._claims,
                 )
             services = Services(
                 databases,

@@ -11,6 +11,7 @@ from torpor.control.access import AccessControl
 from torpor.control.archiving import Archiving
 from torpor.control.branches import Branches
 from torpor.control.cards import Cards
+from torpor.control.claims import Claims
 from torpor.control.history import Histories
 from torpor.control.jobs import Jobs
 from torpor.control.provisioning import Provisioner
@@ -39,6 +40,7 @@ def make_recovery(
     allows_superusers: bool,
     expires: Callable[[Database], None],
     jobs: Jobs,
+    claims: Claims,
 ) -> Recovery:
     """The use cases on databases that are in the store and not here, with the cards of those that are here."""
     cards = Cards(
@@ -75,4 +77,5 @@ def make_recovery(
         allows_superusers,
         expires,
         jobs,
+        claims,
     )

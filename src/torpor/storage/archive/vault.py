@@ -21,8 +21,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from torpor.base.files import sync_directory
+from torpor.base.logs import get_logger
 from torpor.model.errors import HistoryCorrupt, KeyFileUnusable
 from torpor.model.names import DatabaseId
+
+log = get_logger(__name__)
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
@@ -53,6 +56,7 @@ class MasterKey:
             with contextlib.suppress(FileExistsError):
                 if not path.exists():
                     _make(path)
+                    log.info("a master key was made: with a copy of it elsewhere a lost machine can be recovered", key_file=str(path))
             status = path.stat()
             if status.st_mode & 0o077:
                 raise KeyFileUnusable(f"others may read the key file {path}", f"chmod 600 {path}")
