@@ -1,4 +1,4 @@
-"""Restore drills that are killed at each of their steps: nothing of them is left, and the database has noticed nothing."""
+"""Restore drills that are killed at each of their steps: nothing is left of them, and the database has noticed nothing. Then one by itself."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -7,8 +7,8 @@ from urllib.error import URLError
 import pytest
 
 from tests.support.branching import connect
-from tests.support.drilling import HASTE, NEWEST, drill
-from tests.support.faults import assert_nothing_half_made
+from tests.support.drilling import HASTE, NEWEST
+from tests.support.faults import assert_nothing_half_made, eventually
 from tests.support.histories import back_up, server_with_history, wait_shipped
 from tests.support.server import Server
 from torpor.control.drills import DRILL_STEPS
@@ -56,17 +56,20 @@ def test_killed_after_each_step(server: Server) -> None:
         server.prelude = HASTE + NEWEST + _DIES.format(step=str(step))
         server.start()
         assert_nothing_half_made(server)
+        assert server.call("GET", "/v1/databases/shop/drills")["drills"] == []
         with suppress(URLError, ConnectionError):
             server.call("POST", "/v1/databases/shop/drills")
         assert server.process is not None
         assert server.process.wait(200) == -9, (step, server.log[-3000:])
         server.process = None
-    server.prelude = HASTE + NEWEST
+    server.prelude, server.settings["drill_every_s"] = HASTE + NEWEST, 1
+    server.start()
+    eventually(lambda: server.call("GET", "/v1/drills")["verified"] == 1)
+    server.stop()
+    server.settings["drill_every_s"] = "never"
     server.start()
     assert_nothing_half_made(server)
     for name in ("run", "logs"):
         assert {path.name.removesuffix(".log") for path in (server.data_dir / name).glob("d*")} <= {shop.id}
-    assert server.call("GET", "/v1/databases/shop/drills")["drills"] == []
-    assert drill(server, "shop")["state"] == "done"
     with connect(shop.url) as connection:
         assert connection.execute("SELECT count(*) FROM things").fetchone() == (5,)
