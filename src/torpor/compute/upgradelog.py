@@ -20,6 +20,7 @@ _SETTING = re.compile(r"^\s*([A-Za-z_][\w.]*)\s*=")
 _NO_ROOM = "No space left on device"
 
 _HINTS = (
+    ("checking every page", "it is damaged already: REINDEX an index; bring a table back from the history (`torpor branch … --at`)"),
     ("prepared transaction", "end them: COMMIT PREPARED or ROLLBACK PREPARED; SELECT * FROM pg_prepared_xacts shows them"),
     ("reg*", "give these columns another type (text, say), or drop them"),
     ("data type", "give these columns another type (text, say), or drop them"),
@@ -146,7 +147,7 @@ class Account:
         said = [line for line in said if line and not set(line) <= set("-*")]
         logged = [line for lines in self._logs.values() for line in lines]
         text = " ".join(said) or " ".join(logged[:_SHOWN]) or f"{self.failed or 'it'} ended without a word"
-        if logged and (not objects):
+        if logged and not objects and self.failed == "pg_upgrade":  # which says no more than where to look
             text = " ".join(logged[:_SHOWN])
         whole = f"{self._last_step}: {text}" if self._last_step else text
         if objects:

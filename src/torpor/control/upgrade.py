@@ -49,6 +49,7 @@ log = get_logger(__name__)
 
 _WORK = "upgrading"  # beside where the cluster is to be, in a volume that is being made
 _OWN_SLOTS = "torpor_"
+_NEW_BYTES = 64 << 20  # catalogs and log of the new cluster
 _CHECKED_BYTES = 8 << 30  # what pg_amcheck reads in a minute or two
 _STATISTICS_CARRIED_SINCE = 18
 _MOST_TABLES = 10_000
@@ -233,8 +234,8 @@ class Upgrades:
         work = data.parent / _WORK
         tell(0, "copying")
         blank = await self._blank(to)
-        if not self._volumes.reflinks:
-            self._volumes.check_room(await self._volumes.measure(source.database.id))
+        copied = 0 if self._volumes.reflinks else await self._volumes.measure(source.database.id)
+        self._volumes.check_room(copied + _NEW_BYTES)
         work.parent.chmod(0o711)
         work.mkdir(mode=0o700)
         await snapshot(source, self._volumes, work / "old", uid)
