@@ -1,4 +1,4 @@
-"""Restore drills that are killed at each of their steps: nothing is left of them, and the database has noticed nothing. Then one by itself."""
+"""Restore drills that are killed at each of their steps: nothing is left, and the database has noticed nothing. Then one by itself."""
 
 from collections.abc import Iterator
 from contextlib import suppress

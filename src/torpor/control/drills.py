@@ -34,6 +34,7 @@ from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.recovery import Manner
 from torpor.compute.surroundings import Surroundings
+from torpor.control.audit import TORPOR
 from torpor.control.considerate import Considerate
 from torpor.control.drilling import Impossible, choose, choose_moment, gap, is_cut, judge
 from torpor.control.history import Histories
@@ -42,7 +43,7 @@ from torpor.control.provisioning import new_id
 from torpor.control.restore import Restores, Route, routes
 from torpor.model.database import Database, DatabaseState
 from torpor.model.drills import DrillCause, DrillList, DrillResult, DrillView
-from torpor.model.errors import Conflict, DrillFailed, DrillNotPossible, HistoryMissing, PoolFull, TorporError, Unavailable
+from torpor.model.errors import Conflict, DrillFailed, DrillNotPossible, HistoryMissing, PoolFull, TooManyJobs, TorporError, Unavailable
 from torpor.model.history import History, Moment
 from torpor.model.jobs import JobView
 from torpor.model.lsn import format_lsn, parse_lsn
@@ -64,6 +65,7 @@ BYTES_PER_S = 16 * MIB
 MEMORY_BYTES = 256 * MIB
 LONGEST_S = 6 * 3600.0
 LONGEST_WAIT_S = 2 * 3600.0
+WAITING_IN_WORKSPACE = 3
 AGAIN_S = 900.0
 """How soon after one that wasn't possible the next one is tried."""
 
@@ -133,7 +135,7 @@ class Drills:
         self._chance = chance or random.Random()  # noqa: S311  # nobody gains by knowing which database is next
         self._pressure = pressure
         self._turn = asyncio.Lock()
-        self._waiting: set[DatabaseId] = set()
+        self._waiting: dict[DatabaseId, WorkspaceId | None] = {}  # the one that is being verified among them
         self._results = records.results()
         self.counted: Counter[DrillResult] = Counter()
         """Drills since Torpor started, by what became of them."""
@@ -158,7 +160,8 @@ class Drills:
     # -- what users ask for
 
     def drill(self, id: DatabaseId, by: str) -> JobView:
-        """Begin a drill on a database, as a job. Raises Conflict without a history, or while one waits already; TooManyJobs."""
+        """Begin a drill on a database, as a job. Raises Conflict without a history, or while one waits already; TooManyJobs, also when
+        its workspace has some that wait: others want to be verified, too."""
         compute = self._fleet.get(id)
         if compute is None:
             raise Conflict("it is being removed")
@@ -166,8 +169,12 @@ class Drills:
         if id in self._waiting:
             raise Conflict("a drill on it is under way already", "`torpor job ls` tells how far it is")
 
+        workspace = compute.database.workspace
+        if by != TORPOR and list(self._waiting.values()).count(workspace) >= WAITING_IN_WORKSPACE:
+            raise TooManyJobs(f"{WAITING_IN_WORKSPACE} drills of this workspace are under way already", "wait for one: `torpor job ls`")
+
         async def work(progress: Progress) -> dict[str, str]:
-            with self._waits(id):
+            with self._waits(id, workspace):
                 progress(0, None, "bytes", "waiting for another drill" if self._turn.locked() else "choosing a moment")
                 async with self._turn:
                     return _told(await self._drill(compute, progress))
@@ -219,7 +226,7 @@ class Drills:
         if chosen is None:
             return None
         try:
-            job = self.drill(chosen.id, "torpor")
+            job = self.drill(chosen.id, TORPOR)
         except TorporError as error:
             log.info("a drill can't be begun now", cause=error.message)
             return DrillResult.NOT_POSSIBLE
@@ -229,12 +236,12 @@ class Drills:
     # -- one drill
 
     @contextmanager
-    def _waits(self, id: DatabaseId) -> Iterator[None]:
-        self._waiting.add(id)
+    def _waits(self, id: DatabaseId, workspace: WorkspaceId | None) -> Iterator[None]:
+        self._waiting[id] = workspace
         try:
             yield
         finally:
-            self._waiting.discard(id)
+            self._waiting.pop(id, None)
 
     async def _drill(self, compute: Compute, progress: Progress) -> DrillView:
         """From the choice to the report. Raises what isn't to be reported: a removal of the database, the end of Torpor."""

@@ -14,14 +14,14 @@ from torpor.catalog.audit import AuditRecords
 from torpor.catalog.drills import DrillRecords
 from torpor.catalog.histories import HistoryRecords
 from torpor.compute.checking import Damaged
-from torpor.control.audit import Audit
+from torpor.control.audit import TORPOR, Audit
 from torpor.control.drills import AGAIN_S, Drills
 from torpor.control.history import Histories
 from torpor.control.jobs import Jobs, Progress
 from torpor.control.restore import Restores
 from torpor.model.database import Database, DatabaseState
 from torpor.model.drills import DrillCause, DrillResult
-from torpor.model.errors import Conflict, HistoryUnreachable, TorporError
+from torpor.model.errors import Conflict, HistoryUnreachable, TooManyJobs, TorporError
 from torpor.model.history import History
 from torpor.model.jobs import JobState
 from torpor.model.names import DatabaseId
@@ -158,6 +158,23 @@ def test_one_that_is_asked_for(tmp_path: Path) -> None:
         again = ground.drills.drill(one, "host")
         ground.outcome = lambda _database: None
         assert (await ground.jobs.wait(again.id)).state is JobState.DONE and ground.drills.failing == 0
+        await ground.close()
+
+    run(main())
+
+
+def test_no_workspace_has_all_the_turns(tmp_path: Path) -> None:
+    async def main() -> None:
+        ground = Ground(tmp_path, 6)
+        ids = [database.id for database in ground.databases]
+        for id in ids[:3]:
+            ground.drills.drill(id, "host")
+        await asyncio.sleep(1)
+        with pytest.raises(TooManyJobs, match="under way"):
+            ground.drills.drill(ids[3], "host")
+        own = ground.drills.drill(ids[4], TORPOR)
+        await ground.jobs.wait(own.id)
+        assert (await ground.jobs.wait(ground.drills.drill(ids[3], "host").id)).state is JobState.DONE
         await ground.close()
 
     run(main())
