@@ -71,7 +71,7 @@ def lines(view: DrillList, now: float) -> list[str]:
 def last(view: DrillView | None, now: float) -> list[tuple[str, str]]:
     """What the last drill said of a database, in labelled lines. Pure."""
     if view is None:
-        return []
+        return [("verified", "not yet")]
     if view.result is DrillResult.PASSED:
         return [("verified", f"{text.duration(max(0.0, now - view.ended_at))} ago, restored to {text.clean(view.moment)}")]
     failed = f"the drill of {text.duration(max(0.0, now - view.ended_at))} ago FAILED: {text.clean(view.detail, 300)}"

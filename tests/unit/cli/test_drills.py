@@ -30,7 +30,7 @@ def test_the_page() -> None:
 
 
 def test_beside_the_history() -> None:
-    assert last(None, NOW) == []
+    assert last(None, NOW) == [("verified", "not yet")]
     assert last(PASSED, PASSED.ended_at + 7200) == [("verified", f"2 h ago, restored to {PASSED.moment}")]
     (label, words), (_, hint) = last(FAILED, FAILED.ended_at)
     assert label == "verified" and "FAILED: the log is missing" in words and hint == "take a new base"
