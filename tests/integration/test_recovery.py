@@ -161,6 +161,10 @@ def test_all_of_it_comes_back(lost: Lost, s3_settings: dict[str, object]) -> Non
         assert set(found) == {"shop", "kept"}
         assert (found["shop"]["workspace"], found["shop"]["archived"], found["shop"]["trouble"]) == ("acme", False, "")
         assert (found["kept"]["archived"], found["kept"]["id"]) == (True, kept.id)
+        first = server.call("GET", "/v1/recovery?limit=1")
+        second = server.call("GET", f"/v1/recovery?limit=1&after={first['next']}")
+        assert [page["databases"][0]["name"] for page in (first, second)] == ["kept", "shop"]
+        assert second["next"] is None
         assert found["shop"]["from_at"] <= lost.at <= found["shop"]["to_at"]
         began = time.monotonic()
         made = recover(server, "shop")

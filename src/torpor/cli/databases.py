@@ -137,8 +137,9 @@ def ls(invocation: Invocation, tier: str | None, search: str | None, workspace: 
     head, rows = ["NAME", "TIER", "SINCE", "CONNS", "MEMORY", "LAST-WAKE"], [_row(view, now) for view in decoded]
     if len({view.workspace for view in decoded}) > 1:
         head, rows = [*head, "WORKSPACE"], [[*row, view.workspace] for row, view in zip(rows, decoded, strict=True)]
-    if any(view.parent is not None for view in decoded):
-        head, rows = [*head, "BRANCH-OF"], [[*row, view.parent or "-"] for row, view in zip(rows, decoded, strict=True)]
+    parents = [view.parent if view.branched_at is not None else None for view in decoded]
+    if any(parents):
+        head, rows = [*head, "BRANCH-OF"], [[*row, parent or "-"] for row, parent in zip(rows, parents, strict=True)]
     invocation.emit(None, text.table(head, rows, frozenset({2, 3, 4})))
 
 

@@ -237,6 +237,8 @@ class Cards:
     async def _compare(self) -> None:
         """Once: which cards does the store have, and which of them aren't what they should be? Those of others are left alone."""
         there = await self._box.ours()
+        if lost := there.keys() - {id for id in there if self._fleet.get(id) is not None} - {id for id, _ in self._histories.doomed()}:
+            log.info("the store holds databases that aren't here: `torpor recover` lists them", databases=len(lost))
         for number, id in enumerate({*self._histories.ids(), *(archived.id for archived in self._archived.all())}):
             if number % _COMPARED_A_TURN == _COMPARED_A_TURN - 1:
                 await asyncio.sleep(0)

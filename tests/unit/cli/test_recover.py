@@ -8,6 +8,7 @@ from tests.unit.cli.conftest import Run
 from tests.unit.cli.twin import NOW, Twin, view
 from torpor.api import examples
 from torpor.cli.recover import hints
+from torpor.cli.show import lines
 from torpor.model.jobs import JobError, JobId, JobState, JobView
 from torpor.model.recovery_views import RecoverableView
 
@@ -87,6 +88,13 @@ def test_a_job_that_fails_stops_no_other(torpor: Run, running: Twin) -> None:
     assert "1 databases are back, 1 are not" in result.out
     assert "shop: " in result.err
     assert "the storage pool is full" in result.err
+
+
+def test_one_that_was_recovered_is_shown_as_such(torpor: Run, running: Twin) -> None:
+    made = replace(examples.DATABASE, parent=SHOP.id, branched_at=None)
+    assert f"{SHOP.id}, on a machine that was lost" in "\n".join(lines(replace(examples.DETAIL, database=made, lineage=(SHOP.id,)), NOW))
+    running.add(made)
+    assert "BRANCH-OF" not in torpor("ls").out
 
 
 def test_forget(torpor: Run, running: Twin) -> None:
