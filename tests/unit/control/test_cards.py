@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.buckets import Dead, FaultyBucket, MemoryBucket
 from tests.support.fleet import House, make_database
+from tests.support.shelving import DATABASE, Shelves, shelves
 from torpor.base.clock import SystemClock
 from torpor.catalog.archived import ArchivedRecords
 from torpor.catalog.histories import HistoryRecords
@@ -23,6 +24,8 @@ from torpor.model.cards import Card
 from torpor.model.database import DatabaseState
 from torpor.model.errors import HistoryUnreachable
 from torpor.model.history import History, Shipped, line_of
+from torpor.model.jobs import JobState
+from torpor.model.names import DatabaseId
 from torpor.model.size import GIB, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides
 from torpor.storage.archive.card import CardBox
@@ -275,3 +278,37 @@ def test_what_can_t_be_reached_is_told() -> None:
     assert unreachable(route, [LogPiece(line_of(1, 1), 0, 100)]) == ""
     assert "after 0/64" in unreachable(route, [LogPiece(line_of(1, 1), 0, 100), LogPiece(line_of(1, 1), 120, 140)])
     assert "no base copy" in unreachable(route, [LogPiece(line_of(2, 1), 0, 50)])
+
+
+class Keeper:
+    """Is asked for cards, and fails as long as it is told."""
+
+    def __init__(self, found: Shelves) -> None:
+        self.found = found
+        self.fails = True
+        self.seen: list[tuple[ArchivedState, bool]] = []
+
+    def touch(self, id: DatabaseId) -> None:
+        pass
+
+    async def ensure(self, id: DatabaseId, check: bool = False) -> None:
+        archived = self.found.records.get(id)
+        assert archived is not None
+        self.seen.append((archived.state, self.found.data.exists()))
+        if self.fails:
+            raise HistoryUnreachable("a store that fails")
+
+
+async def test_no_volume_leaves_the_pool_before_its_key_is_in_the_store(place: Path) -> None:
+    data = place / "volumes" / DATABASE.id / "data"
+    (data / "pg_wal").mkdir(parents=True)
+    (data / "PG_VERSION").write_bytes(b"18")
+    async with shelves(place) as found:
+        keeper = found.archiving.cards = Keeper(found)
+        failed = await found.archive()
+        assert (failed.state, failed.error and failed.error.kind) == (JobState.FAILED, "history_unreachable")
+        assert (found.data / "PG_VERSION").read_bytes() == b"18"
+        keeper.fails = False
+        assert (await found.archive()).state is JobState.DONE
+        assert keeper.seen == [(ArchivedState.STORING, True)] * 2
+        assert not found.data.exists()
