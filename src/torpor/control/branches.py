@@ -230,7 +230,7 @@ class Branches:
             compute = self._fleet.add(wanted)
             try:
                 _reached(BranchStep.RECORDED, compute, steps)
-                await self._volumes.make(wanted.id, wanted.uid, filled, is_given=True)
+                await self._volumes.make(wanted.id, wanted.uid, filled, is_hasty=True)
                 _reached(BranchStep.COPIED, compute, steps)
                 await _started(compute, source.database.label)
                 async with compute.awake(WakeReason.CREATED, f"a branch of {source.database.label}"):
@@ -240,6 +240,7 @@ class Branches:
                     await asyncio.to_thread(_sync_again, self._volumes.data(wanted.id))
                     verifier = await verifying if verifying is not None else password
                     await _name(compute, source.database.label, name, verifier)
+                    await self._volumes.settle(wanted.id)
                 _reached(BranchStep.NAMED, compute, steps)
             except BaseException:
                 await self._provisioner.remove(compute)
@@ -298,9 +299,9 @@ def _opened(data: Path) -> Iterator[int]:
 
 
 def _spare_sync(data: Path) -> None:
-    """Keep the first start from syncing a thousand files that `Volumes.make` is about to sync, each with a flush of the disk: 0.3 to 3 s.
+    """Keep the first start from opening a thousand files to sync them. Blocking.
 
-    With this setting PostgreSQL asks for `syncfs` instead, which the sandbox refuses to it; it says so in its log, and goes on. Blocking.
+    With this setting PostgreSQL asks for `syncfs` instead, which the preloaded library takes as done as long as the volume isn't settled.
     """
     with contextlib.suppress(OSError), _opened(data) as fd:
         os.write(fd, _NO_SYNC)

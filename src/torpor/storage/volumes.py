@@ -31,6 +31,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.model.errors import AlreadyRunning, DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId, is_database_id
 from torpor.storage.extents import shared_bytes
+from torpor.storage.haste import Haste
 from torpor.storage.quotas import NoQuotas, find_quotas
 from torpor.storage.room import FULL_HINT, PoolLevel, Room, look
 
@@ -75,6 +76,8 @@ class Volumes:
         self.quotas = find_quotas(root) if os.geteuid() == 0 else NoQuotas()
         self.level = PoolLevel.ROOM
         """As it was when somebody looked last."""
+        self.hasty: dict[DatabaseId, Haste] = {}
+        """Those that are thrown away after any crash, until they are settled."""
         self._held = -1
         self._removed = 0
         self._measured: dict[DatabaseId, _Measured] = {}
@@ -154,9 +157,10 @@ class Volumes:
         """Make volume `id` with a copy of `source` (a PGDATA that nobody writes), owned by `uid`. As `make`."""
         await self.make(id, uid, lambda data: _clone(source, data))
 
-    async def make(self, id: DatabaseId, uid: int, fill: Callable[[Path], Awaitable[None]], is_given: bool = False) -> None:
+    async def make(self, id: DatabaseId, uid: int, fill: Callable[[Path], Awaitable[None]], is_hasty: bool = False) -> None:
         """Make volume `id`, owned by `uid`, of what `fill` writes: it gets the path of a PGDATA that doesn't exist yet, or has nothing
-        in it but an empty `pg_wal`, which must stay (it may be a subvolume). `is_given`: what it writes is that user's already.
+        in it but an empty `pg_wal`, which must stay (it may be a subvolume). With `is_hasty` what it writes is that user's already, and
+        nothing is durable before `settle`.
 
         All or nothing, also under kill -9: a half-made one has another name and is removed by `sweep`. Raises PoolFull, what `fill`
         raises, and Unavailable for what else the file system says. Whole, it is durable.
@@ -168,11 +172,14 @@ class Volumes:
             await asyncio.to_thread(self.quotas.make, making)
             await fill(making / "data")
             if uid != os.geteuid():
-                if is_given:
+                if is_hasty:
                     os.chown(making, uid, uid)
                 else:
                     await asyncio.to_thread(give_to, making, uid)
             making.rename(self.path(id))
+            if is_hasty:
+                self.hasty[id] = Haste()
+                return
             # PostgreSQL syncs only what it writes itself: files that stay as copied must be durable before the first commit.
             await asyncio.to_thread(self._sync)
         except BaseException as error:
@@ -182,6 +189,18 @@ class Volumes:
             if isinstance(error, OSError):
                 raise Unavailable(f"making a volume failed: {error}") from error
             raise
+
+    async def settle(self, id: DatabaseId) -> None:
+        """Make one that was made in haste durable, with all that was written to it since; in use or not. Raises Unavailable."""
+        self._end_haste(id)
+        try:
+            await asyncio.to_thread(self._sync)
+        except OSError as error:
+            raise Unavailable(f"making a volume failed: {error}") from error
+
+    def _end_haste(self, id: DatabaseId) -> None:
+        if (haste := self.hasty.pop(id, None)) is not None:
+            haste.end()
 
     @contextlib.asynccontextmanager
     async def scratch(self, name: str, size_bytes: int | None = None) -> AsyncIterator[Path]:
@@ -228,6 +247,7 @@ class Volumes:
 
     async def remove(self, id: DatabaseId) -> None:
         """Remove a volume for good. Idempotent; after a kill -9 `sweep` finishes it."""
+        self._end_haste(id)
         removing = self.root / f"{_REMOVING}{id}"
         try:
             self.path(id).rename(removing)
