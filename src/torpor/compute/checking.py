@@ -67,7 +67,12 @@ _BAD_BLOCKS = re.compile(r"^Bad checksums:\s+(\d+)", re.MULTILINE)
 _NO_CHECKSUMS = "data checksums are not enabled"
 _NOT_STOPPED = "cluster must be shut down"
 _NOT_CONNECTED = re.compile(r"connection to server|server closed the connection|could not connect|no connection to the server")
-_KILLED = "was terminated by signal 9"
+_BEGINS = "starting PostgreSQL"
+_NO_ROOM = ("No space left", "Disk quota")
+_STARVED = re.compile(
+    r"was terminated by signal 9\b|Cannot allocate memory|out of memory|could not fork|Resource temporarily unavailable"
+    r"|No space left on device|Disk quota exceeded"
+)
 _CRASHED = re.compile(r"was terminated by signal (4|6|7|8|11)\b[^\n]*")
 _LOG_BYTES = 65_536
 _DATABASES, _TABLES = sql("checked_databases"), sql("checked_tables")
@@ -86,9 +91,13 @@ class Damaged(Unavailable):
 
 
 class Overtaxed(Unavailable):
-    """PostgreSQL, or a program of it, was ended by the kernel, or from outside."""
+    """PostgreSQL, or a program of it, lacked something, or was ended by the kernel: that says nothing of the cluster."""
 
     kind = "overtaxed"
+
+    def __init__(self, message: str, cause: DrillCause = DrillCause.MEMORY) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,16 @@ Tell = Callable[[str], None]
 """Is told what is being done."""
 
 
+def check_not_starved(log: Path, error: Exception) -> None:
+    """Raises Overtaxed when PostgreSQL's log says that it lacked what it needs, or never began: that says nothing of its data."""
+    said = _end_of(log)
+    if lacked := _STARVED.search(said):
+        cause = DrillCause.POOL if lacked[0].startswith(_NO_ROOM) else DrillCause.MEMORY
+        raise Overtaxed(f"PostgreSQL lacked what it needs: {lacked[0]}", cause) from error
+    if len(said) < _LOG_BYTES // 2 and _BEGINS not in said:
+        raise Overtaxed(f"PostgreSQL can't be started here: {_clean(said) or 'it left no message'}", DrillCause.HOST) from error
+
+
 async def check_pages(plan: LaunchPlan, tree: Tree, hold: AbstractAsyncContextManager[None]) -> bool:
     """Read every page of a cluster that was stopped in order. Whether it has checksums at all. Raises Damaged, Overtaxed."""
     process = spawn_program(plan, "pg_checksums", plan.data, lambda place: ["--check", "-D", str(place)], subprocess.STDOUT)
@@ -114,7 +133,7 @@ async def check_pages(plan: LaunchPlan, tree: Tree, hold: AbstractAsyncContextMa
     if _NO_CHECKSUMS in said:
         return False
     if _NOT_STOPPED in said:
-        raise Overtaxed("PostgreSQL could not be stopped in order in time")
+        raise Overtaxed("PostgreSQL could not be stopped in order in time", DrillCause.HOST)
     if found := _BAD_BLOCK.search(said):
         many = total[1] if (total := _BAD_BLOCKS.search(said)) else "some"
         raise Damaged(
@@ -142,10 +161,10 @@ async def check(source: Database, id: DatabaseId, data: Path, around: Surroundin
         await _check_relations(plan, tree, door, places, source.major, manner)
         tables, rows = await _count(tree, door, source.major, manner, tell)
     except (ComputeLost, Damaged, Overtaxed) as error:
-        said = _end_of(manner.log)
-        if tree.memory_load().killed or _KILLED in said:
-            raise Overtaxed("PostgreSQL, or a program of it, was ended by the kernel") from error
-        if not isinstance(error, Damaged) and (crash := _CRASHED.search(said)):
+        if tree.memory_load().killed:
+            raise Overtaxed("the kernel ended a process for want of memory") from error
+        check_not_starved(manner.log, error)
+        if not isinstance(error, Damaged) and (crash := _CRASHED.search(_end_of(manner.log))):
             raise Damaged(DrillCause.ROWS, f"PostgreSQL crashed while it was looked through: {_clean(crash[0])}") from error
         raise
     finally:
@@ -158,7 +177,7 @@ async def _start(postmaster: Postmaster, plan: LaunchPlan) -> None:
         postmaster.launch(plan)
         await postmaster.enter_tree()
         if not await postmaster.wait_ready(_START_S, lambda: None):
-            raise Overtaxed(f"PostgreSQL was not ready after {_START_S:.0f} s")
+            raise Overtaxed(f"PostgreSQL was not ready after {_START_S:.0f} s", DrillCause.HOST)
     except ComputeStartFailed as error:
         raise Damaged(DrillCause.START, f"PostgreSQL doesn't start on it: {_clean(logfile.last_words(plan.log))}") from error
 

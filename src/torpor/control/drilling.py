@@ -21,7 +21,6 @@ _NEVER_S = 365 * 86_400.0
 """One that was never verified counts like one that wasn't for so long."""
 _PAGE_HEADER, _SEGMENT_HEADER = 24, 40
 _RECORD_HEADER, _ALIGNMENT = 24, 8
-_ENDED_BY_KERNEL = "was terminated by signal 9"
 _HINTS = {
     DrillCause.STORED_DAMAGED: "take a new base with `torpor backup`, and look after the store: what it gives back isn't what it was given",
     DrillCause.STORED_MISSING: "take a new base with `torpor backup`, and look who removes what from the store",
@@ -141,7 +140,7 @@ def judge(error: BaseException) -> Verdict:
 def _cause(error: BaseException) -> tuple[DrillCause, str]:
     detail = error.message if isinstance(error, TorporError) else str(error)
     match error:
-        case Damaged() | Impossible():
+        case Damaged() | Impossible() | Overtaxed():
             return error.cause, detail
         case HistoryCorrupt():
             return DrillCause.STORED_DAMAGED, detail
@@ -154,9 +153,7 @@ def _cause(error: BaseException) -> tuple[DrillCause, str]:
         case MomentNotReached():
             return DrillCause.LOG_UNREADABLE, detail
         case RecoveryFailed():
-            return (DrillCause.MEMORY if _ENDED_BY_KERNEL in detail else DrillCause.RECOVERY), detail
-        case Overtaxed():
-            return DrillCause.MEMORY, detail
+            return DrillCause.RECOVERY, detail
         case PoolFull():
             return DrillCause.POOL, detail
         case HostError():

@@ -29,10 +29,10 @@ from torpor.base.limits import Limits
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.catalog.drills import DrillRecords
-from torpor.compute.checking import Damaged, check
+from torpor.compute.checking import Damaged, check, check_not_starved
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
-from torpor.compute.recovery import Manner
+from torpor.compute.recovery import Manner, RecoveryFailed
 from torpor.compute.surroundings import Surroundings
 from torpor.control.audit import TORPOR
 from torpor.control.considerate import Considerate
@@ -52,6 +52,7 @@ from torpor.model.size import MIB
 from torpor.model.workspace import WorkspaceId
 from torpor.storage.archive.repository import Repository
 from torpor.storage.archive.retention import spans
+from torpor.storage.quotas import stopping_point
 from torpor.storage.room import PoolLevel
 
 log = get_logger(__name__)
@@ -282,17 +283,20 @@ class Drills:
         facts = route.base.facts
         report.moment, report.base = str(moment), route.base.number
         report.size_bytes, report.log_bytes = route.base.size_bytes, max(0, route.until - facts.start_lsn)
-        allowed = int((report.size_bytes + report.log_bytes) * _GROWS) + _GROWS_BYTES
-        self._check_room(allowed)
+        allowed = self._check_room(database, report)
         id = new_id()
         self._reached(DrillStep.CHOSEN, database)
         async with repository.hold(route.base.number), self._volumes.scratch(id, allowed) as scratch:
             async with self._considerate(id, database, allowed) as manners:
                 manner = Manner(_limits(), _BUFFERS_MB, scratch / "log", manners.held)
                 data = scratch / "data"
-                to_the_end = await self._restores.rehearse(
-                    database, history, repository, route, moment, data, progress, manner, manners.pace
-                )
+                try:
+                    to_the_end = await self._restores.rehearse(
+                        database, history, repository, route, moment, data, progress, manner, manners.pace
+                    )
+                except RecoveryFailed as error:
+                    check_not_starved(manner.log, error)
+                    raise
                 self._reached(DrillStep.RESTORED, database)
                 await self._check_end(repository, route, data, moment, to_the_end)
                 total = report.size_bytes + report.log_bytes
@@ -338,13 +342,19 @@ class Drills:
         compute = self._fleet.get(id)
         return compute is None or compute.database.state is not DatabaseState.READY
 
-    def _check_room(self, allowed: int) -> None:
+    def _check_room(self, database: Database, report: _Report) -> int:
+        """How many bytes of the pool a drill may take: what it probably takes must be there twice. Raises Impossible.
+
+        Log that is compressed can become many times as much; but no more than the database may have.
+        """
+        expected = int((report.size_bytes + report.log_bytes) * _GROWS) + _GROWS_BYTES
         room = self._volumes.room()
-        if self._volumes.level is not PoolLevel.ROOM or allowed > (room.free_bytes - room.kept_bytes) * _SHARE_OF_ROOM:
-            free_mb = max(0, room.free_bytes - room.kept_bytes) >> 20
-            raise Impossible(
-                DrillCause.POOL, f"a drill on it takes {allowed >> 20} MB of the pool, and may take half of the {free_mb} MB there"
-            )
+        free = max(0, room.free_bytes - room.kept_bytes)
+        if self._volumes.level is not PoolLevel.ROOM or expected > free * _SHARE_OF_ROOM:
+            detail = f"a drill on it takes {expected >> 20} MB of the pool, and may take half of the {free >> 20} MB that are free"
+            raise Impossible(DrillCause.POOL, detail)
+        size = database.size.apply(self._around.size)
+        return max(expected, min(stopping_point(size.disk_bytes), int(free * _SHARE_OF_ROOM)))
 
     def _considerate(self, id: DatabaseId, database: Database, allowed: int) -> Considerate:
         looks = 0

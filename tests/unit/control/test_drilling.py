@@ -145,7 +145,6 @@ def test_a_record_that_the_log_ends_in() -> None:
         (KeyFileUnusable("x"), DrillCause.KEY),
         (MomentNotReached("x"), DrillCause.LOG_UNREADABLE),
         (RecoveryFailed("PANIC: could not locate a valid checkpoint record"), DrillCause.RECOVERY),
-        (RecoveryFailed("startup process (PID 3) was terminated by signal 9: Killed"), DrillCause.MEMORY),
         (Impossible(DrillCause.BUSY, "x"), DrillCause.BUSY),
         (Overtaxed("x"), DrillCause.MEMORY),
         (HistoryUnreachable("x"), DrillCause.STORE),
