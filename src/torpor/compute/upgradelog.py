@@ -8,8 +8,10 @@ import json
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
-_MOST_FACTS = 500_000
+_MOST_FACTS = 20_000  # that are kept to say what differs; of more it is only known that something does
+_MOST_SETTINGS = 10_000
 _MOST_LINES = 20  # of each file that tells of a problem
 _LONGEST = 300
 _SHOWN = 5
@@ -45,8 +47,29 @@ class _Limited(list[str]):
             self.append(_clean(line))
 
 
-Facts = dict[tuple[str, str, str], str]
-"""What a cluster holds: database, kind and name to a value."""
+@dataclass(slots=True)
+class Facts:
+    """What a cluster holds: how much, a digest of all of it in whatever order, and as much as is kept of it: database, kind and name to a
+    value."""
+
+    count: int = 0
+    digest: int = 0
+    kept: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def take(self, line: str) -> None:
+        """One fact, as facts.sql says it; nonsense is left out."""
+        try:
+            database, kind, what, value = map(str, json.loads(line))
+        except (ValueError, TypeError, RecursionError):
+            return
+        if (kind, what) == ("schema", "public"):
+            return  # pg_upgrade makes it anew, empty, where it was dropped
+        self.count += 1
+        self.digest ^= int.from_bytes(
+            blake2b(f"{database}\0{kind}\0{what}\0{value}".encode(errors="replace"), digest_size=16).digest(), "big"
+        )
+        if len(self.kept) < _MOST_FACTS:
+            self.kept[database[:_LONGEST], kind[:_LONGEST], what[:_LONGEST]] = value[:_LONGEST]
 
 
 @dataclass(slots=True)
@@ -77,9 +100,9 @@ class Account:
             return
         kind, _, name = self._section.partition(" ")
         if kind == "facts" and line.startswith('["'):
-            self._take_fact(name, line)
+            self.facts[name].take(line)
         elif kind == "settings":
-            if len(self.settings) < _MOST_FACTS:
+            if len(self.settings) < _MOST_SETTINGS:
                 self.settings.add(line.strip().lower())
         elif kind == "extensions":
             if "ERROR" in line and len(self.troubles) < _MOST_LINES:
@@ -117,28 +140,19 @@ class Account:
             case _:
                 self._section = f"{word} {rest}"
                 if word == "facts":
-                    self.facts.setdefault(rest, {})
-
-    def _take_fact(self, cluster: str, line: str) -> None:
-        facts = self.facts[cluster]
-        try:
-            database, kind, what, value = json.loads(line)
-        except ValueError:
-            return
-        if len(facts) < _MOST_FACTS:
-            facts[str(database), str(kind), str(what)] = str(value)
+                    self.facts.setdefault(rest, Facts())
 
     def differences(self) -> list[str]:
         """What isn't in the new cluster as it is in the old one."""
-        old, new = self.facts.get("old", {}), self.facts.get("new", {})
+        old, new = self.facts.get("old", Facts()), self.facts.get("new", Facts())
+        if (old.count, old.digest) == (new.count, new.digest):
+            return []
         shown = []
-        for key in sorted(old.keys() | new.keys()):
-            if (before := old.get(key)) != (after := new.get(key)):
+        for key in sorted(old.kept.keys() | new.kept.keys()) if max(old.count, new.count) <= _MOST_FACTS else ():
+            if (before := old.kept.get(key)) != (after := new.kept.get(key)):
                 database, kind, what = key
-                if (kind, what, before) == ("schema", "public", None):
-                    continue  # pg_upgrade makes it anew, empty, where it was dropped
                 shown.append(_clean(f"{kind} {what} in {database}: {before or 'missing'} before, {after or 'missing'} after"))
-        return shown
+        return shown or [f"of its {old.count} objects there are {new.count} after, or not all are the same"]
 
     def cause(self) -> tuple[str, str]:
         """Why it gave up, in words for people, and what to do. Of an end without a word, too."""

@@ -100,9 +100,25 @@ def test_facts_are_compared(after: dict[str, str | None], shown: list[str]) -> N
     assert account.differences() == shown
 
 
+def test_facts_in_another_order_and_a_public_schema_that_is_made_anew() -> None:
+    account = heard('@facts old\n["a", "b", "c", "d"]\n["a", "b", "e", "f"]\n@end')
+    for line in ("@facts new", '["a", "b", "e", "f"]', '["a", "schema", "public", "x"]', '["a", "b", "c", "d"]', "@end"):
+        account.hear(line)
+    assert account.differences() == []
+
+
+def test_more_facts_than_are_kept() -> None:
+    account = Account()
+    for cluster, last in (("old", "1"), ("new", "2")):
+        account.hear(f"@facts {cluster}")
+        for number in range(20_001):
+            account.hear(json.dumps(["a", "rows of table", str(number), "0" if number < 20_000 else last]))
+    assert account.differences() == ["of its 20001 objects there are 20001 after, or not all are the same"]
+
+
 def test_nonsense_is_borne() -> None:
     account = heard('@facts old\n["broken\n["a"]\n["a", "b", "c", "d"]\n@end\n@what is this\n\x1b[2J evil\n@failed \x07x')
-    assert account.facts["old"] == {("a", "b", "c"): "d"}
+    assert account.facts["old"].kept == {("a", "b", "c"): "d"}
     assert account.failed == "x"
 
 
