@@ -292,7 +292,7 @@ class Histories:
                 self.shipper.flush()
             if compute.tier is Tier.AWAKE:
                 await self.shipper.ship(track)
-            await self._expire(id)
+            await self._shorten(id)
             log.info("base taken", database=compute.database.label, number=base.number, stored_bytes=base.stored_bytes)
             return base
 
@@ -344,15 +344,19 @@ class Histories:
                     log.warning("what a removed database left in the store stays as yet", database=id, cause=error.message)
                     break  # the store fails: the next minute is soon enough
             for id in self._records.to_expire(self._clock.time(), _TENDED_AT_ONCE):
-                try:
-                    await self._expire(id)
-                except TorporError as error:
-                    self._records.set_expiry(id, self._clock.time() + _EXPIRE_AGAIN_S)
-                    log.warning("a history could not be shortened", database=id, cause=error.message)
+                await self._shorten(id)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TEND_EVERY_S):  # `wait_for` of Python 3.11 swallows being cancelled in this very moment
                     await self._doomed.wait()
             self._doomed.clear()
+
+    async def _shorten(self, id: DatabaseId) -> None:
+        """Have what isn't to be kept removed, now or as soon as the store allows."""
+        try:
+            await self._expire(id)
+        except TorporError as error:
+            self._records.set_expiry(id, self._clock.time() + _EXPIRE_AGAIN_S)
+            log.warning("a history could not be shortened", database=id, cause=error.message)
 
     async def _expire(self, id: DatabaseId) -> None:
         history = self._records.get(id)

@@ -33,7 +33,7 @@ class Archive:
         self.cards = CardBox(store, master)
         self._executor = executor
         self._turns = asyncio.Semaphore(_CHUNKS_IN_MEMORY)
-        self._repositories: WeakValueDictionary[str, Repository] = WeakValueDictionary()
+        self._repositories: WeakValueDictionary[tuple[str, bytes], Repository] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"<Archive {self.store.description}>"
@@ -51,9 +51,10 @@ class Archive:
         return self._repository(id, wrapped_key, Keys(id, SHELVES))
 
     def _repository(self, id: DatabaseId, wrapped_key: bytes, keys: Keys) -> Repository:
-        if (found := self._repositories.get(keys.root)) is None:
+        # By the key, too: what is archived once more has another one, while a failure still holds on to the repository of the first time.
+        if (found := self._repositories.get((keys.root, wrapped_key))) is None:
             found = Repository(self.store, self.master.vault(id, wrapped_key), id, self._executor, self._turns, keys)
-            self._repositories[keys.root] = found
+            self._repositories[keys.root, wrapped_key] = found
         return found
 
     async def destroy(self, id: DatabaseId) -> None:
