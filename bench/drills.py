@@ -20,7 +20,7 @@ from torpor.control.drills import CPU, MEMORY_BYTES
 from torpor.daemon.directory import instance_name
 
 _BENCH = "drills"
-_MB = int(os.environ.get("TORPOR_BENCH_DRILL_MB", "200"))
+_MB = int(os.environ.get("TORPOR_BENCH_DRILL_MB", "100"))
 _ROWS = _MB * 1000  # of a kilobyte each
 _FILL = "CREATE TABLE rows (id int PRIMARY KEY, note text); ALTER TABLE rows ALTER note SET STORAGE PLAIN"
 _WRITE = "INSERT INTO rows SELECT id, repeat(md5(id::text), 30) FROM generate_series({first}, {last}) AS id"
