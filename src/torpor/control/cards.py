@@ -135,6 +135,7 @@ class Cards:
         self._unsure: set[DatabaseId] = set()  # what the store has of these must be asked for
         self._is_compared = False  # those that aren't in `_stored` have none
         self._dirty: set[DatabaseId] = set()
+        self._writing: set[DatabaseId] = set()
         self._changed = asyncio.Event()
         self._turns: WeakValueDictionary[DatabaseId, asyncio.Lock] = WeakValueDictionary()
 
@@ -144,7 +145,7 @@ class Cards:
     @property
     def behind(self) -> int:
         """How many cards aren't in the store as they should be, or should be gone."""
-        return len(self._dirty)
+        return len(self._dirty | self._writing)
 
     def start(self) -> None:
         """Begin to work: all databases are known, and none is half made any more."""
@@ -165,6 +166,7 @@ class Cards:
         """See CardKeeper."""
         async with self._turn(id):
             self._dirty.discard(id)
+            self._writing.add(id)
             try:
                 await self._write(id, check)
             except BaseException:
@@ -172,6 +174,8 @@ class Cards:
                 self._unsure.add(id)
                 self.touch(id)
                 raise
+            finally:
+                self._writing.discard(id)
 
     async def is_gone(self, id: DatabaseId, patience_s: float) -> bool:
         """Of a database that was removed: until its card is, too, but not longer than `patience_s`. Whether it is."""

@@ -64,7 +64,7 @@ class Archive:
         """
         await self.cards.destroy(id)
         for root in (Keys(id).root, Keys(id, SHELVES).root):
-            if (found := self._repositories.pop(root, None)) is not None:
+            for found in [one for (at, _), one in self._repositories.items() if at == root]:
                 await found.destroy()
             await self.store.delete([stored.key for stored in await self.store.list(root)])
 
