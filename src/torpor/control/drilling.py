@@ -25,7 +25,7 @@ _HINTS = {
     DrillCause.STORED_DAMAGED: "take a new base with `torpor backup`, and look after the store: what it gives back isn't what it was given",
     DrillCause.STORED_MISSING: "take a new base with `torpor backup`, and look who removes what from the store",
     DrillCause.LOG_GAP: "take a new base with `torpor backup`: from then on all can be restored, and what was before the gap up to that",
-    DrillCause.LOG_UNREADABLE: "take a new base with `torpor backup`: a restore to the newest moment would end there, and lose what came after",
+    DrillCause.LOG_UNREADABLE: "take a new base with `torpor backup`: a restore to the newest moment ends there, and loses what came after",
     DrillCause.KEY: "the setting key_file must name the master key that this history was begun with",
     DrillCause.RECOVERY: "take a new base with `torpor backup`, and try this moment with `torpor branch --at` to see more",
     DrillCause.CHECKSUMS: "the disk or the memory may be failing: look at the database itself, and restore to a moment before it broke",
