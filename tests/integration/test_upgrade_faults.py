@@ -103,10 +103,8 @@ def test_killed_after_each_step(server: Server, made: Path) -> None:
     ask = ("/v1/databases/shop/upgrade", {"to": 18, "force": True})
     undo = ("/v1/databases/shop/upgrade/undo", {"force": True})
     server.kill()
-    rehearsed = [(step, False) for step in (UpgradeStep.UPGRADED, UpgradeStep.REHEARSED)]
     earlier = [step for step in (*UPGRADE_STEPS, *REWIND_STEPS) if step not in (UpgradeStep.REHEARSED, RewindStep.MADE, *_AFTER)]
-    in_earnest = [(step, True) for step in earlier]
-    for step, skip in (*rehearsed, *in_earnest):
+    for step, skip in ((UpgradeStep.REHEARSED, False), *((step, True) for step in earlier)):
         start(server, again + _DIES.format(step=str(step), skip=skip))
         assert names(server) == {"shop"}, step
         assert look(shop) == (17, 5), step
@@ -121,13 +119,11 @@ def test_killed_after_each_step(server: Server, made: Path) -> None:
         assert names(server) == {"shop", "shop-before-18"}
         assert (look(shop), look(shop, "shop-before-18")) == ((18, 5), (17, 5)), step
         ask_and_die(server, *undo)
+    # And the one that finishes what was left is killed in the midst of that.
+    with pytest.raises(RuntimeError, match="-9"):
+        start(server, again + _DIES.format(step=str(RewindStep.NAMED), skip=False))
     start(server)
     assert (look(shop), look(shop, "shop-before-18")) == ((17, 5), (18, 5))
-    server.kill()
-    start(server, again + _DIES.format(step=str(RewindStep.NAMED), skip=False))
-    ask_and_die(server, *undo)
-    start(server)
-    assert (look(shop), look(shop, "shop-before-18")) == ((18, 5), (17, 5))
     server.call("DELETE", "/v1/databases/shop-before-18?force=true")
     server.call("DELETE", "/v1/databases/shop?force=true")
     assert_nothing_half_made(server)
@@ -148,7 +144,7 @@ def test_postgres_that_is_killed_and_a_second_one_meanwhile(server: Server) -> N
         for pid in descendants(server.pid):
             with suppress(OSError):  # it has ended since
                 given = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if given[0].endswith(b"/postgres") and b"old" in given:
+                if given[0].endswith(b"/postgres") and any(one in (b"old", b"/data/old") for one in given):
                     os.kill(pid, signal.SIGKILL)
                     return True
         return False
