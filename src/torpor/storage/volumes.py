@@ -258,7 +258,7 @@ class Volumes:
                 raise
             removing = self.path(id)  # btrfs without any room can remove files, but not rename them
         self._measured.pop(id, None)
-        await asyncio.to_thread(self._remove, removing)
+        await asyncio.to_thread(self._remove_for_good, removing)
         self._removed += 1
         if self._removed % _TIDY_AFTER == 0:
             await asyncio.to_thread(self.quotas.tidy)
@@ -344,6 +344,12 @@ class Volumes:
                 stderr=subprocess.DEVNULL,
                 check=False,
             )
+
+    def _remove_for_good(self, directory: Path) -> None:
+        """XFS gives what was freed to nobody before that is on the disk: whoever made the next volume would wait for it, 20 to 50 ms."""
+        self._remove(directory)
+        with contextlib.suppress(OSError):
+            sync_directory(self.root)
 
     def _sync(self) -> None:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
