@@ -256,11 +256,15 @@ class AccessBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UpdateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Idle times and parts of the size to change. What is left out stays as it is."""
+    """Idle times, time to live and parts of the size to change. What is left out stays as it is."""
 
     freeze_after_s: Idle | UnsetType = UNSET
     page_after_s: Idle | UnsetType = UNSET
     stop_after_s: Idle | UnsetType = UNSET
+    ttl_s: Annotated[
+        float | UnsetType | None,
+        Meta(description="Seconds from now until it is removed, whatever it holds. Null: it stays.", examples=[172_800]),
+    ] = UNSET
     size: SizeBody | UnsetType = UNSET
 
     def overrides(self, current: SleepOverrides) -> SleepOverrides:

@@ -71,9 +71,12 @@ async def show_database(context: Context, call: Call) -> Answer:
 
 
 async def update_database(context: Context, call: Call) -> Answer:
-    """Changes the idle times and the size of a database. Fields that are left out stay; null goes back to the daemon's setting."""
+    """Changes the idle times, the time to live and the size of a database. Fields that are left out stay; null goes back to the daemon's
+    setting, and to a life without end."""
     body: UpdateBody = call.body
     current = (await context.databases.detail(call.name)).overrides
+    if body.ttl_s is not UNSET:
+        context.services.branches.within(context.caller.workspace).set_life(call.name, body.ttl_s)
     if body.size is not UNSET:
         size = body.size.overrides((await context.databases.size(call.name)).overrides)
         await context.databases.resize(call.name, allowed_size(context, size))
@@ -219,9 +222,9 @@ OPERATIONS: tuple[Operation, ...] = (
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
-        "updateDatabase", "PATCH", _DATABASE, "Change idle times and size", update_database, DatabaseDetail, examples.DETAIL,
+        "updateDatabase", "PATCH", _DATABASE, "Change idle times, time to live and size", update_database, DatabaseDetail, examples.DETAIL,
         body=UpdateBody, body_example={"freeze_after_s": 30, "stop_after_s": "never"}, scope=_WRITE,
-        action="database.update", told=(*_IDLE, "size"),
+        action="database.update", told=(*_IDLE, "ttl_s", "size"),
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(

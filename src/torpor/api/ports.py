@@ -151,6 +151,10 @@ class Branches(Protocol):
         """The branches of a database."""
         ...
 
+    def set_life(self, name: str, ttl_s: float | None) -> None:
+        """Have a database removed in so many seconds from now; None: it stays."""
+        ...
+
     async def reset(self, name: str, force: bool) -> DatabaseView:
         """Bring a branch back to what its parent is now; forced, also with open connections."""
         ...

@@ -150,6 +150,14 @@ class Branches:
         found.sort(key=lambda branch: branch.database.created_at)
         return BranchList(tuple(self._viewer.view(branch) for branch in found))
 
+    def set_life(self, name: str, ttl_s: float | None) -> None:
+        """Have a database, a branch or not, removed in so many seconds from now; None: it stays. Raises InvalidRequest."""
+        compute, life = self._databases.compute(name), check_life(ttl_s)
+        at = self._clock.time() + life if life is not None else None
+        self._catalog.set_expiry(compute.database.id, at)
+        self._fleet.update(replace(compute.database, expires_at=at))
+        self._expires(compute.database)
+
     async def reset(self, name: str, force: bool = False) -> DatabaseView:
         """Bring a branch back to what its parent is now. What was changed in it is lost; its owner keeps the password. All or nothing.
 

@@ -30,7 +30,7 @@ from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
-from torpor.model.branches import Branched, BranchList, PastBranch
+from torpor.model.branches import Branched, BranchList, PastBranch, check_life
 from torpor.model.drills import DrillList
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
 from torpor.model.exports import ExportOptions
@@ -205,6 +205,10 @@ class TwinBranches:
     def branches(self, parent: str) -> BranchList:
         self.databases.get(parent)
         return BranchList(tuple(view for view in self.databases.views.values() if view.parent == parent))
+
+    def set_life(self, name: str, ttl_s: float | None) -> None:
+        life = check_life(ttl_s)
+        self.databases.views[name] = replace(self.databases.get(name), expires_at=life and time.time() + life)
 
     async def reset(self, name: str, force: bool) -> DatabaseView:
         self.databases.views[name] = replace(self.databases.get(name), branched_at=time.time())

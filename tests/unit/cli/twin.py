@@ -174,7 +174,9 @@ class Twin:
             case "GET", "":
                 return 200, self._detail(name)
             case "PATCH", "":
-                own = {key: value for key, value in body.items() if key != "size"}
+                if "ttl_s" in body:
+                    self.databases[name] = replace(found, expires_at=body["ttl_s"] and time.time() + body["ttl_s"])
+                own = {key: value for key, value in body.items() if key not in ("size", "ttl_s")}
                 self.overrides[name] = replace(self.overrides.get(name, SleepOverrides()), **own)
                 return 200, self._detail(name)
             case "DELETE", "":
