@@ -19,11 +19,12 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path, PurePath
+from typing import Any
 
 from torpor.base.files import read_untrusted
 from torpor.base.logs import get_logger
@@ -42,7 +43,7 @@ from torpor.model.database import Database
 from torpor.model.errors import BinariesMissing, Conflict, PoolFull, Unavailable
 from torpor.model.names import DatabaseId
 from torpor.model.sandbox import SandboxLevel
-from torpor.storage.room import FULL_HINT
+from torpor.storage.room import FULL_HINT, PoolLevel
 
 log = get_logger(__name__)
 
@@ -51,6 +52,8 @@ _NEW_PROGRAMS = (*_OLD_PROGRAMS, "pg_upgrade", "initdb", "pg_dump", "pg_dumpall"
 _AUTO_CONF = "postgresql.auto.conf"
 _PASSWD = "passwd"  # noqa: S105  # a file: PostgreSQL's programs want a user with a name
 _PATIENCE_S = 12 * 3600.0
+_LOOK_EVERY_S = 0.5
+_MOST_FILE_BYTES = 1088 << 20  # as of a compute (handover.c)
 _READ_BYTES = 65_536
 _LONGEST_LINE = 65_536
 _MOST_OUTPUT_BYTES = 512 << 20
@@ -155,7 +158,7 @@ async def _run(
     remains = Postmaster(tree, around.run / id / "door.sock", lambda _: None, lambda: None)
     # Spawned by the loop's own thread, and no other: what dies with its parent dies with the thread that made it.
     process = await asyncio.create_subprocess_exec(
-        *line,
+        *(tool("prlimit"), "--core=0", f"--fsize={_MOST_FILE_BYTES}", *line),
         env=environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -169,9 +172,13 @@ async def _run(
         with contextlib.suppress(ProcessLookupError):  # it has ended, and says why
             await asyncio.to_thread(enter, process.pid, tree.entrances())
         assert process.stdout is not None
-        async with asyncio.timeout(_PATIENCE_S):
-            await _listen(process.stdout, account, tell)
-            await process.wait()
+        watching = asyncio.ensure_future(_watch_room(around))
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await _either(_listen(process.stdout, account, tell), watching)
+                await process.wait()
+        finally:
+            watching.cancel()
     except TimeoutError as error:
         raise UpgradeFailed(f"it had not ended after {_PATIENCE_S / 3600:.0f} hours", "nothing was changed") from error
     finally:
@@ -184,6 +191,25 @@ async def _run(
         await remains.bury()
         shares.close()
     return account
+
+
+async def _either(work: Coroutine[Any, Any, None], watching: "asyncio.Future[None]") -> None:
+    """Until the work is done; raises what either raises."""
+    working = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        for one in done:
+            one.result()
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+async def _watch_room(around: Surroundings) -> None:
+    """No database is held to its size meanwhile: what a tenant's own code writes there must not take the others' room. Raises PoolFull."""
+    while around.volumes.level < PoolLevel.SHORT:
+        await around.clock.sleep(_LOOK_EVERY_S)
+    raise PoolFull("there is no room for the upgrade", FULL_HINT)
 
 
 async def _listen(stream: asyncio.StreamReader, account: Account, tell: Callable[[int, str], None]) -> None:
