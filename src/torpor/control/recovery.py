@@ -496,8 +496,8 @@ class Recovery:
 
 
 def _place(id: DatabaseId, card: Card | TorporError) -> str:
-    """What pages are in the order of. Pure."""
-    return f"{card.name if isinstance(card, Card) else ''}:{id}"
+    """What pages are in the order of; the comma sorts before all that is in a name. Pure."""
+    return f"{card.name if isinstance(card, Card) else ''},{id}"
 
 
 def _install(major: int) -> str:
