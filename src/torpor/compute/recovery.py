@@ -1,8 +1,9 @@
 """Brings a restored volume to its moment: PostgreSQL replays the log that lies in its pg_wal, up to a target, and is stopped again.
 
 A sandbox has no network, nor may what a tenant could reach hold the keys of a store: so nothing is fetched by a command while PostgreSQL
-recovers, and all of the log is there before. It starts as a standby, which replays what is there and then waits; told to become a primary it does so when all is replayed, or at its target.
-Nobody can connect before. What a tenant may have set for recovery (ALTER SYSTEM) is overridden on the command line.
+recovers, and all of the log is there before. It starts as a standby, which replays what is there and then waits; told to become a primary
+it does so when all is replayed, or at its target. Nobody can connect before. What a tenant may have set for recovery (ALTER SYSTEM) is
+overridden on the command line.
 
 Concurrency: one task, on a volume that has no compute. Safe to cancel, and to kill: what ran is ended by who comes next, and the volume is
 thrown away.
