@@ -32,10 +32,8 @@ s.Store.__init__.__kwdefaults__["attempts"] = 2
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[tuple[Server, Path]]:
-    with server_with_history(freeze_after_s="never", page_after_s="never", stop_after_s="never") as (server, store):
-        server.stop()
-        server.prelude = HASTE + NEWEST + _STORE_FAILS
-        server.start()
+    asleep_when_asked = {"freeze_after_s": "never", "page_after_s": "never", "stop_after_s": "never"}
+    with server_with_history(HASTE + NEWEST + _STORE_FAILS, **asleep_when_asked) as (server, store):
         yield server, store
         assert "Traceback" not in server.log, server.log[-6000:]
 
