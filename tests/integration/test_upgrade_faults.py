@@ -94,6 +94,7 @@ def ask_and_die(server: Server, path: str, body: object) -> None:
     server.process = None
 
 
+@pytest.mark.timeout(900)  # 14 starts
 def test_killed_after_each_step(server: Server, made: Path) -> None:
     """Up to the exchange a kill leaves what was, after it what is wanted. Each Torpor is killed after one step, the next sets it right."""
     shop = server.create("shop", major=17)
