@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torpor.base.clock import Clock
+from torpor.base.jumps import Jumps
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.catalog.histories import HistoryRecords
@@ -117,6 +118,7 @@ class Histories:
         self._taking: dict[DatabaseId, asyncio.Lock] = {}
         self._attempts: dict[DatabaseId, _Attempt] = {}
         self._doomed = asyncio.Event()  # something is to be removed at once
+        self._jumps = Jumps(clock.time)
         self.last_drill: Callable[[DatabaseId], DrillView | None] = lambda _id: None
         """Says what the last restore drill has said of a database."""
 
@@ -343,7 +345,7 @@ class Histories:
                 except TorporError as error:
                     log.warning("what a removed database left in the store stays as yet", database=id, cause=error.message)
                     break  # the store fails: the next minute is soon enough
-            for id in self._records.to_expire(self._clock.time(), _TENDED_AT_ONCE):
+            for id in () if self._has_jumped() else self._records.to_expire(self._clock.time(), _TENDED_AT_ONCE):
                 await self._shorten(id)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TEND_EVERY_S):  # `wait_for` of Python 3.11 swallows being cancelled in this very moment
@@ -358,9 +360,18 @@ class Histories:
             self._records.set_expiry(id, self._clock.time() + _EXPIRE_AGAIN_S)
             log.warning("a history could not be shortened", database=id, cause=error.message)
 
+    def _has_jumped(self) -> bool:
+        """Whether the clock was set during the last day."""
+        if jumped_s := self._jumps.look():
+            log.warning("the clock has jumped: no history is shortened for a day", by_s=round(jumped_s))
+        return self._jumps.within(DAY_S)
+
     async def _expire(self, id: DatabaseId) -> None:
         history = self._records.get(id)
         if history is None:
+            return
+        if self._has_jumped():  # what seems old may be of today
+            self._records.set_expiry(id, 0.0)  # it is looked at when that is over, whatever the clock says then
             return
         retention, repository = self._retention_of(history), self.repository(history)
         await repository.expire(retention, self._clock.time())

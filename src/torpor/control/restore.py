@@ -77,9 +77,10 @@ class Route:
 def routes(bases: Sequence[Base], pieces: Sequence[LogPiece], history: History, moment: Moment) -> list[Route]:
     """The ways to a moment, the shortest first. Pure. Raises HistoryMissing, which says what there is instead.
 
-    For a transaction nobody knows which base is before it: the newest is tried first.
+    For a transaction nobody knows which base is before it: the newest is tried first. For a time it is the one that was taken last before
+    it by the clock, which isn't the newest where the clock was set back since.
     """
-    found = sorted(spans(bases, pieces), key=lambda span: span.base, reverse=True)
+    found = sorted(spans(bases, pieces), key=lambda span: (span.from_at if moment.at is not None else 0.0, span.base), reverse=True)
     by_number = {base.number: base for base in bases}
     fitting = [_route(by_number[span.base], span, pieces, moment) for span in found if _holds(span, history, moment)]
     if not fitting:
