@@ -82,6 +82,7 @@ def names(server: Server) -> set[str]:
     return {one["name"] for one in server.call("GET", "/v1/databases")["databases"]}
 
 
+@pytest.mark.timeout(600)  # ten starts of Torpor
 def test_killed_after_each_step(server: Server, shop: MadeDatabase) -> None:
     """A branch is there whole when it was ready, else without a trace; a branch that was reset is what it was, or what its parent is.
 

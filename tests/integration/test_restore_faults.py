@@ -77,6 +77,7 @@ def ask_and_die(server: Server, path: str, body: object) -> None:
     server.process = None
 
 
+@pytest.mark.timeout(600)  # sixteen starts of Torpor, and as many restores
 def test_killed_after_each_step(server: Server) -> None:
     """All steps there are, in order; each Torpor sets right what the one before left, and is killed at the next one."""
     shop = server.create("shop")
