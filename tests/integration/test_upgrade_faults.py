@@ -51,7 +51,6 @@ def dying(was):
 u.Upgrades._reached = dying(u.Upgrades._reached)
 w.Rewinds._reached = dying(w.Rewinds._reached)
 """
-_PORT_TAKEN = "torpor serve ended with 11:"
 _AFTER = (RewindStep.EXCHANGED, RewindStep.NAMED)
 
 
@@ -70,19 +69,8 @@ def server() -> Iterator[Server]:
 
 
 def start(server: Server, prelude: str = "") -> None:
-    """Start it again, once nobody on this machine has its port for a connection of his own."""
     server.prelude = prelude
-
-    def started() -> bool:
-        try:
-            server.start()
-        except RuntimeError as error:
-            if not str(error).startswith(_PORT_TAKEN):
-                raise
-            return False
-        return True
-
-    eventually(started)
+    server.start()
 
 
 def names(server: Server) -> set[str]:
