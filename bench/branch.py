@@ -52,7 +52,8 @@ def measure() -> list[Result]:
     gaps: dict[str, list[float]] = {"small": [], "large": []}
     quiet: dict[str, list[float]] = {"reads": [], "commits": []}
     writes: list[float] = []
-    with running(pool_gib=int(_LARGE_GB * 3) + 20, freeze_after_s=3600, page_after_s="never", stop_after_s="never") as torpor:
+    gib = int(_LARGE_GB * 3) + 20
+    with running(pool_gib=gib, size_disk_gb=gib, freeze_after_s=3600, page_after_s="never", stop_after_s="never") as torpor:
         small, large = torpor.create("small"), torpor.create("large")
         for parent in (small, large):
             with Client(parent.url) as client:

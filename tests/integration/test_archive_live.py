@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from tests.support.faults import eventually, in_thread, stop_database
+from tests.support.files import files_below
 from tests.support.server import MadeDatabase, Server
 
 ROWS = 30_000
@@ -64,7 +65,7 @@ def archive_until(server: Server, database: MadeDatabase, seen: Callable[[], obj
 
 
 def objects(server: Server, database: MadeDatabase) -> list[Path]:
-    return [path for path in (server.data_dir / "history/archived" / database.id).rglob("*") if path.is_file()]
+    return files_below(server.data_dir / "history/archived" / database.id)
 
 
 def test_there_and_back(server: Server) -> None:

@@ -17,6 +17,7 @@ from obstore.store import S3Store
 
 from tests.support.buckets import BUCKET, CREDENTIALS, s3_server
 from tests.support.faults import eventually, stop_database
+from tests.support.files import files_below
 from tests.support.histories import back_up, done, finished, wait_shipped
 from tests.support.server import MadeDatabase, Server
 from torpor.control.recovery import RecoverStep
@@ -148,8 +149,8 @@ def s3_settings(lost: Lost, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     store = lost.place / "store"
     with s3_server() as url:
         bucket = S3Store(BUCKET, config={"endpoint": url, "region": "us-east-1"}, client_options={"allow_http": True})
-        for path in store.rglob("*"):
-            if path.is_file() and path.parent.name != ".half":
+        for path in files_below(store):
+            if path.parent.name != ".half":
                 obstore.put(bucket, f"safe/{path.relative_to(store)}", path.read_bytes())
         yield {"history_store": f"s3://{BUCKET}/safe", "history_endpoint": url}
 
@@ -223,9 +224,8 @@ def test_what_is_damaged_and_who_comes_second(lost: Lost) -> None:
     with safe_place() as place:
         shutil.copytree(lost.place, place, dirs_exist_ok=True)
         store = place / "store"
-        for path in (store / "archived" / lost.kept.id / "chunks").rglob("*"):
-            if path.is_file():
-                path.write_bytes(path.read_bytes()[:-1])
+        for path in files_below(store / "archived" / lost.kept.id / "chunks"):
+            path.write_bytes(path.read_bytes()[:-1])
         full, halt = place / "full", place / "halt"
         with machine(place, _FLAGS.format(full=str(full), halt=str(halt))) as server:
             full.touch()
@@ -240,7 +240,7 @@ def test_what_is_damaged_and_who_comes_second(lost: Lost) -> None:
             assert rows(there(server, lost.kept)) == 40
             taken = server.refusal("POST", "/v1/recovery", {"database": "kept"})
             assert (taken[1]["kind"], "--as NAME" in taken[1]["hint"]) == ("database_exists", True)
-            whole = {path: path.read_bytes() for path in (store / "databases" / lost.shop.id / "wal").rglob("*-*")}
+            whole = {path: path.read_bytes() for path in files_below(store / "databases" / lost.shop.id / "wal") if "-" in path.name}
             for path, data in whole.items():
                 path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
             failed = finished(server, server.call("POST", "/v1/recovery", {"database": "shop"})["job"])
@@ -259,7 +259,7 @@ def test_what_is_damaged_and_who_comes_second(lost: Lost) -> None:
             for id in (lost.shop.id, lost.kept.id):
                 server.call("POST", "/v1/recovery/forget", {"database": id, "force": True})
             assert listed(server) == {}
-            assert not [path for id in (lost.shop.id, lost.kept.id) for path in store.glob(f"cards/*/{id}/*")]
+            assert not [path for path in files_below(store / "cards") if path.parent.name in (lost.shop.id, lost.kept.id)]
             eventually(
                 lambda: not [path for id in (lost.shop.id, lost.kept.id) for path in [*store.glob(f"*/{id}"), *store.glob(f"cards/*/{id}")]]
             )

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.branching import connect
 from tests.support.faults import assert_nothing_half_made, eventually, refusal_of, stop_database
+from tests.support.files import files_below
 from tests.support.histories import back_up, finished, server_with_history, shipping, wait_shipped
 from tests.support.server import MadeDatabase, Server
 
@@ -94,7 +95,7 @@ def rows(url: str) -> int:
 
 def shelf(store: Path, database: MadeDatabase) -> list[Path]:
     """What is in the store of it as an archived one."""
-    return [path for path in (store / "archived" / database.id).rglob("*") if path.is_file()]
+    return files_below(store / "archived" / database.id)
 
 
 @pytest.mark.parametrize("mode", ["failing", "full", "slow", "corrupting"])

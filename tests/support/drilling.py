@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tests.support.files import files_below
 from tests.support.histories import finished
 from tests.support.server import MadeDatabase, Server
 from torpor.model.names import DatabaseId
@@ -51,7 +52,7 @@ def last(server: Server, name: str) -> Any:
 
 def objects(store: Path, database: MadeDatabase, kind: str) -> list[Path]:
     """What is stored of a database's history: `chunks`, `bases` or `wal`; in the order of their names."""
-    return sorted(path for path in (store / "databases" / database.id / kind).rglob("*") if path.is_file())
+    return files_below(store / "databases" / database.id / kind)
 
 
 def flip(path: Path, at: int) -> None:
