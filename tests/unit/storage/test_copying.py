@@ -1,6 +1,7 @@
 """Copies of trees that mean harm, and of trees that change meanwhile, on real file systems."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -65,11 +66,8 @@ async def test_links_are_copied_as_what_they_say(tree: Path, tmp_path: Path) -> 
 async def test_pipes_and_sockets_hold_nothing_up(tree: Path, tmp_path: Path) -> None:
     os.mkfifo(tree / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(tree)  # a path for a socket must be short
-        try:
+        with contextlib.chdir(tree):  # a path for a socket must be short
             listener.bind("socket")
-        finally:
-            os.chdir("/")
         await copy_tree(tree, tmp_path / "copy", ME, EVERYTHING)
     assert not (tmp_path / "copy/pipe").exists()
     assert not (tmp_path / "copy/socket").exists()
