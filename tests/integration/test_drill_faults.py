@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.branching import connect
 from tests.support.drilling import HASTE, NEWEST
-from tests.support.faults import assert_nothing_half_made, eventually
+from tests.support.faults import DYING, assert_nothing_half_made, eventually
 from tests.support.histories import back_up, server_with_history, wait_shipped
 from tests.support.server import Server
 from torpor.control.drills import DRILL_STEPS
@@ -18,14 +18,10 @@ pytestmark = [pytest.mark.fault, pytest.mark.slow]
 
 _LOOKED_THROUGH = "looked through"  # in the midst of it, while PostgreSQL and pg_amcheck run
 STEPS = (*DRILL_STEPS, RestoreStep.LOG, _LOOKED_THROUGH)
-_DIES = """
-import os, torpor.control.restore as r, torpor.compute.checking as c
-def dying(was):
-    def reached(self, step, *rest):
-        was(self, step, *rest)
-        if step == {step!r}:
-            os.kill(os.getpid(), 9)
-    return reached
+_DIES = (
+    DYING
+    + """
+import torpor.control.restore as r, torpor.compute.checking as c
 r._Filling._reached = dying(r._Filling._reached)
 d.Drills._reached = dying(d.Drills._reached)
 serve = c._serve
@@ -36,6 +32,7 @@ async def serving(*given):
     await serve(*given)
 c._serve = serving
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from obstore.store import S3Store
 
 from tests.support.buckets import BUCKET, CREDENTIALS, s3_server
-from tests.support.faults import eventually, stop_database
+from tests.support.faults import DYING, eventually, stop_database
 from tests.support.files import files_below
 from tests.support.histories import back_up, done, finished, wait_shipped
 from tests.support.server import MadeDatabase, Server
@@ -24,16 +24,13 @@ from torpor.control.recovery import RecoverStep
 from torpor.control.restore import RestoreStep
 from torpor.model.branches import BranchStep
 
-_DIES = """
-import os, torpor.control.branches as b, torpor.control.recovery as c, torpor.control.restore as r
-def dying(was):
-    def reached(*arguments):
-        was(*arguments)
-        if any(isinstance(argument, str) and argument == {step!r} for argument in arguments):
-            os.kill(os.getpid(), 9)
-    return reached
+_DIES = (
+    DYING
+    + """
+import torpor.control.branches as b, torpor.control.recovery as c, torpor.control.restore as r
 {target} = dying({target})
 """
+)
 _STEPS = (
     ("c._reached", str(RecoverStep.OWNED)),
     ("r._Filling._reached", str(RestoreStep.BASE)),

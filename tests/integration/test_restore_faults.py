@@ -8,7 +8,7 @@ from urllib.error import URLError
 import psycopg
 import pytest
 
-from tests.support.faults import eventually
+from tests.support.faults import DYING, eventually
 from tests.support.histories import back_up, server_with_history, wait_shipped
 from tests.support.server import Server
 from torpor.control.restore import RestoreStep
@@ -16,17 +16,14 @@ from torpor.control.rewind import RewindStep
 
 pytestmark = [pytest.mark.fault]
 
-_DIES = """
-import os, torpor.control.restore as r, torpor.control.rewind as w
-def dying(was):
-    def reached(self, step, *rest):
-        was(self, step, *rest)
-        if step == {step!r}:
-            os.kill(os.getpid(), 9)
-    return reached
+_DIES = (
+    DYING
+    + """
+import torpor.control.restore as r, torpor.control.rewind as w
 r._Filling._reached = dying(r._Filling._reached)
 w.Rewinds._reached = dying(w.Rewinds._reached)
 """
+)
 _AFTER = (RewindStep.EXCHANGED, RewindStep.NAMED)
 _BEFORE = (*RestoreStep, *(step for step in RewindStep if step not in _AFTER))
 

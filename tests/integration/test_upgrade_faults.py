@@ -12,7 +12,7 @@ from urllib.error import URLError
 import psycopg
 import pytest
 
-from tests.support.faults import assert_nothing_half_made, eventually
+from tests.support.faults import DYING, assert_nothing_half_made, eventually
 from tests.support.histories import finished
 from tests.support.server import MadeDatabase, Server
 from torpor.base.processes import descendants
@@ -36,21 +36,18 @@ async def again(source, id, to, work, uid, *rest):
     return u.Outcome()
 u.upgrade = again
 """
-_DIES = """
+_DIES = (
+    DYING
+    + """
 import torpor.control.rewind as w
 async def skipped(self, *rest):
     return u.Outcome()
 if {skip!r}:
     u.Upgrades._rehearse = skipped
-def dying(was):
-    def reached(self, step, *rest):
-        was(self, step, *rest)
-        if step == {step!r}:
-            os.kill(os.getpid(), 9)
-    return reached
 u.Upgrades._reached = dying(u.Upgrades._reached)
 w.Rewinds._reached = dying(w.Rewinds._reached)
 """
+)
 _AFTER = (RewindStep.EXCHANGED, RewindStep.NAMED)
 
 
