@@ -10,7 +10,7 @@ run: ## set up, then Torpor in the foreground
 
 test: ## set up, then all tests; ARGS="-k door" picks some
 	@scripts/setup test
-	@.venv/bin/python -m pytest -n 2 $(ARGS)
+	@.venv/bin/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: ## format, rules, types, layers, sizes
 	@scripts/setup test
@@ -23,7 +23,7 @@ bench: ## every benchmark, one after the other, into bench/results.json
 soak: ## hours of load, faults and sleep; MINUTES=60
 	@scripts/setup test
 	@.venv/bin/python -m bench.fuzz --minutes 5 && .venv/bin/python -m bench.escapes --minutes 15
-	@.venv/bin/python -m bench.power_cut --minutes 10 && .venv/bin/python -m bench.branch_soak --count 1000
+	@.venv/bin/python -m bench.power_cut --minutes 10 && .venv/bin/python -m bench.branch_soak --count 1000 && .venv/bin/python -m bench.at_once
 	@.venv/bin/python -m bench.soak --minutes $(or $(MINUTES),60) $(ARGS)
 
 lock: ## remake the lock files; ARGS=--upgrade takes newer versions
@@ -31,4 +31,4 @@ lock: ## remake the lock files; ARGS=--upgrade takes newer versions
 	@scripts/lock $(ARGS)
 
 clean: ## remove what set-up and tests made in this directory; databases stay
-	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis tests/node/node_modules src/torpor/native/libtorpor.so src/torpor/native/torpor-relay
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis tests/node/node_modules src/torpor/native/libtorpor.so src/torpor/native/torpor-copier src/torpor/native/torpor-relay

@@ -1,5 +1,5 @@
-"""Compiles what is written in C, for wheels and for editable installs: the library that receives sockets inside a compute, and the relay
-that terminates TLS.
+"""Compiles what is written in C, for wheels and for editable installs: the library that receives sockets inside a compute, the program
+that copies volumes, and the relay that terminates TLS.
 
 `CC`, `CFLAGS` and `LDFLAGS` are respected. Each is written beside its source and replaced atomically, since a running Torpor may have
 just mapped the one that is there. The relay needs OpenSSL's headers; where they are missing Torpor is built without it, and says so.
@@ -18,11 +18,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 LIBRARY_SOURCE = Path("src/torpor/native/handover.c")
 LIBRARY = Path("src/torpor/native/libtorpor.so")
+COPIER_SOURCE = Path("src/torpor/native/copier.c")
+COPIER = Path("src/torpor/native/torpor-copier")
 RELAY_SOURCES = Path("src/torpor/native/relay")
 RELAY = Path("src/torpor/native/torpor-relay")
 FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
 LIBRARY_FLAGS = ("-fPIC", "-shared")
-RELAY_FLAGS = ("-fPIE", "-pie", "-D_FORTIFY_SOURCE=2")
+PROGRAM_FLAGS = ("-fPIE", "-pie", "-D_FORTIFY_SOURCE=2")
 
 
 def compile_native(root: Path) -> None:
@@ -31,9 +33,10 @@ def compile_native(root: Path) -> None:
     if shutil.which(compiler[0]) is None:
         raise SystemExit(f"Torpor needs a C compiler and {compiler[0]!r} isn't there: install gcc and libc6-dev, or set CC")
     _compile(compiler, root, [LIBRARY_SOURCE], LIBRARY, LIBRARY_FLAGS, ("-ldl",))
+    _compile(compiler, root, [COPIER_SOURCE], COPIER, PROGRAM_FLAGS, ("-pthread",))
     if _has_header(compiler, "openssl/ssl.h"):
         sources = sorted(path.relative_to(root) for path in (root / RELAY_SOURCES).glob("*.c"))
-        _compile(compiler, root, sources, RELAY, RELAY_FLAGS, ("-lssl", "-lcrypto"))
+        _compile(compiler, root, sources, RELAY, PROGRAM_FLAGS, ("-lssl", "-lcrypto"))
     else:
         (root / RELAY).unlink(missing_ok=True)
         print("Torpor is built without TLS, as OpenSSL's headers are missing: install libssl-dev and install Torpor again", file=sys.stderr)

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -40,7 +41,7 @@ _PREPARED_SINCE = (1, 21)
 
 def measure() -> list[Result]:
     """Six rounds of a second for each way and protocol; then 10,000 idle clients."""
-    limits = {"pool_size": _BACKENDS, "pool_max_clients": 50_000, "max_connections_per_address": 50_000}
+    limits: dict[str, Any] = {"pool_size": _BACKENDS, "pool_max_clients": 50_000, "max_connections_per_address": 50_000}
     with running(20, freeze_after_s="never", stop_after_s="never", **limits) as torpor:
         door, direct = (torpor.create(name) for name in ("one", "two"))
         say(f"filling pgbench tables, scale {_SCALE}")

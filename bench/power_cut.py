@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 
+from tests.support.pools import lacks_encryption
 from tests.support.powercut import cut_power
 
 _CUTS = 4
@@ -19,9 +20,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     deadline, rounds, commits = time.monotonic() + asked.minutes * 60, 0, 0
     while not rounds or time.monotonic() < deadline:
-        print(f"power cut: {_CUTS} cuts of 3 databases, --seed {asked.seed + rounds}", flush=True)
+        encrypted = rounds % 2 == 1 and not lacks_encryption()
+        kind = "an encrypted pool" if encrypted else "a pool"
+        print(f"power cut: {_CUTS} cuts of 3 databases on {kind}, --seed {asked.seed + rounds}", flush=True)
         try:
-            commits += cut_power(_CUTS, 3, asked.seed + rounds)
+            commits += cut_power(_CUTS, 3, asked.seed + rounds, encrypted)
         except AssertionError as error:
             print(f"power cut: FAILED: {error}", file=sys.stderr)
             return 1

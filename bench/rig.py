@@ -26,6 +26,7 @@ from psycopg import pq
 
 from tests.support.server import MadeDatabase, Server
 from torpor.base.cgroups import detect
+from torpor.base.host import poolkey
 from torpor.base.host.facts import probe_zram
 from torpor.base.host.machine import HostActionFailed, Machine
 from torpor.base.host.pool import ensure_pool_mounted, make_pool
@@ -144,14 +145,14 @@ class BenchServer(Server):
 
 
 @contextlib.contextmanager
-def running(pool_gib: int = 20, **settings: object) -> Iterator[BenchServer]:
-    """A Torpor on an XFS pool (a sparse loop file). Exits with one sentence where that can't be had."""
+def running(pool_gib: int = 20, encrypted: bool = False, **settings: object) -> Iterator[BenchServer]:
+    """A Torpor on an XFS pool (a sparse loop file), encrypted or not. Exits with one sentence where that can't be had."""
     need_root()
     data_dir = Path(tempfile.mkdtemp(prefix="torpor-bench-", dir="/var/tmp"))
     server = BenchServer(data_dir, on_disk=True, **{"uid_base": _UIDS.start, **settings})
     try:
         try:
-            make_pool(data_dir, pool_gib * GIB, Machine())
+            make_pool(data_dir, pool_gib * GIB, Machine(), key=poolkey.make(data_dir / poolkey.KEY_NAME) if encrypted else None)
             ensure_pool_mounted(data_dir)
         except HostActionFailed as error:
             raise SystemExit(f"bench: this host has no reflink pool to measure on: {error}") from error

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from tests.support.faults import eventually, in_thread, stop_database
+from tests.support.files import files_below
 from tests.support.server import MadeDatabase, Server
 
 ROWS = 30_000
@@ -64,7 +65,7 @@ def archive_until(server: Server, database: MadeDatabase, seen: Callable[[], obj
 
 
 def objects(server: Server, database: MadeDatabase) -> list[Path]:
-    return [path for path in (server.data_dir / "history/archived" / database.id).rglob("*") if path.is_file()]
+    return files_below(server.data_dir / "history/archived" / database.id)
 
 
 def test_there_and_back(server: Server) -> None:
@@ -132,7 +133,7 @@ def test_what_is_archived_can_be_reset(server: Server) -> None:
     branch = MadeDatabase(name, made["database"]["id"], made["credentials"]["url"], made["credentials"]["password"])
     with connect(branch) as connection:
         connection.execute("CREATE TABLE tried AS SELECT 1")
-    archive_until(server, branch, lambda: server.tier(name) == "archived")
+    archive_until(server, branch, lambda: server.tier(name) == "archived" and not server.call("GET", "/v1/jobs?state=running")["jobs"])
     server.call("POST", f"/v1/databases/{name}/reset", {"force": True})
     with connect(branch) as connection:
         assert connection.execute("SELECT to_regclass('tried')").fetchone() == (None,)

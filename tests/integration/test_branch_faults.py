@@ -14,6 +14,7 @@ import pytest
 from tests.support.branching import branch, check_pages, connect
 from tests.support.faults import assert_nothing_half_made, eventually, in_thread, put_to_sleep, stop_database
 from tests.support.server import MadeDatabase, Server
+from torpor.control.provisioning import RemoveStep
 from torpor.model.branches import BRANCH_STEPS, RESET_STEPS, BranchStep
 from torpor.storage.room import look
 
@@ -27,6 +28,15 @@ def dies(step, compute, steps):
     if step == {step!r}:
         os.kill(os.getpid(), 9)
 b._reached = dies
+"""
+_DIES_REMOVING = """
+import os, torpor.control.provisioning as p
+was = p._reached
+def dies(step, compute):
+    was(step, compute)
+    if step == {step!r} and compute.database.label == {name!r}:
+        os.kill(os.getpid(), 9)
+p._reached = dies
 """
 _SLOW_COPY = """
 import asyncio, os, torpor.compute.snapshot as s
@@ -72,6 +82,7 @@ def names(server: Server) -> set[str]:
     return {one["name"] for one in server.call("GET", "/v1/databases")["databases"]}
 
 
+@pytest.mark.timeout(600)  # ten starts of Torpor
 def test_killed_after_each_step(server: Server, shop: MadeDatabase) -> None:
     """A branch is there whole when it was ready, else without a trace; a branch that was reset is what it was, or what its parent is.
 
@@ -110,6 +121,27 @@ def test_killed_after_each_step(server: Server, shop: MadeDatabase) -> None:
     assert count(remade.url) == 500
     for name in ("again", "try"):
         server.call("DELETE", f"/v1/databases/{name}?force=true")
+
+
+def test_killed_after_each_step_of_a_removal(server: Server, shop: MadeDatabase) -> None:
+    """It is gone without a trace: the next start finishes it, and is killed in the midst of another one. Awake and asleep."""
+    doomed = [branch(server, "shop", f"doomed-{step}") for step in RemoveStep]
+    put_to_sleep(server, doomed[1])
+    stop_database(server, doomed[3])
+    server.kill()
+    for number, step in enumerate(RemoveStep):
+        restart(server, _DIES_REMOVING.format(step=str(step), name=doomed[number].name))
+        assert names(server) == {"shop", *(one.name for one in doomed[number:])}
+        assert_nothing_half_made(server)
+        with suppress(URLError, ConnectionError):
+            server.call("DELETE", f"/v1/databases/{doomed[number].name}?force=true")
+        assert server.process is not None
+        assert server.process.wait(60) == -9, f"it went on after {step}"
+        server.process = None
+    restart(server)
+    assert names(server) == {"shop"}
+    assert_nothing_half_made(server)
+    assert count(shop.url) == 500
 
 
 def test_parent_that_wakes_under_the_copy(server: Server, shop: MadeDatabase, tmp_path: Path) -> None:

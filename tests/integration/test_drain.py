@@ -24,6 +24,7 @@ from tests.support.server import MadeDatabase, Server
 Connection: TypeAlias = "psycopg.Connection[tuple[object, ...]]"
 GATE = "pg_advisory_xact_lock(7)"
 """Whoever has it in a transaction decides how long the statements of others run."""
+FOR_EVER = ", pg_sleep(600)"
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +48,16 @@ def connect(database: MadeDatabase, sslmode: str = "prefer") -> Connection:
 
 @contextlib.contextmanager
 def statement_at_the_gate(
-    server: Server, database: MadeDatabase
+    server: Server, database: MadeDatabase, then: str = ""
 ) -> Iterator[tuple[Connection, Connection, threading.Thread, list[BaseException]]]:
-    """A session whose statement waits in a thread, the one with the gate that it waits for, the thread, and how the statement failed."""
+    """A session whose statement waits in a thread, the one with the gate that it waits for, the thread, and how the statement failed.
+
+    `then` is what the statement does behind the gate.
+    """
     with connect(database) as worker, connect(database) as gate:
         gate.execute("BEGIN")
         gate.execute(f"SELECT {GATE}")
-        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE}"))
+        working, failures = in_thread(lambda: worker.execute(f"SELECT {GATE} {then}"))
         eventually(lambda: _asked(server, database))
         yield worker, gate, working, failures
 
@@ -183,7 +187,7 @@ def test_newcomers_wait_and_the_next_torpor_serves_them(server: Server) -> None:
 
 def test_the_deadline_ends_what_is_left_and_those_who_wait_are_told(server: Server) -> None:
     database = server.create()
-    with statement_at_the_gate(server, database) as (_worker, transaction, working, failures):
+    with statement_at_the_gate(server, database, FOR_EVER) as (_worker, transaction, working, failures):
         drainer = command(server, "drain", "--timeout=600s", "--json", "--no-wait")
         assert json.loads(drainer.communicate(timeout=60)[0])["state"] == "draining"
         waiting, refused = in_thread(lambda: ask(database))
@@ -217,7 +221,7 @@ def test_a_second_signal_ends_it_at_once(server: Server) -> None:
 
 def test_ctrl_c_ends_statements(server: Server) -> None:
     database = server.create()
-    with statement_at_the_gate(server, database) as (_worker, gate, working, failures):
+    with statement_at_the_gate(server, database, FOR_EVER) as (_worker, gate, working, failures):
         os.kill(server.pid, signal.SIGINT)
         assert ended(server) == 0
         working.join(40)

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from tests.support.faults import Inserter, eventually, put_to_sleep, stop_database
+from tests.support.files import files_below
 from tests.support.histories import back_up, done, finished, past_branch, server_with_history, shipping, wait_shipped
 from tests.support.pace import in_time
 from tests.support.server import MadeDatabase, Server
@@ -178,11 +179,10 @@ def test_damage_is_told_and_leaves_nothing(made: Made) -> None:
     server, store = made
     make(server, "damaged")
     id = server.view("damaged")["database"]["id"]
-    for chunk in (store / "databases" / id / "chunks").rglob("*"):
-        if chunk.is_file():
-            data = bytearray(chunk.read_bytes())
-            data[len(data) // 2] ^= 1
-            chunk.write_bytes(data)
+    for chunk in files_below(store / "databases" / id / "chunks"):
+        data = bytearray(chunk.read_bytes())
+        data[len(data) // 2] ^= 1
+        chunk.write_bytes(data)
     view = finished(server, server.call("POST", "/v1/databases/damaged/branches/past", {"name": "never"})["job"])
     assert (view["state"], view["error"]["kind"]) == ("failed", "history_corrupt")
     assert server.refusal("GET", "/v1/databases/never")[0] == 404

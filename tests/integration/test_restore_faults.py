@@ -8,7 +8,7 @@ from urllib.error import URLError
 import psycopg
 import pytest
 
-from tests.support.faults import eventually
+from tests.support.faults import DYING, eventually
 from tests.support.histories import back_up, server_with_history, wait_shipped
 from tests.support.server import Server
 from torpor.control.restore import RestoreStep
@@ -16,18 +16,16 @@ from torpor.control.rewind import RewindStep
 
 pytestmark = [pytest.mark.fault]
 
-_DIES = """
-import os, torpor.control.restore as r, torpor.control.rewind as w
-def dying(was):
-    def reached(self, step, *rest):
-        was(self, step, *rest)
-        if step == {step!r}:
-            os.kill(os.getpid(), 9)
-    return reached
+_DIES = (
+    DYING
+    + """
+import torpor.control.restore as r, torpor.control.rewind as w
 r._Filling._reached = dying(r._Filling._reached)
 w.Rewinds._reached = dying(w.Rewinds._reached)
 """
-_BEFORE = (RestoreStep.BASE, RestoreStep.RECOVERED, RewindStep.RECORDED, RewindStep.STOPPED)
+)
+_AFTER = (RewindStep.EXCHANGED, RewindStep.NAMED)
+_BEFORE = (*RestoreStep, *(step for step in RewindStep if step not in _AFTER))
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +50,17 @@ def whole(server: Server, names: set[str]) -> None:
     assert not list((server.data_dir / "volumes").glob("*/exchanged"))
 
 
+def other(server: Server) -> str:
+    """The name of what the database was before its restore."""
+    (name,) = {one["name"] for one in server.call("GET", "/v1/databases")["databases"]} - {"shop"}
+    return str(name)
+
+
 def start_to_die(server: Server, step: str = "") -> None:
     """Start it again, to die at that step."""
+    if step == RewindStep.NAMED:  # what is unfinished comes to that step at the start
+        start_to_die(server)
+        server.kill()
     server.prelude = _DIES.format(step=str(step)) if step else ""
     server.start()
 
@@ -67,7 +74,9 @@ def ask_and_die(server: Server, path: str, body: object) -> None:
     server.process = None
 
 
+@pytest.mark.timeout(600)  # sixteen starts of Torpor, and as many restores
 def test_killed_after_each_step(server: Server) -> None:
+    """All steps there are, in order; each Torpor sets right what the one before left, and is killed at the next one."""
     shop = server.create("shop")
     with psycopg.connect(shop.url, autocommit=True) as connection:
         connection.execute("CREATE TABLE things AS SELECT generate_series(1, 5) AS id")
@@ -77,28 +86,40 @@ def test_killed_after_each_step(server: Server) -> None:
         connection.execute("INSERT INTO things VALUES (6)")
     wait_shipped(server, "shop")
     server.kill()
+    restore, undo = ("/v1/databases/shop/restore", {"at": at, "force": True}), ("/v1/databases/shop/restore/undo", {"force": True})
     for step in _BEFORE:
         start_to_die(server, step)
         whole(server, {"shop"})
         assert rows(shop.url) == 6, step
-        ask_and_die(server, "/v1/databases/shop/restore", {"at": at, "force": True})
+        ask_and_die(server, *restore)
     start_to_die(server, RewindStep.EXCHANGED)
     whole(server, {"shop"})
-    ask_and_die(server, "/v1/databases/shop/restore", {"at": at, "force": True})
-    # From here on it has happened. It is undone, and killed at that, too: before the exchange, and after it.
-    undo = "/v1/databases/shop/restore/undo"
-    start_to_die(server, RewindStep.STOPPED)
-    (before,) = {one["name"] for one in server.call("GET", "/v1/databases")["databases"]} - {"shop"}
-    kept = shop.url_as(before, shop.password, before)
-    whole(server, {"shop", before})
-    assert (rows(shop.url), rows(kept)) == (5, 6)
-    ask_and_die(server, undo, {"force": True})
-    start_to_die(server, RewindStep.EXCHANGED)
-    whole(server, {"shop", before})
-    assert (rows(shop.url), rows(kept)) == (5, 6)
-    ask_and_die(server, undo, {"force": True})
+    assert rows(shop.url) == 6
+    ask_and_die(server, *restore)
+    # From here on it has happened. It is undone, again and again, and killed at that, too: before the exchange, and after it.
+    before, now, then = "", 5, 6
+    for step in (RewindStep.RECORDED, RewindStep.STOPPED, RewindStep.EXCHANGED, RewindStep.NAMED):
+        start_to_die(server, step)
+        before = before or other(server)
+        kept = shop.url_as(before, shop.password, before)
+        whole(server, {"shop", before})
+        assert (rows(shop.url), rows(kept)) == (now, then), step
+        ask_and_die(server, *undo)
+        if step in _AFTER:
+            now, then = then, now
     start_to_die(server)
     whole(server, {"shop", before})
-    assert (rows(shop.url), rows(kept)) == (6, 5)
+    assert (rows(shop.url), rows(kept)) == (now, then)
+    server.call("DELETE", f"/v1/databases/{before}?force=true")
+    with psycopg.connect(shop.url, autocommit=True) as connection:
+        connection.execute("INSERT INTO things VALUES (7)")
+    wait_shipped(server, "shop")
+    server.kill()
+    start_to_die(server, RewindStep.NAMED)
+    ask_and_die(server, *restore)
+    start_to_die(server)
+    before = other(server)
+    whole(server, {"shop", before})
+    assert (rows(shop.url), rows(shop.url_as(before, shop.password, before))) == (5, now + 1)
     server.call("DELETE", f"/v1/databases/{before}?force=true")
     whole(server, {"shop"})

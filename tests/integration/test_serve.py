@@ -206,7 +206,7 @@ def test_greeting(resident: Server) -> None:
     greeting = resident.log[resident.log.index("Torpor serves PostgreSQL 18") :]
     assert f"127.0.0.1:{resident.door_port}" in greeting
     assert f"{resident.api_url}/docs" in greeting
-    assert f"--data-dir {resident.data_dir} create shop" in greeting
+    assert f"create shop --data-dir {resident.data_dir}\n" in greeting
 
 
 def test_two_side_by_side(resident: Server) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.faults import eventually, program, run_program, stop_database
+from tests.support.faults import eventually, run_program, stop_database
 from tests.support.server import MadeDatabase, Server
 from torpor.cli.root import run as in_process
 
@@ -264,8 +264,6 @@ def test_a_source_that_says_nothing(run: Run, empty: MadeDatabase) -> None:
 
 
 def test_an_import_from_an_older_major(run: Run, torpor: Server, empty: MadeDatabase) -> None:
-    if not Path(program("postgres", 18)).parents[2].joinpath("17").is_dir():
-        pytest.skip("PostgreSQL 17 is not installed")
     older = torpor.create(major=17)
     try:
         execute(older, FILL)

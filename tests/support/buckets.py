@@ -16,9 +16,16 @@ BUCKET = "torpor-history"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 
 _S3 = """
-import logging, sys
+import logging, sys, threading
 logging.disable(logging.CRITICAL)
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from moto.server import ThreadedMotoServer
+# It looks whether an object is there, and stores it then: one request after the other, so that conditions hold as they do at a real store.
+turn, call = threading.Lock(), DomainDispatcherApplication.__call__
+def called(*arguments):
+    with turn:
+        return call(*arguments)
+DomainDispatcherApplication.__call__ = called
 server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)

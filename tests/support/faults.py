@@ -25,6 +25,16 @@ from torpor.daemon.directory import instance_name
 from torpor.model.names import is_database_id
 
 T = TypeVar("T")
+DYING = """
+import os
+def dying(was):
+    def reached(*arguments):
+        was(*arguments)
+        if any(isinstance(argument, str) and argument == {step!r} for argument in arguments):
+            os.kill(os.getpid(), 9)
+    return reached
+"""
+"""What a Torpor runs first that is to be killed at a step: `dying` wraps whatever is told of each step."""
 Connection = psycopg.Connection[tuple[object, ...]]
 
 

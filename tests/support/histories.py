@@ -15,12 +15,12 @@ _IMPATIENT = "import torpor.control.shipping as s; s._LONGEST_PAUSE_S = 1.0; "  
 
 
 @contextmanager
-def server_with_history(**settings: object) -> Iterator[tuple[Server, Path]]:
-    """A Torpor that keeps histories in a directory of its own, outside of its data directory."""
+def server_with_history(prelude: str = "", **settings: object) -> Iterator[tuple[Server, Path]]:
+    """A Torpor that keeps histories in a directory of its own, outside of its data directory. `prelude` is run before it."""
     store = Path(tempfile.mkdtemp(prefix="torpor-test-history-", dir="/dev/shm"))
     try:
         server = Server(history_store=str(store), **settings)  # type: ignore[arg-type]  # settings of `torpor serve`
-        server.prelude = _IMPATIENT
+        server.prelude = _IMPATIENT + prelude
         with server:
             yield server, store
     finally:

@@ -15,7 +15,12 @@ from typing import Any
 
 from tests.support.server import Server
 from torpor.base.btrfs import count_simply
+from torpor.base.host import poolkey
+from torpor.base.host.encryption import probe_encryption
 from torpor.base.host.facts import kernel_release
+from torpor.base.host.machine import Machine
+from torpor.base.host.pool import ensure_pool_mounted, make_pool
+from torpor.base.host.sealed import Sealed
 from torpor.base.processes import start_ticks
 
 DISK, MEMORY = Path("/var/tmp"), Path("/dev/shm")
@@ -74,6 +79,24 @@ def mount(kind: str, image: Path, point: Path) -> None:
     point.chmod(0o711)
     if kind == "btrfs":
         count_simply(point)
+
+
+def make_encrypted(data_dir: Path, size_mb: int) -> None:
+    """An encrypted pool, made and mounted as by `torpor host setup`, but cached on the disk below: Torpor itself writes around that."""
+    machine = Machine()
+    key = poolkey.make(data_dir / poolkey.KEY_NAME)
+    make_pool(data_dir, size_mb << 20, machine, "xfs", key)
+    ensure_pool_mounted(data_dir)
+    image = str(Sealed(data_dir).image)
+    device = machine.must_run(["losetup", "--noheadings", "--output", "NAME", "--associated", image]).strip()
+    machine.must_run(["losetup", "--direct-io=off", device])
+
+
+def lacks_encryption() -> str:
+    """Why no encrypted pool can be tried here; empty when one can."""
+    if probe_encryption(Path("/"), Machine(), None).offered:
+        return ""
+    return "this kernel shows no encryption in ext4, or there is no mkfs.ext4"
 
 
 def unmount(point: Path) -> None:

@@ -1,15 +1,16 @@
 """Takes a host's power away under load, as often as asked for, and sees what is there when it comes back.
 
 The host is modelled whole: a "disk" that is a file, on it a file system with Torpor's data directory (catalog, keys, logs), and in that the
-pool, a file again (`pool.img`), with the volumes. All of it is XFS. To cut the power is to clone the disk's file by a reflink: the
-kernel holds all writers of that file for it, so the clone is the disk at one instant, while PostgreSQL, Torpor and both file systems
-work on and know nothing of it. (To freeze a file system, or to sync first, would be no power cut.)
+pool, a file again (`pool.img`), with the volumes. All of it is XFS; below a pool that is encrypted there is ext4 besides. To cut the
+power is to clone the disk's file by a reflink: the kernel holds all writers of that file for it, so the clone is the disk at one
+instant, while PostgreSQL, Torpor and the file systems work on and know nothing of it. (To freeze a file system, or to sync first,
+would be no power cut.)
 
 What an instant keeps, and what it loses:
 - everything that was in memory is gone: what PostgreSQL and Torpor had written and not synced, and what the file systems had not
   written out themselves, in whatever order they do that;
-- the pool's own device is a file in the cache of the file system below it, so a write to it that was not flushed is lost, or there,
-  each block for itself: that is a disk with a cache that forgets, and that writes in any order;
+- the pool's own device (of an encrypted pool both) is a file in the cache of the file system below it, so a write to it that was not
+  flushed is lost, or there, each block for itself: that is a disk with a cache that forgets, and that writes in any order;
 - not modelled is such a cache of the lower disk: what has reached it stays. Neither are sectors that are written in part.
 
 Then everything is killed, the clone is mounted in the place of the disk, and a new Torpor finds its way: it mounts the pool, recovers each
@@ -32,7 +33,7 @@ import psycopg
 
 from tests.support.branching import acknowledged, check_balances, check_pages, check_prefix
 from tests.support.faults import Inserter, assert_nothing_half_made, eventually, program, run_program, stop_database
-from tests.support.pools import DISK, MEMORY, loop_pool, make_image, mount, unmount
+from tests.support.pools import DISK, MEMORY, loop_pool, make_encrypted, make_image, mount, unmount
 from tests.support.server import MadeDatabase, Server
 
 _FICLONE = 0x40049409
@@ -53,7 +54,7 @@ class Cut:
 class Host:
     """A host under load."""
 
-    def __init__(self, ground: Path, databases: int) -> None:
+    def __init__(self, ground: Path, databases: int, encrypted: bool = False) -> None:
         self._ground = ground  # holds the disk, and survives
         self._disk = ground.parent / "disk"
         self._disk.mkdir(mode=0o711)
@@ -61,9 +62,12 @@ class Host:
         mount("xfs", ground / "disk.img", self._disk)
         data_dir = self._disk / "data"
         data_dir.mkdir(mode=0o711)
-        (data_dir / "volumes").mkdir(mode=0o711)
-        make_image("xfs", data_dir / "pool.img", _POOL_MB)
-        mount("xfs", data_dir / "pool.img", data_dir / "volumes")  # cached: Torpor itself would write around the cache
+        if encrypted:
+            make_encrypted(data_dir, _POOL_MB)
+        else:
+            (data_dir / "volumes").mkdir(mode=0o711)
+            make_image("xfs", data_dir / "pool.img", _POOL_MB)
+            mount("xfs", data_dir / "pool.img", data_dir / "volumes")  # cached: Torpor itself would write around the cache
         self.server = Server(data_dir=data_dir, freeze_after_s=60, page_after_s="never")
         self.server.start()
         self._sandbox = self.server.call("GET", "/v1/host")["sandbox"]
@@ -142,13 +146,13 @@ class Host:
         unmount(self._disk)
 
 
-def cut_power(cuts: int, databases: int, seed: int = 0) -> int:
+def cut_power(cuts: int, databases: int, seed: int = 0, encrypted: bool = False) -> int:
     """Cut it at moments that chance chooses, and come back from each; how many acknowledged commits the last one had. Raises
     AssertionError."""
     chance = random.Random(seed)
     # The ground is solid whatever it is made of; memory is quicker.
     place = MEMORY if shutil.disk_usage(MEMORY).free > _ROOM_BYTES else DISK
-    with loop_pool("xfs", 4 * _DISK_MB, place) as ground, contextlib.closing(Host(ground, databases)) as host:
+    with loop_pool("xfs", 4 * _DISK_MB, place) as ground, contextlib.closing(Host(ground, databases, encrypted)) as host:
         with host.load() as inserters:
             taken = []
             for number in range(cuts):

@@ -22,6 +22,7 @@ from torpor.compute.compute import Compute
 from torpor.control import archiving
 from torpor.control.archiving import Archiving
 from torpor.control.audit import Audit
+from torpor.control.claims import Claims
 from torpor.control.jobs import Jobs
 from torpor.model.database import Database
 from torpor.model.jobs import JobView
@@ -49,7 +50,7 @@ class Shelves:
         archive = Archive(Store(self.bucket, sleep=_at_once), MasterKey(bytes(32)), executor)
         house = self.house
         self.archiving = Archiving(
-            archive, self.records, house.fleet, house.volumes, self.jobs, self._log_is_stored, house.clock, house.tasks
+            archive, self.records, house.fleet, house.volumes, self.jobs, self._log_is_stored, Claims(), house.clock, house.tasks
         )
         self.archiving.reconcile()
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from torpor.model.drills import DrillResult
 from torpor.model.errors import InvalidRequest
 from torpor.model.exports import ExportFormat
 from torpor.model.jobs import JobState
@@ -73,6 +74,14 @@ class JobsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
     state: Annotated[JobState | None, Meta(description="Only those in this state.")] = None
     database: Annotated[str | None, Meta(description="Only those on the database that had this name when they began.")] = None
+    workspace: Annotated[str | None, Meta(description="Only those of this workspace.")] = None
+
+
+class DrillsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which restore drills to list."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE, description="How many at most.")] = 100
+    result: Annotated[DrillResult | None, Meta(description="Only those with this result.")] = None
     workspace: Annotated[str | None, Meta(description="Only those of this workspace.")] = None
 
 
@@ -187,9 +196,34 @@ class RestoreBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
 
 
-class UndoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to undo a restore."""
+class RecoverBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to bring back. One of `at`, `lsn` and `before_transaction` at most; with none, the newest that the store holds."""
 
+    database: Annotated[str, Meta(description="The name that it had, or its id where several had that.", examples=["shop"], max_length=63)]
+    name: Annotated[Name | None, Meta(description="What it is to be called. Left out or null: as before.")] = None
+    at: At = None
+    lsn: Lsn = None
+    before_transaction: BeforeTransaction = None
+
+
+class ForgetBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to forget."""
+
+    database: Annotated[str, Meta(description="The name that it had, or its id where several had that.", examples=["shop"], max_length=63)]
+    force: Annotated[bool, Meta(description="Also when something was written to its history minutes ago.")] = False
+
+
+class UndoBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to undo a restore, or an upgrade."""
+
+    force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
+
+
+class UpgradeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """To which major, and how."""
+
+    to: Annotated[int, Meta(description="PostgreSQL major, newer than the database's.", examples=[18])]
+    check: Annotated[bool, Meta(description="Only see on a copy whether it can be upgraded; nothing is changed.")] = False
     force: Annotated[bool, Meta(description="Also with open connections, which are closed.")] = False
 
 
@@ -222,11 +256,15 @@ class AccessBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UpdateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Idle times and parts of the size to change. What is left out stays as it is."""
+    """Idle times, time to live and parts of the size to change. What is left out stays as it is."""
 
     freeze_after_s: Idle | UnsetType = UNSET
     page_after_s: Idle | UnsetType = UNSET
     stop_after_s: Idle | UnsetType = UNSET
+    ttl_s: Annotated[
+        float | UnsetType | None,
+        Meta(description="Seconds from now until it is removed, whatever it holds. Null: it stays.", examples=[172_800]),
+    ] = UNSET
     size: SizeBody | UnsetType = UNSET
 
     def overrides(self, current: SleepOverrides) -> SleepOverrides:

@@ -13,7 +13,23 @@ import msgspec
 
 from torpor.api.asgi import MAX_BODY_BYTES, Answer, Stream
 from torpor.api.bodies import NoQuery
-from torpor.api.ports import Access, Archiving, Audit, Branches, Databases, Drains, Histories, Jobs, Keys, Restores, Rewinds, Workspaces
+from torpor.api.ports import (
+    Access,
+    Archiving,
+    Audit,
+    Branches,
+    Databases,
+    Drains,
+    Drills,
+    Histories,
+    Jobs,
+    Keys,
+    Recovery,
+    Restores,
+    Rewinds,
+    Upgrades,
+    Workspaces,
+)
 from torpor.model import errors
 from torpor.model.drain import DrainState
 from torpor.model.size import SizeOverrides
@@ -43,6 +59,9 @@ class Services:
         histories: Histories | None = None,
         restores: Restores | None = None,
         rewinds: Rewinds | None = None,
+        upgrades: Upgrades | None = None,
+        recovery: Recovery | None = None,
+        drills: Drills | None = None,
     ) -> None:
         self.databases = databases
         self.workspaces = workspaces
@@ -54,6 +73,9 @@ class Services:
         self.histories = histories
         self.restores = restores
         self.rewinds = rewinds
+        self.upgrades = upgrades
+        self.recovery = recovery
+        self.drills = drills
         self.archiving = archiving
         self.render = render
         self.drains = drains

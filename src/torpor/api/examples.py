@@ -6,9 +6,11 @@ from torpor.model.access_views import AccessView
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
 from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.drain import DrainState, DrainView, RunningView
+from torpor.model.drills import DrillList, DrillResult, DrillView
 from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
 from torpor.model.jobs import JobId, JobState, JobView
 from torpor.model.names import DatabaseId
+from torpor.model.recovery_views import RecoverableList, RecoverableView, Recovering
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
 from torpor.model.views import (
@@ -119,7 +121,17 @@ HISTORY = HistoryView(
     shipping=ShippingView(_AT - 2, 16_384),
     retention=RETENTION,
 )
+RECOVERABLE = RecoverableView(
+    "dk3v5q2mzab7w", "shop", "default", 18, _AT - 30 * 86_400, False, 1_073_741_824, _AT - 6.5 * 86_400, _AT - 2,
+)  # fmt: skip
+RECOVERABLES = RecoverableList((RECOVERABLE,), None, "s3://backups/torpor", "9f86d081884c7d65", 3, 0, 0)
+RECOVERING = Recovering(replace(JOB, kind="recover", note="replaying"), "shop")
 BASES = BaseList((BaseView(8, _AT - 7200, "3/1D002120", 1_073_741_824, 18_400_000),))
+_DRILL = DrillView(
+    "shop", DrillResult.PASSED, _AT - 5400, _AT - 5340, "2026-06-15 03:11:52.204117+00", 8, 1_073_741_824, 96_468_992, 214, 3_917_204,
+    ("checksums", "amcheck", "rows"),
+)  # fmt: skip
+DRILLS = DrillList((_DRILL,), 3600.0, 1, 0, 0)
 ACCESS = AccessView(("203.0.113.0/24",), ("203.0.113.7",), "9f86d081884c7d65")
 HOST = HostView(
     version="0.1.0",

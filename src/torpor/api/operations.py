@@ -6,7 +6,7 @@ Concurrency: handlers run in the task of their request. A handler's docstring is
 from msgspec import UNSET
 
 from torpor import __version__
-from torpor.api import access, archiving, branches, examples, exports, governance, history, jobs
+from torpor.api import access, archiving, branches, drills, examples, exports, governance, history, jobs, recovery, upgrades
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
     AccessBody,
@@ -71,9 +71,12 @@ async def show_database(context: Context, call: Call) -> Answer:
 
 
 async def update_database(context: Context, call: Call) -> Answer:
-    """Changes the idle times and the size of a database. Fields that are left out stay; null goes back to the daemon's setting."""
+    """Changes the idle times, the time to live and the size of a database. Fields that are left out stay; null goes back to the daemon's
+    setting, and to a life without end."""
     body: UpdateBody = call.body
     current = (await context.databases.detail(call.name)).overrides
+    if body.ttl_s is not UNSET:
+        context.services.branches.within(context.caller.workspace).set_life(call.name, body.ttl_s)
     if body.size is not UNSET:
         size = body.size.overrides((await context.databases.size(call.name)).overrides)
         await context.databases.resize(call.name, allowed_size(context, size))
@@ -86,9 +89,13 @@ async def show_size(context: Context, call: Call) -> Answer:
 
 
 async def delete_database(context: Context, call: Call) -> Answer:
-    """Removes a database and its data for good. Refused while connections are open, unless forced."""
+    """Removes a database and its data for good. Refused while connections are open, unless forced. The keys that open its history are
+    removed, here and in the store; where that doesn't answer, as soon as it does, and the audit log says so."""
     query: ForceQuery = call.query
+    id = context.databases.get(call.name).id
     await context.databases.delete(call.name, query.force)
+    if context.services.recovery is not None and not await context.services.recovery.keys_are_gone(id):
+        context.note.detail = "the store still has its keys"
     return Answer(status=204)
 
 
@@ -215,9 +222,9 @@ OPERATIONS: tuple[Operation, ...] = (
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
-        "updateDatabase", "PATCH", _DATABASE, "Change idle times and size", update_database, DatabaseDetail, examples.DETAIL,
+        "updateDatabase", "PATCH", _DATABASE, "Change idle times, time to live and size", update_database, DatabaseDetail, examples.DETAIL,
         body=UpdateBody, body_example={"freeze_after_s": 30, "stop_after_s": "never"}, scope=_WRITE,
-        action="database.update", told=(*_IDLE, "size"),
+        action="database.update", told=(*_IDLE, "ttl_s", "size"),
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
@@ -249,6 +256,9 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     *archiving.OPERATIONS,
     *history.OPERATIONS,
+    *upgrades.OPERATIONS,
+    *drills.OPERATIONS,
+    *recovery.OPERATIONS,
     Operation(
         "sleepDatabase", "POST", f"{_DATABASE}/sleep", "Put a database to sleep", sleep_database, DatabaseView, examples.DATABASE,
         body=SleepBody, body_example={"tier": "stopped"}, scope=_WRITE, action="database.sleep", told=("tier", "force"),

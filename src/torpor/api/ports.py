@@ -13,11 +13,13 @@ from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
 from torpor.model.branches import Branched, BranchList, PastBranch
 from torpor.model.drain import DrainView
+from torpor.model.drills import DrillList
 from torpor.model.exports import ExportOptions
 from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId
+from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
@@ -149,6 +151,10 @@ class Branches(Protocol):
         """The branches of a database."""
         ...
 
+    def set_life(self, name: str, ttl_s: float | None) -> None:
+        """Have a database removed in so many seconds from now; None: it stays."""
+        ...
+
     async def reset(self, name: str, force: bool) -> DatabaseView:
         """Bring a branch back to what its parent is now; forced, also with open connections."""
         ...
@@ -216,6 +222,42 @@ class Rewinds(Protocol):
         ...
 
 
+class Recovery(Protocol):
+    """The use cases on databases that are in the store and not here."""
+
+    async def list(self, after: str | None, limit: int) -> RecoverableList:
+        """A page of them."""
+        ...
+
+    async def recover(self, wanted: str, name: str | None, moment: Moment, by: str) -> Recovering:
+        """Begin to bring one back, by its name or id, called as it was or `name`."""
+        ...
+
+    async def forget(self, wanted: str, force: bool) -> str:
+        """Have all removed that the store holds of one; its name."""
+        ...
+
+    async def keys_are_gone(self, id: DatabaseId) -> bool:
+        """Of a database that was removed here: whether the store has its keys no more, which is waited for a moment."""
+        ...
+
+
+class Upgrades(Protocol):
+    """The use cases of major upgrades."""
+
+    def within(self, workspace: WorkspaceId | None) -> "Upgrades":
+        """The same use cases, confined to the databases of one workspace."""
+        ...
+
+    async def upgrade(self, name: str, to: int, check: bool, force: bool, by: str) -> JobView:
+        """Begin to upgrade a database, or to see whether it can be."""
+        ...
+
+    async def undo(self, name: str, force: bool, by: str) -> JobView:
+        """Begin to take that back."""
+        ...
+
+
 class Histories(Protocol):
     """The use cases on the past of databases. They don't ask whether the database is there, or whose it is."""
 
@@ -245,6 +287,22 @@ class Histories(Protocol):
 
     async def settle(self, id: DatabaseId) -> None:
         """It fell asleep: wait until its log is in the store, for seconds at most."""
+        ...
+
+
+class Drills(Protocol):
+    """The use cases of restore drills. They don't ask whether a database is there, or whose it is."""
+
+    def drill(self, id: DatabaseId, by: str) -> JobView:
+        """Begin one on a database."""
+        ...
+
+    def of(self, id: DatabaseId, name: str) -> DrillList:
+        """The last ones on a database, which is called `name`."""
+        ...
+
+    def all(self, within: WorkspaceId | None) -> DrillList:
+        """The last one on each database of a workspace; None: of all."""
         ...
 
 

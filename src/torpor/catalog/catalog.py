@@ -145,6 +145,10 @@ class Catalog(Records):
         """Replace what a database sets of its own size. Raises DatabaseNotFound."""
         self._change("set_size", id, **_size_columns(size))
 
+    def set_major(self, id: DatabaseId, major: int) -> None:
+        """Note of which major a database is. Raises DatabaseNotFound."""
+        self._change("set_major", id, major=major)
+
     def set_branched(self, id: DatabaseId, at: float) -> None:
         """Note which moment of its parent a branch is a copy of. Raises DatabaseNotFound."""
         self._change("set_branched", id, at=at)

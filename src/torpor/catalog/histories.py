@@ -22,6 +22,10 @@ class HistoryRecords(Records):
         shipped = Shipped(timeline, segment_bytes, lsn, at, tail) if lsn is not None else None
         return History(id, key, run, shipped, end_lsn, base_at, base_lsn, trouble, keep_s, keep_bases)
 
+    def ids(self) -> list[DatabaseId]:
+        """Of which databases there is one."""
+        return [row[0] for row in self._read("history_ids")]
+
     def add(self, id: DatabaseId, wrapped_key: bytes) -> None:
         """Begin one, with the key that opens it."""
         self._write("add_history", {"id": id, "wrapped_key": wrapped_key})
@@ -60,6 +64,10 @@ class HistoryRecords(Records):
     def doomed(self) -> list[tuple[DatabaseId, float]]:
         """Those of databases that are gone, and since when, whose objects may still be in the store."""
         return [(id, at) for id, at in self._read("doomed_histories")]
+
+    def doom(self, id: DatabaseId, at: float) -> None:
+        """Have all that is in the store of a database that isn't in the catalog removed. Idempotent."""
+        self._write("doom_history", {"id": id, "at": at})
 
     def forget_doomed(self, id: DatabaseId) -> None:
         """Nothing of it is in the store any more."""

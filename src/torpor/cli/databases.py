@@ -10,6 +10,7 @@ from torpor.cli import text
 from torpor.cli.client import Client, database_path
 from torpor.cli.errors import CommandError, Exit
 from torpor.cli.invocation import Invocation, confirm, with_invocation
+from torpor.cli.keys import Lifetime
 from torpor.cli.passwords import Password, with_login
 from torpor.cli.sizes import size_body, with_size
 from torpor.model.sleep import Tier
@@ -137,8 +138,9 @@ def ls(invocation: Invocation, tier: str | None, search: str | None, workspace: 
     head, rows = ["NAME", "TIER", "SINCE", "CONNS", "MEMORY", "LAST-WAKE"], [_row(view, now) for view in decoded]
     if len({view.workspace for view in decoded}) > 1:
         head, rows = [*head, "WORKSPACE"], [[*row, view.workspace] for row, view in zip(rows, decoded, strict=True)]
-    if any(view.parent is not None for view in decoded):
-        head, rows = [*head, "BRANCH-OF"], [[*row, view.parent or "-"] for row, view in zip(rows, decoded, strict=True)]
+    parents = [view.parent if view.branched_at is not None else None for view in decoded]
+    if any(parents):
+        head, rows = [*head, "BRANCH-OF"], [[*row, parent or "-"] for row, parent in zip(rows, parents, strict=True)]
     invocation.emit(None, text.table(head, rows, frozenset({2, 3, 4})))
 
 
@@ -147,6 +149,7 @@ def ls(invocation: Invocation, tier: str | None, search: str | None, workspace: 
 @click.option("--freeze-after", type=IdleTime(resettable=True), help="Idle seconds before it is frozen, never, or default.")
 @click.option("--page-after", type=IdleTime(resettable=True), help="Seconds frozen before its memory is reclaimed, never, or default.")
 @click.option("--stop-after", type=IdleTime(resettable=True), help="Seconds frozen before it is stopped, never, or default.")
+@click.option("--ttl", type=Lifetime(endless=True), help="How long it lives from now on, such as 12h or 2d, or never: then it stays.")
 @with_invocation
 def set_(
     invocation: Invocation,
@@ -154,16 +157,26 @@ def set_(
     freeze_after: float | str | None,
     page_after: float | str | None,
     stop_after: float | str | None,
+    ttl: float | str | None,
 ) -> None:
-    """Change a database's idle times; "default" goes back to Torpor's own."""
+    """Change a database's idle times ("default" goes back to Torpor's own), and how long it lives."""
     given = {"freeze_after_s": freeze_after, "page_after_s": page_after, "stop_after_s": stop_after}
     body = {key: None if value == "default" else value for key, value in given.items() if value is not None}
+    if ttl is not None:
+        body["ttl_s"] = None if ttl == "never" else ttl
     if not body:
         message = "there is nothing to change"
-        raise CommandError(message, "give --freeze-after, --page-after or --stop-after", kind="usage", code=Exit.USAGE)
+        raise CommandError(message, "give --freeze-after, --page-after, --stop-after or --ttl", kind="usage", code=Exit.USAGE)
     client = invocation.connect()
     answer = client.patch(database_path(name), body)
-    invocation.emit(answer, lambda: f"{name}: {policy_text(client.decode(DatabaseDetail, answer))}")
+
+    def words() -> str:
+        detail = client.decode(DatabaseDetail, answer)
+        at = detail.database.expires_at
+        end = "" if ttl is None else "; it stays" if at is None else f"; it is removed in {text.duration(at - time.time())}"
+        return f"{name}: {policy_text(detail)}{end}"
+
+    invocation.emit(answer, words)
 
 
 @click.command()

@@ -1,5 +1,6 @@
 """`torpor doctor`: the host's findings and Torpor's own. Needs neither root nor a running Torpor; changes nothing."""
 
+import contextlib
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -10,16 +11,20 @@ from torpor.base.host.facts import probe
 from torpor.base.host.findings import Finding, Status, findings, missing_essentials
 from torpor.base.host.machine import Machine
 from torpor.cli.binaries import places
-from torpor.cli.client import find_api
+from torpor.cli.client import Client, find_api
 from torpor.cli.errors import CommandError, Exit
+from torpor.cli.host import configured_key_file
 from torpor.cli.image import open_images
 from torpor.cli.invocation import Invocation, with_invocation
+from torpor.cli.text import clean
 from torpor.compute import binaries
 from torpor.compute.sandbox.image.packing import PACKED, Kind, obstacle
-from torpor.model.errors import BinariesMissing
+from torpor.model.drills import DrillList, DrillResult
+from torpor.model.errors import BadSettings, BinariesMissing
 from torpor.model.settings import DEFAULT_MAJOR
 from torpor.native import LIBRARY, RELAY
 
+_SHOWN_DRILLS = 3
 _MARKS = {Status.OK: ("ok", "green"), Status.WARN: ("warn", "yellow"), Status.LACK: ("LACK", "red")}
 
 
@@ -28,7 +33,10 @@ _MARKS = {Status.OK: ("ok", "green"), Status.WARN: ("warn", "yellow"), Status.LA
 @click.pass_context
 def doctor(context: click.Context, invocation: Invocation) -> None:
     """What this host has and lacks, what each lack costs, what to do. Fails only when something essential is missing."""
-    items = (*findings(probe(invocation.data_dir)), *own_findings(invocation, LIBRARY))
+    key_file = None
+    with contextlib.suppress(BadSettings):
+        key_file = configured_key_file(invocation.data_dir)
+    items = (*findings(probe(invocation.data_dir, pool_key_file=key_file)), *own_findings(invocation, LIBRARY))
     missing = missing_essentials(items)
     invocation.emit({"findings": [asdict(item) for item in items], "ok": not missing}, lambda: "\n".join(_lines(items)))
     if missing:
@@ -37,7 +45,14 @@ def doctor(context: click.Context, invocation: Invocation) -> None:
 
 def own_findings(invocation: Invocation, library: Path) -> tuple[Finding, ...]:
     """What the host package knows nothing of: PostgreSQL, the C library, the daemon."""
-    return (_postgres(invocation), _image(invocation), _library(library), _relay(library.with_name(RELAY.name)), _daemon(invocation))
+    return (
+        _postgres(invocation),
+        _image(invocation),
+        _library(library),
+        _relay(library.with_name(RELAY.name)),
+        _daemon(invocation),
+        *_drills(invocation),
+    )
 
 
 def _postgres(invocation: Invocation) -> Finding:
@@ -93,6 +108,27 @@ def _daemon(invocation: Invocation) -> Finding:
     except CommandError as error:
         return Finding("Torpor", Status.OK, error.message, "", error.hint)
     return Finding("Torpor", Status.OK, f"its API is said to be at {address.url}")
+
+
+def _drills(invocation: Invocation) -> tuple[Finding, ...]:
+    """What restore drills found; nothing where no Torpor can be asked, or it keeps no history."""
+    try:
+        with contextlib.closing(Client(find_api(invocation.given_data_dir, os.environ))) as client:
+            view = client.decode(DrillList, client.get("/v1/drills", result=DrillResult.FAILED.value, limit=_SHOWN_DRILLS))
+    except CommandError:
+        return ()
+    name, counts = "restore drills", f"{view.verified} databases verified, {view.unverified} not yet"
+    if not view.failing:
+        if view.every_s is None:
+            return (
+                Finding(name, Status.WARN, f"{counts}; none is begun by itself", "nobody knows what can be restored", "set drill_every_s"),
+            )
+        return (Finding(name, Status.OK, counts),)
+    failed = "; ".join(f"{each.database}: {clean(each.detail, 120)}" for each in view.drills)
+    cost = "they can't be restored to some moments, or what comes of it is damaged"
+    return (
+        Finding(name, Status.LACK, f"{view.failing} FAILED ({failed}), {counts}", cost, "`torpor drills --result failed` says what to do"),
+    )
 
 
 def _lines(items: tuple[Finding, ...]) -> list[str]:

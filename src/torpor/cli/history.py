@@ -8,6 +8,7 @@ import click
 
 from torpor.cli import text
 from torpor.cli.client import database_path
+from torpor.cli.drills import last
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.model.history_views import BaseList, HistoryView, RetentionView, ShippingView
 
@@ -112,7 +113,7 @@ def state(view: ShippingView, now: float) -> list[tuple[str, str]]:
         lines.append(("", f"not shipped: {text.clean(view.trouble, 200)}"))
     if view.broken:
         lines.append(("", f"the newest window begins anew: {text.clean(view.broken, 200)}"))
-    return lines
+    return lines + last(view.drill, now)
 
 
 def kept(view: RetentionView) -> str:

@@ -17,6 +17,7 @@ from torpor.base.host.plan import State, Step, Wishes, plan
 from torpor.cli.errors import CommandError, Exit
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.cli.root import LazyGroup
+from torpor.daemon import configuration
 
 T = TypeVar("T")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
@@ -26,6 +27,7 @@ host = LazyGroup(
     "host",
     {
         "setup": ("host:setup", "Give this host what it lacks: packages, a copy-on-write pool, zram swap. As root; idempotent."),
+        "lock": ("host:lock", "Close an encrypted pool: unmount it and take its key from the kernel. As root."),
         "undo": ("host:undo", "Take back exactly what setup did. As root."),
     },
     "Give this host what it lacks, or take that back.",
@@ -56,6 +58,8 @@ class Size(click.ParamType[int]):
     show_default=True,
     help="What the pool is made with. On btrfs the kernel holds each database to its size; on XFS PostgreSQL writes faster.",
 )
+@click.option("--encrypt-pool", is_flag=True, help="Encrypt the pool, with a key in a file of its own (pool_key_file).")
+@click.option("--pool-key-file", type=click.Path(path_type=Path), help="That file; made if it isn't there. Tell `torpor serve`, too.")
 @click.option("--zram/--no-zram", default=None, help="Add zram swap although there is swap, or don't add any.")
 @click.option("--zram-size", type=Size(), help="Size of the zram swap (default: half of the memory).")
 @click.option("--skip-packages", is_flag=True, help="Ask nothing of apt.")
@@ -67,6 +71,8 @@ def setup(
     invocation: Invocation,
     pool_size: int | None,
     pool_filesystem: str,
+    encrypt_pool: bool,
+    pool_key_file: Path | None,
     zram: bool | None,
     zram_size: int | None,
     skip_packages: bool,
@@ -79,16 +85,27 @@ def setup(
     machine, data_dir = Machine(), invocation.data_dir
     if not dry_run:
         _require_root("setup")
-    facts = probe(data_dir, machine)
+    key_file = configured_key_file(data_dir, pool_key_file)
+    facts = probe(data_dir, machine, key_file)
     names = packages.needed(facts.distribution, facts.distribution_version)
     missing = None if names is None else packages.missing(machine, names)
-    steps = plan(facts, missing, Wishes(pool_size, pool_filesystem, zram, zram_size, not skip_packages))
+    steps = plan(facts, missing, Wishes(pool_size, pool_filesystem, encrypt_pool, zram, zram_size, not skip_packages))
     if dry_run:
         _report(context, invocation, iter(steps))
         return
     if any(step.name == "copy-on-write pool" and step.action is not None for step in steps):
         _require_stopped(data_dir, "setup")
-    _report(context, invocation, executors.apply(steps, data_dir, machine))
+    _report(context, invocation, executors.apply(steps, data_dir, machine, key_file))
+
+
+@click.command()
+@with_invocation
+@click.pass_context
+def lock(context: click.Context, invocation: Invocation) -> None:
+    """Close an encrypted pool until the next `torpor serve`: unmount it, and take its key from the kernel. Torpor must have ended."""
+    _require_root("lock")
+    _require_stopped(invocation.data_dir, "lock")
+    _report(context, invocation, executors.lock(invocation.data_dir, Machine()))
 
 
 @click.command()
@@ -100,6 +117,12 @@ def undo(context: click.Context, invocation: Invocation) -> None:
     if _told(lambda: record.load(invocation.data_dir)).pool_made:
         _require_stopped(invocation.data_dir, "undo")
     _report(context, invocation, executors.undo(invocation.data_dir, Machine()))
+
+
+def configured_key_file(data_dir: Path, given: Path | None = None) -> Path:
+    """Where the key of the pool is to be, as `torpor serve` would find it. Raises BadSettings."""
+    flags = {"data_dir": str(data_dir)} | ({} if given is None else {"pool_key_file": str(given)})
+    return Path(configuration.load(flags, os.environ).pool_key_file)
 
 
 def _require_root(verb: str) -> None:

@@ -30,13 +30,18 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 8
 _WORKSPACE_HELP = "Whose key (default: the workspace of your own key, or the one named default)."
 
 
-class Lifetime(click.ParamType[float]):
-    """A number with a unit: 12h, 90d, 1y."""
+class Lifetime(click.ParamType[float | str]):
+    """A number with a unit: 12h, 90d, 1y; `endless`: or "never"."""
 
     name = "time"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds."""
+    def __init__(self, *, endless: bool = False) -> None:
+        self._endless = endless
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """Seconds, or the word."""
+        if self._endless and value == "never":
+            return "never"
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdwy])", str(value))
         if match is None:
             self.fail(f"{value!r} is not a time: give a number with a unit, such as 12h, 90d or 1y", param, ctx)

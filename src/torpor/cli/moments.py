@@ -13,7 +13,19 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_UNITS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400, "day": 86_400}
+_UNITS = {
+    "s": 1,
+    "sec": 1,
+    "second": 1,
+    "m": 60,
+    "min": 60,
+    "minute": 60,
+    "h": 3600,
+    "hour": 3600,
+    "d": 86_400,
+    "day": 86_400,
+    "week": 604_800,
+}
 _AGO = re.compile(r"(?:(\d+(?:\.\d+)?)|an?)\s*([a-z]+?)s?\s+ago")
 
 
@@ -25,7 +37,7 @@ def parse_at(text: str, now: float) -> float:
     if match := _AGO.fullmatch(words):
         unit = _UNITS.get(match[2] or "")
         if unit is None:
-            raise ValueError(f"{match[2]!r} is none of seconds, minutes, hours, days")
+            raise ValueError(f"{match[2]!r} is none of seconds, minutes, hours, days, weeks")
         return now - timedelta(seconds=float(match[1] or 1) * unit).total_seconds()
     try:
         at = datetime.fromisoformat(_zone(" ".join(text.split())))

@@ -62,7 +62,7 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
 
 def _lineage(detail: DatabaseDetail, now: float) -> str:
     view = detail.database
-    as_of = f", as of {text.duration(now - view.branched_at)} ago" if view.branched_at is not None else ""
+    as_of = f", as of {text.duration(now - view.branched_at)} ago" if view.branched_at is not None else ", on a machine that was lost"
     end = f"; it is removed in {text.duration(view.expires_at - now)}" if view.expires_at is not None else ""
     return f"{', a branch of '.join(text.clean(name) for name in detail.lineage)}{as_of}{end}"
 

@@ -10,7 +10,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torpor.base.cgroups import Usage
 from torpor.base.logs import get_logger
@@ -25,7 +25,7 @@ from torpor.compute.service import WARM_DATABASE
 from torpor.compute.sessions import Session
 from torpor.compute.shares import Shares, connection_limit
 from torpor.compute.starting import Steps, failure_of, plan_launch, start
-from torpor.compute.surroundings import Surroundings
+from torpor.compute.surroundings import SleepListener, Surroundings
 from torpor.compute.turnstile import Turnstile
 from torpor.metering.traffic import Carrier, Traffic
 from torpor.model.database import Database, Role, Step, Wake
@@ -43,12 +43,6 @@ _LOOK_AGAIN_S = 0.01
 _START_GRACE_S = 5.0
 _FAREWELL_S = 3.0  # for PostgreSQL to end its sessions and to say its roles: a tenant may have seen to it that it never does
 _CLIENT_LEFT_GRACE_S = 0.2  # after a client left a sleeper there is nothing to wait for but the end of its backend
-
-
-class SleepListener(Protocol):
-    """Is told of every change of tier: keeps the ladder and the counts."""
-
-    def tier_changed(self, compute: "Compute", before: Tier) -> None: ...
 
 
 class Compute:
@@ -70,6 +64,7 @@ class Compute:
         self.turnstile = Turnstile(around.clock)
         self._postmaster: Postmaster | None = None
         self._moving: asyncio.Task[None] | None = None
+        self._moving_up = False  # what moves is a start
         self._dozing: asyncio.Task[None] | None = None
         self._holds = 0
         self._failed_at = float("-inf")
@@ -115,7 +110,7 @@ class Compute:
     @property
     def is_being_woken(self) -> bool:
         """Whether it is on its way up already: a login more wakes nothing."""
-        return self.is_moving and self.state in (ComputeState.STOPPED, ComputeState.STARTING)
+        return self.is_moving and self._moving_up
 
     def sessions(self) -> list[Session]:
         """The live sessions of clients."""
@@ -194,9 +189,13 @@ class Compute:
     @contextlib.asynccontextmanager
     async def awake(self, reason: WakeReason, detail: str) -> AsyncIterator["Compute"]:
         """Wake it if need be, and keep it from sleeping while inside. Raises Unavailable errors."""
-        async with self._held():
+        self._holds += 1
+        try:
             await self.wake(reason, detail)
             yield self
+        finally:
+            self._holds -= 1
+            self._touch()
 
     async def wake(self, reason: WakeReason, detail: str) -> Wake | None:
         """Until it is awake; the wake that it took, None when it was awake already. One wake serves all who wait.
@@ -217,7 +216,7 @@ class Compute:
             if self._removed:
                 raise ShuttingDown(f"database {self.database.label} is being removed")
             if self._moving is not None and not self._moving.done():
-                starting = self.state in (ComputeState.STOPPED, ComputeState.STARTING)
+                starting = self._moving_up
                 await self._wait_moving()
                 if starting and self._failure is not None and self.state is ComputeState.STOPPED:
                     raise self._failure
@@ -347,14 +346,13 @@ class Compute:
     async def kill(self, reason: SleepReason) -> None:
         """End it within seconds, whatever it does: PostgreSQL recovers at its next start, so nothing committed is lost. Idempotent."""
         await self._give_up_start(0.0)
-        if self._moving is not None and self.state is not ComputeState.STOPPED:
-            self._moving.cancel()  # a stop waits much longer than a tenant may make anybody wait for this
+        if self.state is not ComputeState.STOPPED:
+            if (before := self._moving) is not None:
+                before.cancel()  # a stop waits much longer than a tenant may make anybody wait for this
+            self._move(
+                self._kill(before, reason), "kill"
+            )  # at once, so that whoever waited for that one waits for this, and begins nothing
         await self._wait_moving()
-        await self._end_dozing()
-        if (postmaster := self._postmaster) is not None:
-            self._around.catalog.forget_roles(self.database.id)
-            self._gone(reason)  # before the processes end: what is seen of their end is no crash
-            await postmaster.end_at_once()
 
     async def leave(self) -> None:
         """Let go of a running compute without touching it, for the next Torpor to adopt."""
@@ -400,15 +398,6 @@ class Compute:
             raise NotDelivered("PostgreSQL went away", "try again")
         return self._postmaster
 
-    @contextlib.asynccontextmanager
-    async def _held(self) -> AsyncIterator[None]:
-        self._holds += 1
-        try:
-            yield
-        finally:
-            self._holds -= 1
-            self._touch()
-
     def _touch(self) -> None:
         self.last_activity = self._around.clock.monotonic()
 
@@ -424,7 +413,7 @@ class Compute:
             self._listener.tier_changed(self, before)
 
     def _move(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
-        self._moving = self._around.tasks.spawn(coroutine, f"{name} {self.database.label}")
+        self._moving, self._moving_up = self._around.tasks.spawn(coroutine, f"{name} {self.database.label}"), name == "start"
 
     async def _wait_moving(self) -> None:
         while self._moving is not None and not self._moving.done() and self._moving is not asyncio.current_task():
@@ -432,10 +421,10 @@ class Compute:
 
     async def _give_up_start(self, grace_s: float) -> None:
         """End a start that isn't done after a while: it may recover for an hour, or be made to wait for ever by what is in the volume."""
-        if self._moving is not None and not self._moving.done() and self.state in (ComputeState.STOPPED, ComputeState.STARTING):
-            await asyncio.wait([self._moving], timeout=grace_s)
-            self._moving.cancel()
-            await asyncio.wait([self._moving])
+        if (start := self._moving) is not None and self.is_being_woken:
+            await asyncio.wait([start], timeout=grace_s)
+            start.cancel()
+            await asyncio.wait([start])
 
     async def _start(self, reason: WakeReason, detail: str) -> None:
         around, clock = self._around, self._around.clock
@@ -528,7 +517,8 @@ class Compute:
 
     async def _freeze(self, reason: SleepReason) -> None:
         """Freeze, or stay awake and know why."""
-        postmaster = self.live()
+        if (postmaster := self._postmaster) is None:
+            return  # it died in this very moment
         self._go(ComputeState.FREEZING, None)
         try:
             outcome = await postmaster.freeze_if_quiet(
@@ -555,7 +545,8 @@ class Compute:
         postmaster.sessions.watch()
 
     async def _stop(self, reason: SleepReason) -> None:
-        postmaster = self.live()
+        if (postmaster := self._postmaster) is None:
+            return  # it died in this very moment
         quiet = self.state in (ComputeState.FROZEN, ComputeState.PAGED) and not self.connections
         if self.state in (ComputeState.FROZEN, ComputeState.PAGED):
             postmaster.thaw()  # only to end in order: no wake that anybody asked for
@@ -576,6 +567,15 @@ class Compute:
         if not await postmaster.shut_down():
             log.warning("PostgreSQL had to be killed", database=self.database.label)
         self._gone(reason)
+
+    async def _kill(self, before: "asyncio.Task[None] | None", reason: SleepReason) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        await self._end_dozing()
+        if (postmaster := self._postmaster) is not None:
+            self._around.catalog.forget_roles(self.database.id)
+            self._gone(reason)  # before the processes end: what is seen of their end is no crash
+            await postmaster.end_at_once()
 
     def _exited(self) -> None:
         """The postmaster ended. Starting and stopping see to it themselves; else it crashed."""

@@ -13,6 +13,7 @@ ISOLATION = {
     "unix_socket_directories": ".",
     "logging_collector": "off",
     "port": str(PORT),  # names the socket, and its lock file
+    "full_page_writes": "on",  # branches are copied while pages are being written
 }
 
 _RESERVED = 3

@@ -5,7 +5,7 @@ Concurrency: belongs to one event loop. Looking up is a dict; nothing here loops
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from torpor.base.clock import Clock
@@ -74,6 +74,8 @@ class Fleet:
         self._by_name: dict[str, Compute] = {}
         self._by_workspace: dict[WorkspaceId | None, dict[str, Compute]] = {}
         self._by_tier: dict[Tier, dict[Compute, None]] = {tier: {} for tier in Tier}
+        self.on_update: Callable[[DatabaseId], None] = lambda _id: None
+        """Is told of each database whose name, state or overrides change."""
         self.tickets = Tickets(around.clock)
 
     def __repr__(self) -> str:
@@ -96,6 +98,7 @@ class Fleet:
         compute.database = database
         self._index(compute)
         self._ladder.reschedule(compute)
+        self.on_update(database.id)
         return compute
 
     def set_archived(self, id: DatabaseId, archived: bool, since: float) -> None:
@@ -104,6 +107,7 @@ class Fleet:
             return
         before = compute.tier
         compute.archived = archived
+        compute.moves += 1  # its volume goes, or has come: a copy that was begun isn't whole
         if compute.tier is not before:
             compute.tier_since, compute.tier_reason = since, SleepReason.API
             self.tier_changed(compute, before)

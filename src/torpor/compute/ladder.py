@@ -93,7 +93,8 @@ class Ladder:
             self._changed.clear()
             wait_s = self._heap[0][0] - self._clock.monotonic() if self._heap else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # `wait_for` of Python 3.11 swallows being cancelled in this very moment
+                    await self._changed.wait()
 
     async def _look_at(self, compute: Compute) -> None:
         if compute not in self._frozen and compute not in self._paged:

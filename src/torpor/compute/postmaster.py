@@ -37,6 +37,7 @@ from torpor.compute.service import ServiceSession
 from torpor.compute.sessions import Session, Sessions
 from torpor.metering.traffic import Carrier
 from torpor.model.errors import ComputeLost, ComputeStartFailed
+from torpor.model.names import SERVICE_DATABASE
 from torpor.model.sandbox import SandboxLevel
 from torpor.model.sleep import AwakeReason
 from torpor.model.views import AwakeCause
@@ -232,9 +233,9 @@ class Postmaster:
                 self._service = await ServiceSession.open(self._listener, major=self._major)
             return self._service
 
-    async def another_service(self) -> ServiceSession:
+    async def another_service(self, database: str = SERVICE_DATABASE) -> ServiceSession:
         """One more session of Torpor's own, for what takes long; the caller closes it before it may freeze. Raises ComputeLost."""
-        return await ServiceSession.open(self._listener, major=self._major)
+        return await ServiceSession.open(self._listener, database, self._major)
 
     async def warm_up(self, database: str) -> None:
         """Log in to a database and out again: the first session of each writes a cache that all later ones read (8 ms of their start)."""

@@ -1,8 +1,9 @@
 """Brings a restored volume to its moment: PostgreSQL replays the log that lies in its pg_wal, up to a target, and is stopped again.
 
-There is no shell in a sandbox, so nothing can be fetched by a command while PostgreSQL recovers: all of the log is there before. It starts
-as a standby, which replays what is there and then waits; told to become a primary it does so when all is replayed, or at its target.
-Nobody can connect before. What a tenant may have set for recovery (ALTER SYSTEM) is overridden on the command line.
+A sandbox has no network, nor may what a tenant could reach hold the keys of a store: so nothing is fetched by a command while PostgreSQL
+recovers, and all of the log is there before. It starts as a standby, which replays what is there and then waits; told to become a primary
+it does so when all is replayed, or at its target. Nobody can connect before. What a tenant may have set for recovery (ALTER SYSTEM) is
+overridden on the command line.
 
 Concurrency: one task, on a volume that has no compute. Safe to cancel, and to kill: what ran is ended by who comes next, and the volume is
 thrown away.
@@ -13,10 +14,13 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from torpor.base.cgroups import Tree
+from torpor.base.limits import Limits
 from torpor.compute import logfile
 from torpor.compute.postmaster import Postmaster
 from torpor.compute.shares import Shares
@@ -47,6 +51,17 @@ class RecoveryFailed(Unavailable):
     """PostgreSQL could not be brought to the moment; the cause is in the text."""
 
     kind, sqlstate = "recovery_failed", "58000"
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a recovery is run that isn't urgent: within which limits, with which memory for PostgreSQL, where its log goes, and what is
+    around its replay (that may hold its processes up for as long as it likes)."""
+
+    limits: Limits
+    buffers_mb: int
+    log: Path
+    replaying: Callable[[Tree], AbstractAsyncContextManager[None]]
 
 
 def recovery_options(moment: Moment) -> tuple[tuple[str, str], ...]:
@@ -80,7 +95,14 @@ def recovery_options(moment: Moment) -> tuple[tuple[str, str], ...]:
 
 
 async def recover(
-    source: Database, id: DatabaseId, data: Path, uid: int, around: Surroundings, moment: Moment, replaying: Callable[[str], None]
+    source: Database,
+    id: DatabaseId,
+    data: Path,
+    uid: int,
+    around: Surroundings,
+    moment: Moment,
+    replaying: Callable[[str], None],
+    manner: Manner | None = None,
 ) -> None:
     """Recover the cluster in `data`, a copy of what `source` was, to `moment`, and stop it in order. It must be `uid`'s, as the directories
     above must let it through; `id` is that of the database that will have it. `replaying` is told the file of the log that is replayed.
@@ -88,20 +110,24 @@ async def recover(
     Raises MomentNotReached where the log ends before it: more log may be laid down then, or the newest moment asked for, and it goes on
     from there. Raises RecoveryFailed with PostgreSQL's own words. Nothing is synced.
     """
-    log_file = around.logs / f"{id}.log"
+    log_file = around.logs / f"{id}.log" if manner is None else manner.log
     size = source.size.apply(around.size)
     plan = await plan_launch(source, size, around, log_file, data)
-    buffers = ("shared_buffers", f"{min(_MOST_BUFFERS_MB, size.max_memory_bytes // 4 >> 20)}MB")
+    buffers_mb = min(_MOST_BUFFERS_MB, size.max_memory_bytes // 4 >> 20) if manner is None else manner.buffers_mb
+    buffers = ("shared_buffers", f"{buffers_mb}MB")
     plan = replace(plan, uid=uid, options=(*plan.options, buffers, *recovery_options(moment)))
     _touch(data / STANDBY_FILE, uid)
     shares = Shares()
     tree = shares.open(around.trees.open(id), size)
+    if manner is not None:
+        tree.limit(manner.limits)
     postmaster = Postmaster(tree, around.run / id / "door.sock", lambda _: None, lambda: None)
     try:
         await postmaster.clear_remains(data)
         postmaster.launch(plan)
         await postmaster.enter_tree()
-        await _wait_promoted(postmaster, data, uid, replaying)
+        async with manner.replaying(tree) if manner is not None else nullcontext():
+            await _wait_promoted(postmaster, data, uid, replaying)
         await postmaster.shut_down()
     except ComputeStartFailed as error:
         words = logfile.last_words(log_file)

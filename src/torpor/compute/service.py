@@ -52,9 +52,9 @@ WARM_DATABASE = "warm"
 """What the database and its owner are called in a cluster that nobody has claimed (template.sql, claim.sql)."""
 
 
-def startup_packet(database: str, major: int) -> bytes:
-    """The beginning of a session of Torpor's own."""
-    options = _OPTIONS + (" -c event_triggers=off" if major >= _LOGIN_TRIGGERS_SINCE else "")
+def startup_packet(database: str, major: int, more: str = "") -> bytes:
+    """The beginning of a session of Torpor's own, with further options, which win."""
+    options = _OPTIONS + more + (" -c event_triggers=off" if major >= _LOGIN_TRIGGERS_SINCE else "")
     return StartupMessage({"user": SERVICE_ROLE, "database": database, "application_name": "torpor", "options": options}).encode()
 
 
@@ -66,6 +66,10 @@ def sql(name: str) -> str:
 _ACTIVITY, _ROLES, _CLAIM = sql("activity"), sql("roles"), sql("claim")
 _INNER = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = "
 _BRANCH, _FORGET_PASSWORDS = sql("branch"), sql("forget_passwords")
+_CLIENTS = (
+    "FROM pg_catalog.pg_stat_activity WHERE backend_type IN ('client backend', 'walsender') "
+    "AND pid <> pg_catalog.pg_backend_pid() AND usename IS DISTINCT FROM 'torpor'"
+)
 
 
 class QueryFailed(TorporError):
@@ -151,12 +155,9 @@ class ServiceSession:
         await self.query("SELECT pg_catalog.pg_reload_conf()")
 
     async def end_clients(self) -> None:
-        """End all sessions but Torpor's own."""
-        await self.query(
-            "SELECT pg_catalog.pg_terminate_backend(pid, 5000) FROM pg_catalog.pg_stat_activity "
-            "WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_catalog.pg_backend_pid() "
-            "AND usename IS DISTINCT FROM 'torpor'"
-        )
+        """End all sessions but Torpor's own. All are told before any is waited for: none goes on because another one's locks are gone."""
+        tell, wait = "SELECT pg_catalog.pg_terminate_backend(pid)", "SELECT pg_catalog.pg_terminate_backend(pid, 5000)"
+        await self.query(f"{tell} {_CLIENTS}; {wait} {_CLIENTS}")
 
     async def end_backends(self, pids: Iterable[int]) -> None:
         """Tell these to end, without waiting for it."""

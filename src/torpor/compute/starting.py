@@ -74,6 +74,7 @@ async def plan_launch(database: Database, size: Size, around: Surroundings, log:
         raise PoolFull("the storage pool is full, and nothing is started until there is room again", FULL_HINT)
     if elsewhere is None:
         await around.volumes.limit(database.id, size.disk_bytes)
+    haste = around.volumes.hasty.get(database.id) if elsewhere is None else None
     return LaunchPlan(
         bindir=around.binaries(database.major).bindir,
         data=data,
@@ -85,6 +86,7 @@ async def plan_launch(database: Database, size: Size, around: Surroundings, log:
         level=around.sandbox.level,
         root=await around.sandbox.root(database.major),
         filter=around.sandbox.filter,
+        haste=haste.reader if haste is not None else None,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from torpor.base.cgroups import Trees
 from torpor.base.clock import Clock
@@ -16,8 +17,17 @@ from torpor.compute.service import ServiceSession
 from torpor.metering.traffic import Carrier
 from torpor.model.database import Database, Wake
 from torpor.model.size import Size
-from torpor.model.sleep import SleepPolicy
+from torpor.model.sleep import SleepPolicy, Tier
 from torpor.storage.volumes import Volumes
+
+if TYPE_CHECKING:
+    from torpor.compute.compute import Compute
+
+
+class SleepListener(Protocol):
+    """Is told of every change of tier: keeps the ladder and the counts."""
+
+    def tier_changed(self, compute: "Compute", before: Tier) -> None: ...
 
 
 async def _nothing_is_archived(_database: Database, _let_others: Callable[[], Awaitable[None]]) -> None:

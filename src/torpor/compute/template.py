@@ -50,19 +50,27 @@ class Templates:
         async with self._locks.setdefault(major, asyncio.Lock()):
             return await ensure_template(self._directory, major, postgres.version, postgres.bindir)
 
+    async def blank(self, major: int) -> Path:
+        """The PGDATA of a cluster of that major with nothing in it, as initdb leaves it: what an older one is upgraded into. As `data`."""
+        postgres = self._binaries(major)
+        async with self._locks.setdefault(major, asyncio.Lock()):
+            return await ensure_template(self._directory, major, postgres.version, postgres.bindir, "")
 
-async def ensure_template(directory: Path, major: int, version: str, bindir: Path) -> Path:
+
+async def ensure_template(directory: Path, major: int, version: str, bindir: Path, statements: str | None = None) -> Path:
     """The PGDATA of the template for this very version and recipe, made if need be. Raises HostError with initdb's own words.
 
-    A directory is a template only under its final name; half-made ones are removed when the next is made.
+    A directory is a template only under its final name; half-made ones are removed when the next is made. `statements` stand for those of
+    template.sql; "": it stays blank.
     """
-    recipe = hashlib.sha256(repr((version, _INITDB_OPTIONS, locale_options(major), sql("template"))).encode()).hexdigest()[:12]
+    statements = sql("template") if statements is None else statements
+    recipe = hashlib.sha256(repr((version, _INITDB_OPTIONS, locale_options(major), statements)).encode()).hexdigest()[:12]
     final = directory / f"{major}-{recipe}"
     if not await asyncio.to_thread(final.exists):
         making = directory / f".making-{major}-{recipe}"
         await asyncio.to_thread(_clear, making)
         try:
-            await _make(making / "data", major, bindir)
+            await _make(making / "data", major, bindir, statements)
             await asyncio.to_thread(making.rename, final)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, making, ignore_errors=True)
@@ -77,14 +85,15 @@ def _clear(making: Path) -> None:
     making.mkdir(mode=0o700)
 
 
-async def _make(data: Path, major: int, bindir: Path) -> None:
+async def _make(data: Path, major: int, bindir: Path, statements: str) -> None:
     uid = _initdb_uid()
     if uid is not None:
         os.chown(data.parent, uid, uid)
     await _run([str(bindir / "initdb"), "-D", str(data), *_INITDB_OPTIONS, *locale_options(major)], uid)
-    # One statement a line, in single-user mode: no server, no socket.
-    single = [str(bindir / "postgres"), "--single", "-j", "-D", str(data), "-c", "exit_on_error=true", SERVICE_DATABASE]
-    await _run(single, uid, sql("template").replace(";\n", ";\n\n"))
+    if statements:
+        # One statement a line, in single-user mode: no server, no socket.
+        single = [str(bindir / "postgres"), "--single", "-j", "-D", str(data), "-c", "exit_on_error=true", SERVICE_DATABASE]
+        await _run(single, uid, statements.replace(";\n", ";\n\n"))
     for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
         (data / name).unlink()  # the real ones are shared and lie outside
 

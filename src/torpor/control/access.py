@@ -47,6 +47,7 @@ class AccessControl:
         self._fleet = fleet
         self._tasks = tasks
         self._publish = publish
+        self.on_change: Callable[[ScopeKey], None] = lambda _key: None
         self._lists = records.lists()
         self._book = AccessBook()
         for key, lists in self._lists.items():
@@ -76,6 +77,7 @@ class AccessControl:
             self._lists[key] = lists
         self._book = self._book.with_lists(key, lists)
         self._publish(self._book)
+        self.on_change(key)
         closed = await self.enforce(by)
         return AccessView(lists.allow, lists.deny, _version(lists), closed)
 

@@ -28,6 +28,8 @@ from torpor.catalog.archived import ArchivedRecords
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.lifecycle import ComputeState
+from torpor.control.cards import CardKeeper, NoCards
+from torpor.control.claims import Claims
 from torpor.control.jobs import Jobs, Progress
 from torpor.model.archived import Archived, ArchivedState
 from torpor.model.database import Database, DatabaseState
@@ -82,6 +84,7 @@ class Archiving:
         volumes: Volumes,
         jobs: Jobs,
         log_is_stored: Callable[[DatabaseId], Awaitable[bool]],
+        claims: Claims,
         clock: Clock,
         tasks: TaskOwner,
     ) -> None:
@@ -92,8 +95,10 @@ class Archiving:
         self._volumes = volumes
         self._jobs = jobs
         self._log_is_stored = log_is_stored
+        self._claims = claims
         self._clock = clock
         self._tasks = tasks
+        self.cards: CardKeeper = NoCards()
         self._turns: WeakValueDictionary[DatabaseId, asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -127,7 +132,7 @@ class Archiving:
     # -- there
 
     def archive(self, id: DatabaseId, by: str) -> JobView:
-        """Archive a database, as a job. Raises Conflict without a store, or when it is archived, and TooManyJobs."""
+        """Archive a database, as a job. Raises Conflict without a store, or when it is archived or claimed, and TooManyJobs."""
         if (compute := self._fleet.get(id)) is None:
             raise Conflict("it is being removed")
         if self._archive is None:
@@ -139,12 +144,14 @@ class Archiving:
             stored = await self._go(compute, progress)
             return {"size_bytes": str(stored.size_bytes), "stored_bytes": str(stored.stored_bytes)}
 
-        return self._jobs.start("archive", compute.database, work, by)
+        return self._jobs.start("archive", compute.database, work, by, self._claims.take("archived", compute))
 
     async def _go(self, compute: Compute, progress: Progress) -> Archived:
         id = compute.database.id
         async with self._turn(id):
-            if self._records.get(id) is not None:
+            if (left := self._records.get(id)) is not None:
+                if left.state is ArchivedState.ARCHIVED:
+                    raise Conflict(f"{compute.database.label} is archived already")
                 await self._forget(id)  # it came back a moment ago
             await _check_unused(compute)
             assert self._archive is not None
@@ -157,6 +164,7 @@ class Archiving:
                 raise
             # It is in the store, and nothing but the store has it: a failure from here on is put right by the next start.
             self._fleet.set_archived(id, True, self._clock.time())
+            self.cards.touch(id)
             _reached(ArchiveStep.COMMITTED, compute.database)
             await _finish(self._tasks.spawn(self._volumes.remove(id), f"remove the volume of {compute.database.label}"))
             _reached(ArchiveStep.REMOVED, compute.database)
@@ -205,6 +213,7 @@ class Archiving:
         _reached(ArchiveStep.STORED, database)
         await repository.verify(base.number, tell("reading back"))
         _reached(ArchiveStep.VERIFIED, database)
+        await self.cards.ensure(database.id)  # it has the key: what is in the store must be of use without this machine
         check()
         # From here to `set_archived` of the fleet nothing is awaited, so nobody can start it in between.
         self._records.set_archived(database.id, self._clock.time(), base.size_bytes, base.stored_bytes)
@@ -234,6 +243,7 @@ class Archiving:
             _reached(ArchiveStep.FETCHED, database)
             self._records.set_back(database.id)
             self._fleet.set_archived(database.id, False, self._clock.time())
+            self.cards.touch(database.id)
             _reached(ArchiveStep.BACK, database)
         self._tasks.spawn(self._forget_later(database.id), f"forget what was archived of {database.label}")
 
@@ -271,6 +281,7 @@ class Archiving:
         if self._records.get(id) is not None:
             await self._repository(id).destroy()
         self._records.forget(id)
+        self.cards.touch(id)
         if (compute := self._fleet.get(id)) is not None:
             _reached(ArchiveStep.FORGOTTEN, compute.database)
 

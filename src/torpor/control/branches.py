@@ -10,7 +10,7 @@ is killed, what there is of it is removed: at once, or by the next start (`contr
 A reset (RESET_STEPS) makes a nameless branch of the parent, stops it and the one that is reset, and lets their volumes change places, which
 is one atomic step of the file system. The database stays who it is: id, user, access lists, traffic, its owner's password.
 
-Concurrency: any number at once, of one parent too. A reset excludes another of the same database.
+Concurrency: any number at once, of one parent too. A reset claims its database (`control/claims.py`).
 """
 
 import asyncio
@@ -31,10 +31,12 @@ from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
 from torpor.compute.lifecycle import ComputeState
 from torpor.compute.service import QueryFailed
-from torpor.compute.snapshot import snapshot
+from torpor.compute.snapshot import Snapshot, check_whole, snapshot
 from torpor.compute.starting import Steps
 from torpor.control.archiving import have_volume
+from torpor.control.claims import Claims
 from torpor.control.databases import Databases
+from torpor.control.history import Histories
 from torpor.control.names import suggest_name
 from torpor.control.provisioning import Provisioner, new_id, new_password
 from torpor.control.views import Viewer
@@ -47,14 +49,14 @@ from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, W
 from torpor.model.views import DatabaseView, StepView
 from torpor.model.workspace import WorkspaceId
 from torpor.pgwire.scram import make_verifier
-from torpor.storage.volumes import Volumes
+from torpor.storage.volumes import Volumes, give_to
 
 log = get_logger(__name__)
 
 _NO_SYNC = b"\nrecovery_init_sync_method = 'syncfs'\n"
 
-Fill = Callable[[Compute, Path, int], Awaitable[object]]
-"""Writes the cluster of a branch: of which database, where, for which user."""
+Fill = Callable[[Compute, Path, int], Awaitable[Snapshot | None]]
+"""Writes the cluster of a branch: of which database, where, for which user. A snapshot is that user's already."""
 
 
 class Branches:
@@ -72,6 +74,8 @@ class Branches:
         policy: SleepPolicy,
         size: Size,
         expires: Callable[[Database], None],
+        claims: Claims,
+        histories: Histories | None,
     ) -> None:
         self._databases = databases
         self._catalog = catalog
@@ -83,7 +87,8 @@ class Branches:
         self._policy = policy
         self._size = size
         self._expires = expires
-        self._resetting: set[DatabaseId] = set()
+        self._claims = claims
+        self._histories = histories
 
     def within(self, workspace: WorkspaceId | None) -> Self:
         """The same use cases, confined to the databases of a workspace."""
@@ -145,6 +150,14 @@ class Branches:
         found.sort(key=lambda branch: branch.database.created_at)
         return BranchList(tuple(self._viewer.view(branch) for branch in found))
 
+    def set_life(self, name: str, ttl_s: float | None) -> None:
+        """Have a database, a branch or not, removed in so many seconds from now; None: it stays. Raises InvalidRequest."""
+        compute, life = self._databases.compute(name), check_life(ttl_s)
+        at = self._clock.time() + life if life is not None else None
+        self._catalog.set_expiry(compute.database.id, at)
+        self._fleet.update(replace(compute.database, expires_at=at))
+        self._expires(compute.database)
+
     async def reset(self, name: str, force: bool = False) -> DatabaseView:
         """Bring a branch back to what its parent is now. What was changed in it is lost; its owner keeps the password. All or nothing.
 
@@ -160,13 +173,8 @@ class Branches:
             raise Conflict(f"{name} is of PostgreSQL {compute.major}, and its parent of {source.major}", "make a new branch")
         if not force and (connections := await compute.lasting_connections()):
             raise DatabaseInUse(f"database {name} has {connections} open connections", "close them, or use force")
-        if compute.database.id in self._resetting:
-            raise Conflict(f"{name} is being reset already")
-        self._resetting.add(compute.database.id)
-        try:
+        with self._claims.take("reset", compute):
             await self._reset(compute, source, name, force)
-        finally:
-            self._resetting.discard(compute.database.id)
         return self._viewer.view(compute)
 
     async def _reset(self, compute: Compute, source: Compute, name: str, force: bool) -> None:
@@ -182,6 +190,8 @@ class Branches:
             await self._volumes.give(fresh.database.id, compute.database.uid)
             await have_volume(compute, "reset")
             await compute.sleep(Tier.STOPPED, SleepReason.API, force)
+            if self._histories is not None:
+                await self._histories.settle(id)  # what it was until now can be restored, too
             while compute.state is not ComputeState.STOPPED or compute.is_moving:  # somebody came in this very moment
                 await compute.sleep(Tier.STOPPED, SleepReason.API, force)
                 await compute.stop(SleepReason.API)
@@ -193,6 +203,8 @@ class Branches:
             compute.moves += 1
             self._volumes.exchange(id, fresh.database.id)
             _reached(BranchStep.EXCHANGED, compute, steps)
+            if self._histories is not None:
+                self._histories.break_run(id, "it was reset to its parent")
             self._catalog.set_branched(id, at)
             self._fleet.update(replace(compute.database, branched_at=at))
         finally:
@@ -212,19 +224,31 @@ class Branches:
         # 4,096 rounds take 5 ms: in a thread, while the volume is copied.
         verifying = asyncio.create_task(asyncio.to_thread(make_verifier, password), name="make verifier") if password else None
         wanted = replace(wanted, uid=self._provisioner.free_uid())
+        taken: Snapshot | None = None
+
+        async def filled(data: Path) -> None:
+            nonlocal taken
+            taken = await fill(source, data, wanted.uid)
+            if taken is None and os.geteuid() == 0:
+                await asyncio.to_thread(give_to, data, wanted.uid)
+            await asyncio.to_thread(_spare_sync, data)
+
         try:
             self._catalog.add_database(wanted)
             compute = self._fleet.add(wanted)
             try:
                 _reached(BranchStep.RECORDED, compute, steps)
-                await self._volumes.make(wanted.id, wanted.uid, lambda data: _fill(fill(source, data, wanted.uid), data))
+                await self._volumes.make(wanted.id, wanted.uid, filled, is_hasty=True)
                 _reached(BranchStep.COPIED, compute, steps)
                 await _started(compute, source.database.label)
                 async with compute.awake(WakeReason.CREATED, f"a branch of {source.database.label}"):
+                    if taken is not None:
+                        await check_whole(compute, taken)
                     _reached(BranchStep.STARTED, compute, steps)
                     await asyncio.to_thread(_sync_again, self._volumes.data(wanted.id))
                     verifier = await verifying if verifying is not None else password
                     await _name(compute, source.database.label, name, verifier)
+                    await self._volumes.settle(wanted.id)
                 _reached(BranchStep.NAMED, compute, steps)
             except BaseException:
                 await self._provisioner.remove(compute)
@@ -235,10 +259,17 @@ class Branches:
             raise
         return compute
 
-    async def _copy(self, source: Compute, data: Path, uid: int) -> None:
+    def be_of(self, id: DatabaseId, major: int) -> None:
+        """Note of which major a branch is, while its volume is being made: what was can be of an older one than what is."""
+        compute = self._fleet.get(id)
+        if compute is not None and compute.major != major:
+            self._catalog.set_major(id, major)
+            self._fleet.update(replace(compute.database, major=major))
+
+    async def _copy(self, source: Compute, data: Path, uid: int) -> Snapshot:
         if not self._volumes.reflinks:
             self._volumes.check_room(await self._volumes.measure(source.database.id))
-        await snapshot(source, self._volumes, data, uid)
+        return await snapshot(source, self._volumes, data, uid)
 
     def nameless(self, source: Compute, at: float) -> Database:
         """A branch of `source` that nobody can use yet."""
@@ -276,9 +307,9 @@ def _opened(data: Path) -> Iterator[int]:
 
 
 def _spare_sync(data: Path) -> None:
-    """Keep the first start from syncing a thousand files that `Volumes.make` is about to sync, each with a flush of the disk: 0.3 to 3 s.
+    """Keep the first start from opening a thousand files to sync them. Blocking.
 
-    With this setting PostgreSQL asks for `syncfs` instead, which the sandbox refuses to it; it says so in its log, and goes on. Blocking.
+    With this setting PostgreSQL asks for `syncfs` instead, which the preloaded library takes as done as long as the volume isn't settled.
     """
     with contextlib.suppress(OSError), _opened(data) as fd:
         os.write(fd, _NO_SYNC)
@@ -293,11 +324,6 @@ def _sync_again(data: Path) -> None:
         size = os.fstat(fd).st_size
         if os.pread(fd, len(_NO_SYNC), max(0, size - len(_NO_SYNC))) == _NO_SYNC:
             os.ftruncate(fd, size - len(_NO_SYNC))
-
-
-async def _fill(work: Awaitable[object], data: Path) -> None:
-    await work
-    await asyncio.to_thread(_spare_sync, data)
 
 
 async def _started(compute: Compute, parent: str) -> None:

@@ -20,7 +20,7 @@ from torpor.control.exports import Export, Exporter
 from torpor.control.names import suggest_name
 from torpor.control.provisioning import Provisioner, new_password
 from torpor.control.views import Viewer, wake_view
-from torpor.model.errors import Conflict, DatabaseInUse, InvalidRequest
+from torpor.model.errors import Conflict, DatabaseInUse, DiskFull, InvalidRequest
 from torpor.model.exports import ExportOptions
 from torpor.model.names import DatabaseId, check_database_name
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
@@ -147,7 +147,8 @@ class Databases:
         resized = size.apply(self._size)
         self._catalog.set_size(compute.database.id, size)
         self._fleet.update(replace(compute.database, size=size))
-        compute.refusal = None  # the new size may be enough; if not, it is stopped again
+        if isinstance(compute.refusal, DiskFull):
+            compute.refusal = None  # the new size may be enough; if not, it is stopped again
         await compute.shares.resize(resized)
         await self._provisioner.hold(compute)
         return await self._viewer.size(compute)

@@ -69,4 +69,5 @@ class Expiry:
             self._changed.clear()
             wait_s = self._heap[0][0] - self._clock.monotonic() if self._heap else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # `wait_for` of Python 3.11 swallows being cancelled in this very moment
+                    await self._changed.wait()

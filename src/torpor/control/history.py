@@ -15,13 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torpor.base.clock import Clock
+from torpor.base.jumps import Jumps
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.catalog.histories import HistoryRecords
 from torpor.compute.compute import Compute
 from torpor.compute.snapshot import snapshot
+from torpor.control.cards import CardKeeper, NoCards
 from torpor.control.jobs import Jobs, Progress
 from torpor.control.shipping import Shipper, Track
+from torpor.model.drills import DrillView
 from torpor.model.errors import Conflict, InvalidRequest, TorporError, Unavailable
 from torpor.model.history import History, line_of
 from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
@@ -110,10 +113,14 @@ class Histories:
         self._tasks = tasks
         self.shipper = Shipper(records, self.repository, self._begin, awake, find, volumes.root, clock, tasks)
         self.shipper.on_look = self._look
+        self.cards: CardKeeper = NoCards()
         self._bases = asyncio.Semaphore(_BASES_AT_ONCE)
         self._taking: dict[DatabaseId, asyncio.Lock] = {}
         self._attempts: dict[DatabaseId, _Attempt] = {}
         self._doomed = asyncio.Event()  # something is to be removed at once
+        self._jumps = Jumps(clock.time)
+        self.last_drill: Callable[[DatabaseId], DrillView | None] = lambda _id: None
+        """Says what the last restore drill has said of a database."""
 
     def __repr__(self) -> str:
         return f"<Histories in {self._archive.store.description}>"
@@ -138,6 +145,15 @@ class Histories:
         if asleep and found.shipped is not None and found.end_lsn is None:  # it has written nothing since, so nothing is missing until now
             return replace(found, shipped=replace(found.shipped, at=max(found.shipped.at, self._clock.time())))
         return found
+
+    def doom(self, id: DatabaseId) -> None:
+        """Have all that the store holds of a database that isn't here removed, and begin with it. Idempotent."""
+        self._records.doom(id, self._clock.time())
+        self._doomed.set()
+
+    def doomed(self) -> set[DatabaseId]:
+        """Those of which nothing may stay in the store."""
+        return {id for id, _ in self._records.doomed()}
 
     def forget(self, id: DatabaseId) -> None:
         """The database is gone; so is its key, and what is in the store goes when it can. Idempotent."""
@@ -170,8 +186,8 @@ class Histories:
                     await self.shipper.settle(compute.database.id, _SETTLE_S)
 
     def break_run(self, id: DatabaseId, why: str) -> None:
-        """A database was given another volume: what it writes from now on doesn't go on from what was shipped."""
-        if (compute := self._find(id)) is not None:
+        """A database was given another volume: what it writes from now on doesn't go on from what was shipped. Idempotent."""
+        if (compute := self._find(id)) is not None and self._records.get(id) is not None:
             self._attempts.pop(id, None)  # a new base is wanted at once
             track = self.shipper.track(compute)
             self.shipper.note(track, shipped=None, end_lsn=None, base_at=None, base_lsn=None, trouble=why)
@@ -228,6 +244,7 @@ class Histories:
             track.behind_bytes if track is not None else 0,
             track.trouble if track is not None and track.failures else "",
             history.trouble,
+            self.last_drill(id),
         )
 
     def own_retention(self, id: DatabaseId) -> tuple[float | None, int | None]:
@@ -246,6 +263,7 @@ class Histories:
         self._records.set_expiry(id, self._clock.time())
         if (track := self.shipper.known(id)) is not None:
             track.history = self._with_retention(track.history, keep_s, keep_bases)
+        self.cards.touch(id)
         return self._retention_view(self._with_retention(history, keep_s, keep_bases))
 
     # -- bases
@@ -263,6 +281,7 @@ class Histories:
             tell = progress or _silent
             async with self._volumes.scratch(f"base-{id}") as scratch:
                 track, history, facts = await self._copy(compute, scratch, tell)
+                await self.cards.ensure(id, check=True)  # or nobody could open it if this machine were lost
                 base = await self.repository(history).put_base(
                     scratch / "data",
                     facts,
@@ -275,7 +294,7 @@ class Histories:
                 self.shipper.flush()
             if compute.tier is Tier.AWAKE:
                 await self.shipper.ship(track)
-            await self._expire(id)
+            await self._shorten(id)
             log.info("base taken", database=compute.database.label, number=base.number, stored_bytes=base.stored_bytes)
             return base
 
@@ -284,7 +303,7 @@ class Histories:
             track = self.shipper.track(compute)
             await self.shipper.ship(track)  # begins the run if none has begun, and says whether this one goes on
             tell(0, None, "bytes", "copying")
-            taken = await snapshot(compute, self._volumes, scratch / "data", 0)
+            taken = await snapshot(compute, self._volumes, scratch / "data", 0, base=True)
         if taken.log is None:
             raise Unavailable("it fell asleep while a base was taken", "try again")
         history = track.history
@@ -326,19 +345,33 @@ class Histories:
                 except TorporError as error:
                     log.warning("what a removed database left in the store stays as yet", database=id, cause=error.message)
                     break  # the store fails: the next minute is soon enough
-            for id in self._records.to_expire(self._clock.time(), _TENDED_AT_ONCE):
-                try:
-                    await self._expire(id)
-                except TorporError as error:
-                    self._records.set_expiry(id, self._clock.time() + _EXPIRE_AGAIN_S)
-                    log.warning("a history could not be shortened", database=id, cause=error.message)
+            for id in () if self._has_jumped() else self._records.to_expire(self._clock.time(), _TENDED_AT_ONCE):
+                await self._shorten(id)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._doomed.wait(), _TEND_EVERY_S)
+                async with asyncio.timeout(_TEND_EVERY_S):  # `wait_for` of Python 3.11 swallows being cancelled in this very moment
+                    await self._doomed.wait()
             self._doomed.clear()
+
+    async def _shorten(self, id: DatabaseId) -> None:
+        """Have what isn't to be kept removed, now or as soon as the store allows."""
+        try:
+            await self._expire(id)
+        except TorporError as error:
+            self._records.set_expiry(id, self._clock.time() + _EXPIRE_AGAIN_S)
+            log.warning("a history could not be shortened", database=id, cause=error.message)
+
+    def _has_jumped(self) -> bool:
+        """Whether the clock was set during the last day."""
+        if jumped_s := self._jumps.look():
+            log.warning("the clock has jumped: no history is shortened for a day", by_s=round(jumped_s))
+        return self._jumps.within(DAY_S)
 
     async def _expire(self, id: DatabaseId) -> None:
         history = self._records.get(id)
         if history is None:
+            return
+        if self._has_jumped():  # what seems old may be of today
+            self._records.set_expiry(id, 0.0)  # it is looked at when that is over, whatever the clock says then
             return
         retention, repository = self._retention_of(history), self.repository(history)
         await repository.expire(retention, self._clock.time())
@@ -365,6 +398,7 @@ class Histories:
     def _begin(self, id: DatabaseId) -> History:
         key = self._archive.new_key(id)
         self._records.add(id, key)
+        self.cards.touch(id)
         return History(id, key)
 
 

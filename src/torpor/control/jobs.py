@@ -16,6 +16,7 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from torpor.base.clock import Clock
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.control.audit import TORPOR, Audit
+from torpor.control.claims import Claim
 from torpor.model.audit import AuditRecord, AuditResult, clean
 from torpor.model.database import Database
 from torpor.model.errors import JobNotFound, ShuttingDown, TooManyJobs, TorporError
@@ -82,20 +84,27 @@ class Jobs:
         """How many run."""
         return sum(not job.view.state.is_final for job in self._jobs.values())
 
-    def start(self, kind: str, database: Database, work: Work, by: str = TORPOR) -> JobView:
-        """Begin `work` on `database`. `kind` is a verb (`branch`), `by` the actor for the audit log.
+    def start(self, kind: str, database: Database, work: Work, by: str = TORPOR, claim: Claim | None = None) -> JobView:
+        """Begin `work` on `database`. `kind` is a verb (`branch`), `by` the actor for the audit log. `claim` is given back at its end, also
+        when nothing was begun.
 
         Raises TooManyJobs, and what the audit log raises; then nothing was begun.
         """
-        if self._stopping:
-            raise ShuttingDown("Torpor is stopping", "ask for it again when it runs")
-        self._make_room(database.workspace)
-        id = JobId("j" + "".join(secrets.choice(_LETTERS) for _ in range(12)))
-        begun = self._audit.record(by, _ACTION + kind, database.label, workspace=database.workspace, result=AuditResult.BEGUN, detail=id)
-        view = JobView(id, kind, database.label, JobState.RUNNING, self._clock.time())
-        job = self._jobs[id] = _Job(view, database.workspace, by, begun)
-        job.task = self._tasks.spawn(self._run(job, work), f"{kind} {database.label}")
-        job.task.add_done_callback(partial(self._ended, job))
+        with ExitStack() as unless_begun:
+            if claim is not None:
+                unless_begun.callback(claim.release)
+            if self._stopping:
+                raise ShuttingDown("Torpor is stopping", "ask for it again when it runs")
+            self._make_room(database.workspace)
+            id, target = JobId("j" + "".join(secrets.choice(_LETTERS) for _ in range(12))), database.label
+            begun = self._audit.record(by, _ACTION + kind, target, workspace=database.workspace, result=AuditResult.BEGUN, detail=id)
+            view = JobView(id, kind, target, JobState.RUNNING, self._clock.time())
+            job = self._jobs[id] = _Job(view, database.workspace, by, begun)
+            job.task = self._tasks.spawn(self._run(job, work), f"{kind} {target}")
+            job.task.add_done_callback(partial(self._ended, job))
+            if claim is not None:
+                job.task.add_done_callback(lambda _: claim.release())  # also of one that is cancelled before its first step
+            unless_begun.pop_all()
         return job.view
 
     def list(self, within: WorkspaceId | None, database: str | None = None) -> tuple[JobView, ...]:

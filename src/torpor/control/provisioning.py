@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 
 from torpor.base.clock import Clock
@@ -30,6 +31,15 @@ log = get_logger(__name__)
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _PASSWORD_BYTES = 18
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # where PostgreSQL's POSIX segments are
+
+
+class RemoveStep(StrEnum):
+    """The steps of a removal, in order. Killed after any of them, the next start finishes it."""
+
+    RECORDED = "recorded"  # the catalog says that it goes, and has no key of its history any more
+    ENDED = "ended"  # nothing of it runs
+    EMPTIED = "emptied"  # its volume is gone
+    FORGOTTEN = "forgotten"  # and so is its row
 
 
 def new_id() -> DatabaseId:
@@ -123,10 +133,14 @@ class Provisioner:
         id = compute.database.id
         self._catalog.set_state(id, DatabaseState.DELETING)
         self._fleet.update(replace(compute.database, state=DatabaseState.DELETING))
+        _reached(RemoveStep.RECORDED, compute)
         await compute.discard()
+        _reached(RemoveStep.ENDED, compute)
         await self._volumes.remove(id)
+        _reached(RemoveStep.EMPTIED, compute)
         await asyncio.to_thread(_drop_shared_memory, compute.database.uid)
         self._catalog.remove_database(id)
+        _reached(RemoveStep.FORGOTTEN, compute)
         self._fleet.remove(id)
 
     async def hold(self, compute: Compute) -> None:
@@ -174,6 +188,11 @@ class Provisioner:
             self._catalog.remove_database(database.id)
             raise
         return self._fleet.add(database)
+
+
+def _reached(step: RemoveStep, compute: Compute) -> None:
+    """Every step goes through here."""
+    log.debug("remove", database=compute.database.label, step=str(step))
 
 
 def _drop_shared_memory(uid: int) -> None:

@@ -10,8 +10,8 @@ import asyncio
 import copy
 import os
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Self
@@ -20,7 +20,7 @@ from torpor.base.clock import Clock
 from torpor.base.logs import get_logger
 from torpor.compute.compute import Compute
 from torpor.compute.fleet import Fleet
-from torpor.compute.recovery import MomentNotReached, recover
+from torpor.compute.recovery import Manner, MomentNotReached, recover
 from torpor.compute.surroundings import Surroundings
 from torpor.control.branches import Branches, Fill
 from torpor.control.databases import Databases
@@ -77,9 +77,10 @@ class Route:
 def routes(bases: Sequence[Base], pieces: Sequence[LogPiece], history: History, moment: Moment) -> list[Route]:
     """The ways to a moment, the shortest first. Pure. Raises HistoryMissing, which says what there is instead.
 
-    For a transaction nobody knows which base is before it: the newest is tried first.
+    For a transaction nobody knows which base is before it: the newest is tried first. For a time it is the one that was taken last before
+    it by the clock, which isn't the newest where the clock was set back since.
     """
-    found = sorted(spans(bases, pieces), key=lambda span: span.base, reverse=True)
+    found = sorted(spans(bases, pieces), key=lambda span: (span.from_at if moment.at is not None else 0.0, span.base), reverse=True)
     by_number = {base.number: base for base in bases}
     fitting = [_route(by_number[span.base], span, pieces, moment) for span in found if _holds(span, history, moment)]
     if not fitting:
@@ -176,19 +177,67 @@ class Restores:
             history = self._histories.history(source.database.id)
             repository = self._histories.repository(history)
             found = routes(await repository.bases(), await repository.wal_pieces(), history, moment)
-            segment_bytes = history.shipped.segment_bytes if history.shipped is not None else _USUAL_SEGMENT_BYTES
-            for number, route in enumerate(found):
-                try:
-                    async with repository.hold(route.base.number):
-                        await _Filling(self._around, source.database, repository, route, segment_bytes, moment, data, uid, progress).run()
-                    return
-                except MomentNotReached:
-                    if number == len(found) - 1:
-                        raise
-                    log.info("the moment isn't after this base", database=source.database.label, base=route.base.number)
-                    await asyncio.to_thread(_empty, data)
+            await self.fill(source.database, history, repository, found, moment, data, uid, progress)
 
         return fill
+
+    async def fill(
+        self,
+        source: Database,
+        history: History,
+        repository: Repository,
+        found: Sequence[Route],
+        moment: Moment,
+        data: Path,
+        uid: int,
+        progress: Progress,
+    ) -> None:
+        """Fill `data` by the first of these routes that leads to the moment. Raises MomentNotReached, HistoryCorrupt, …."""
+        for number, route in enumerate(found):
+            self._branches.be_of(_id_of(data), route.base.facts.major)  # it may have been upgraded since
+            try:
+                async with repository.hold(route.base.number):
+                    await self._filling(source, history, repository, route, moment, data, uid, progress).run()
+                return
+            except MomentNotReached:
+                if number == len(found) - 1:
+                    raise
+                log.info("the moment isn't after this base", database=source.label, base=route.base.number)
+                await asyncio.to_thread(_empty, data)
+
+    async def rehearse(
+        self,
+        source: Database,
+        history: History,
+        repository: Repository,
+        route: Route,
+        moment: Moment,
+        data: Path,
+        progress: Progress,
+        manner: Manner,
+        pace: Callable[[int], Awaitable[None]],
+    ) -> bool:
+        """Fill `data` as a restore to `moment` would, slowly: `pace` is awaited before each so many bytes. Whether all of the log was
+        replayed, since nothing was committed between its end and the moment. The caller holds the base, and removes what was written."""
+        filling = self._filling(source, history, repository, route, moment, data, source.uid, progress)
+        filling.manner, filling.pace = manner, pace
+        await filling.run()
+        return filling.to_the_end
+
+    def _filling(
+        self,
+        source: Database,
+        history: History,
+        repository: Repository,
+        route: Route,
+        moment: Moment,
+        data: Path,
+        uid: int,
+        progress: Progress,
+    ) -> "_Filling":
+        segment_bytes = history.shipped.segment_bytes if history.shipped is not None else _USUAL_SEGMENT_BYTES
+        source = replace(source, major=route.base.facts.major)
+        return _Filling(self._around, source, repository, route, segment_bytes, moment, data, uid, progress)
 
 
 class _Filling:
@@ -215,6 +264,10 @@ class _Filling:
         self._data = data
         self._uid = uid
         self._tell = progress
+        self.manner: Manner | None = None
+        self.pace: Callable[[int], Awaitable[None]] = _at_once
+        self.to_the_end = moment == Moment()
+        """Whether all of the log was replayed, with no target."""
         facts = route.base.facts
         self._line, self._timeline = facts.timeline, timeline_of(facts.timeline)
         self._log_bytes = max(1, route.until - facts.start_lsn)
@@ -226,7 +279,7 @@ class _Filling:
         base, facts = self._route.base, self._route.base.facts
         self._reached(RestoreStep.CHOSEN)
         await asyncio.to_thread(_make_directory, self._data)
-        await self._repository.get_base(base.number, self._data, lambda done, _: self._tell(done, self._total, "bytes", "base"))
+        await self._repository.get_base(base.number, self._data, lambda done, _: self._tell(done, self._total, "bytes", "base"), self.pace)
         self._reached(RestoreStep.BASE)
         await self._lay(facts.start_lsn - facts.start_lsn % self._segment_bytes, self._route.until)
         self._reached(RestoreStep.LOG)
@@ -236,6 +289,7 @@ class _Filling:
     async def _lay(self, start: int, until: int) -> None:
         done = self._route.base.size_bytes
         async for at, data in self._repository.wal(self._line, start, until):
+            await self.pace(len(data))
             await asyncio.to_thread(lay_log, self._data / "pg_wal", self._timeline, at, data, self._segment_bytes)
             done += len(data)
             self._tell(min(done, self._total - self._log_bytes), self._total, "bytes", "log")
@@ -251,13 +305,11 @@ class _Filling:
             elif self._moment.before_transaction is not None:
                 raise
         # Nothing was committed between the end of the log and the moment: all of it is what is wanted.
-        await self._replay(self._moment if self._moment.before_transaction is not None else Moment())
+        self.to_the_end = self._moment.before_transaction is None
+        await self._replay(self._moment if not self.to_the_end else Moment())
 
     async def _replay(self, moment: Moment) -> None:
-        id = self._data.parent.name.rpartition("-")[2]
-        if not is_database_id(id):
-            raise Unavailable(f"{self._data} is no volume that is being made")
-        await recover(self._source, DatabaseId(id), self._data, self._uid, self._around, moment, self._replaying)
+        await recover(self._source, _id_of(self._data), self._data, self._uid, self._around, moment, self._replaying, self.manner)
 
     def _replaying(self, name: str) -> None:
         start = self._route.base.facts.start_lsn
@@ -273,6 +325,18 @@ class _Filling:
 def position_of(name: str, segment_bytes: int) -> int:
     """Where a file of the log begins. Pure."""
     return (int(name[8:16], 16) * ((1 << 32) // segment_bytes) + int(name[16:24], 16)) * segment_bytes
+
+
+def _id_of(data: Path) -> DatabaseId:
+    """Whose volume is being made there."""
+    id = data.parent.name.rpartition("-")[2]
+    if not is_database_id(id):
+        raise Unavailable(f"{data} is no volume that is being made")
+    return DatabaseId(id)
+
+
+async def _at_once(count: int) -> None:
+    pass
 
 
 def _make_directory(data: Path) -> None:

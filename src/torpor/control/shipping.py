@@ -222,7 +222,8 @@ class Shipper:
         saved = self._clock.monotonic()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _LOOK_S)
+                async with asyncio.timeout(_LOOK_S):  # `wait_for` of Python 3.11 swallows being cancelled in this very moment
+                    await self._changed.wait()
                 await self._clock.sleep(_SOON_S)  # it is about to be asleep
             self._changed.clear()
             self._look()
@@ -307,8 +308,7 @@ class Shipper:
 
     async def _break(self, track: Track, position: LogPosition) -> str | None:
         """Why the log doesn't go on from what was shipped; None when it does."""
-        shipped = track.history.shipped
-        assert shipped is not None
+        shipped = _shipped(track)
         if position.timeline != shipped.timeline:
             return f"it was promoted to timeline {position.timeline}"
         if position.segment_bytes != shipped.segment_bytes or position.flushed < shipped.lsn:
@@ -326,8 +326,7 @@ class Shipper:
         return None
 
     async def _tail(self, track: Track, lsn: int) -> bytes:
-        shipped = track.history.shipped
-        assert shipped is not None
+        shipped = _shipped(track)
         start = page_before(lsn)
         data = await asyncio.to_thread(
             read_log, self._volumes, track.compute.database.id, shipped.timeline, start, lsn, shipped.segment_bytes
@@ -336,22 +335,24 @@ class Shipper:
 
     async def _ship_up_to(self, track: Track, end: int, at: float) -> None:
         """Store the log up to `end`, a few pieces at a time; what is stored stays noted whatever happens to the rest."""
-        shipped = track.history.shipped
-        assert shipped is not None
+        shipped = _shipped(track)
         sink = self._sink(track.history) if shipped.lsn < end else None
         line = line_of(track.history.run, shipped.timeline)
         while sink is not None and shipped.lsn < end:
             until = min(end, (shipped.lsn // _PIECE_BYTES + _PIECES_AT_ONCE) * _PIECE_BYTES)
             tail_from = page_before(until)
-            read_from = min(shipped.lsn, tail_from)
+            read_from = page_before(shipped.lsn) if shipped.tail else min(shipped.lsn, tail_from)
             data = await asyncio.to_thread(
                 read_log, self._volumes, track.compute.database.id, shipped.timeline, read_from, until, shipped.segment_bytes
             )
+            if shipped.tail and fingerprint(data[: shipped.lsn - read_from], read_from) != shipped.tail:
+                raise LogGone(f"its log before {format_lsn(shipped.lsn)} isn't the one that was shipped")  # it was given another volume
             cuts = pieces(shipped.lsn, until, _PIECE_BYTES)
             puts = [sink.put_wal(line, begin, data[begin - read_from : begin - read_from + length]) for begin, length in cuts]
             for outcome in await asyncio.gather(*puts, return_exceptions=True):
                 if isinstance(outcome, BaseException):
                     raise outcome
+            _shipped(track)
             tail = fingerprint(data[tail_from - read_from :], tail_from)
             shipped = replace(shipped, lsn=until, tail=tail, at=at if until == end else shipped.at)
             self.note(track, shipped=shipped)
@@ -360,11 +361,17 @@ class Shipper:
 
     async def _let_go(self, track: Track, service: ServiceSession, position: LogPosition) -> None:
         """Let PostgreSQL reuse files of the log that are shipped; the page before the end stays, to be compared after a crash."""
-        shipped = track.history.shipped
-        assert shipped is not None
+        shipped = _shipped(track)
         upto = page_before(shipped.lsn)
         if position.kept_from is not None and upto // shipped.segment_bytes > position.kept_from // shipped.segment_bytes:
             await advance_log(service, upto)
+
+
+def _shipped(track: Track) -> Shipped:
+    """How far it is. Raises LogGone when the run was broken while something was waited for: the database has another volume now."""
+    if track.history.shipped is None:
+        raise LogGone("it was given another volume meanwhile")
+    return track.history.shipped
 
 
 def page_before(lsn: int) -> int:

@@ -83,7 +83,8 @@ def _build(values: dict[str, object], given: Mapping[str, _Given], environ: Mapp
         values[name] = os.path.abspath(os.path.expanduser(str(values.get(name) or home / below)))
     if not str(values.get("history_store", "")).startswith("s3:") and values.get("history_store") != NO_HISTORY:
         values["history_store"] = os.path.abspath(os.path.expanduser(str(values.get("history_store") or Path(data_dir, "history"))))
-    values["key_file"] = os.path.abspath(os.path.expanduser(str(values.get("key_file") or Path(data_dir, "master.key"))))
+    for name, file in (("key_file", "master.key"), ("pool_key_file", "pool.key")):
+        values[name] = os.path.abspath(os.path.expanduser(str(values.get(name) or Path(data_dir, file))))
     if values.get("pg_bindir"):
         values["pg_bindir"] = os.path.abspath(os.path.expanduser(str(values["pg_bindir"])))
     if not values.get("public_host"):

@@ -7,6 +7,7 @@ Concurrency: made once, before the event loop has anything to do; then values, b
 from pathlib import Path
 
 from torpor.base.host.pool import ensure_pool_mounted
+from torpor.base.host.poolkey import PoolKeyUnusable
 from torpor.base.host.zram import ensure_zram
 from torpor.base.logs import get_logger
 from torpor.compute import binaries
@@ -15,7 +16,7 @@ from torpor.compute.configuration import pg_hba_conf, postgresql_conf
 from torpor.compute.sandbox.image.images import Images
 from torpor.compute.sandbox.sandbox import find_sandbox
 from torpor.daemon.directory import DataFiles
-from torpor.model.errors import BinariesMissing, DataDirectoryUnusable
+from torpor.model.errors import BinariesMissing, DataDirectoryUnusable, KeyFileUnusable
 from torpor.model.settings import Settings
 from torpor.native import LIBRARY
 
@@ -28,7 +29,8 @@ class Ground:
     def __init__(self, settings: Settings, files: DataFiles) -> None:
         """Raises HostError for what the host lacks."""
         self._settings = settings
-        _ensure_host(files.path)
+        self._files = files
+        _ensure_host(files.path, Path(settings.pool_key_file))
         self.binaries = _binaries(settings)
         self.library = files.publish_library(LIBRARY)
         major = settings.postgres_major
@@ -51,15 +53,20 @@ class Ground:
     def postgres(self, major: int) -> Postgres:
         """The programs of a major, also of one that was installed since. Raises BinariesMissing."""
         if major not in self.binaries:
-            self.binaries |= {m: p for m, p in _binaries(self._settings).items() if m not in self.binaries}
+            newer = {m: p for m, p in _binaries(self._settings).items() if m not in self.binaries}
+            for one in newer:
+                self.write_configuration(self._files, one)
+            self.binaries |= newer
         if major not in self.binaries:
             raise BinariesMissing(f"PostgreSQL {major} is not installed", f"install it: `torpor postgres install {major}`")
         return self.binaries[major]
 
 
-def _ensure_host(data_dir: Path) -> None:
+def _ensure_host(data_dir: Path, pool_key_file: Path) -> None:
     try:
-        ensure_pool_mounted(data_dir)
+        ensure_pool_mounted(data_dir, key_file=pool_key_file)
+    except PoolKeyUnusable as error:
+        raise KeyFileUnusable(error.message, error.hint) from error
     except Exception as error:  # an empty place where volumes should be is no place to start
         raise DataDirectoryUnusable(str(error)) from error
     try:

@@ -18,8 +18,6 @@ from torpor.api.token import load_or_create, token_path
 from torpor.base import memory
 from torpor.base.cgroups import detect
 from torpor.base.clock import SystemClock
-from torpor.base.host.facts import probe
-from torpor.base.host.findings import Status, findings
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
 from torpor.base.telemetry import Telemetry
@@ -28,7 +26,6 @@ from torpor.catalog.archived import ArchivedRecords
 from torpor.catalog.audit import AuditRecords
 from torpor.catalog.catalog import Catalog
 from torpor.catalog.histories import HistoryRecords
-from torpor.catalog.rewinds import RewindRecords
 from torpor.catalog.workspaces import WorkspaceRecords
 from torpor.compute.compute import Compute
 from torpor.compute.drain import Drain
@@ -42,28 +39,31 @@ from torpor.control.access import AccessControl
 from torpor.control.archiving import Archiving
 from torpor.control.audit import TORPOR, Audit
 from torpor.control.branches import Branches
+from torpor.control.claims import Claims
 from torpor.control.databases import Databases
 from torpor.control.disk import DiskWatch
 from torpor.control.expiry import Expiry
 from torpor.control.exports import Exporter
-from torpor.control.history import Histories
 from torpor.control.jobs import Jobs
 from torpor.control.keys import KeyRing
 from torpor.control.pool import PoolWatch
 from torpor.control.provisioning import Provisioner
 from torpor.control.reconcile import Reconciler
-from torpor.control.restore import Restores
-from torpor.control.rewind import Rewinds
 from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
 from torpor.daemon.directory import DataDirectory
+from torpor.daemon.drills import make_drills
 from torpor.daemon.encryption import make_encryption
+from torpor.daemon.exchanging import make_exchanges
+from torpor.daemon.facts import host_facts
 from torpor.daemon.gateway import make_http, new_gateway_secret
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register, register_guard, register_pool, register_shares
+from torpor.daemon.past import make_histories, make_restores
 from torpor.daemon.pooling import make_pools, register_pooled
+from torpor.daemon.recovering import make_recovery
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
@@ -78,8 +78,7 @@ from torpor.model.settings import Settings
 from torpor.model.sleep import Tier
 from torpor.model.views import RefusalView
 from torpor.native import RELAY
-from torpor.storage.archive.archive import Archive, open_archive
-from torpor.storage.archive.retention import Retention
+from torpor.storage.archive.archive import open_archive
 from torpor.storage.volumes import Volumes
 
 log = get_logger(__name__)
@@ -91,6 +90,7 @@ _REQUESTS_S = 10.0
 _TRANSACTIONS_S = 5.0  # that pooled clients have to end theirs when the next Torpor takes over
 _SETTLES_S = 5.0
 _LAST_LOG_S = 5.0  # to ship what databases wrote last, once they are stopped; the next Torpor ships what is left
+_LAST_CARDS_S = 2.0
 
 
 class House:
@@ -195,13 +195,16 @@ class House:
             keep_s = None if settings.audit_keep_days is None else settings.audit_keep_days * 86_400
             self._audit = Audit(AuditRecords(self._catalog.connection), self._clock, directory.path / "audit", keep_s)
             self._jobs = Jobs(self._audit, self._clock)
+            self._claims = Claims()
             self._archive = open_archive(settings)
             if self._archive is not None:
                 undo.callback(self._archive.close)
-            self._histories = self._make_histories(self._archive)
+            self._histories = make_histories(
+                settings, self._archive, self._catalog, fleet, self._volumes, self._jobs, self._clock, self._tasks
+            )
             archived = ArchivedRecords(self._catalog.connection)
             self._archiving: Archiving = Archiving(
-                self._archive, archived, fleet, self._volumes, self._jobs, self._log_is_stored, self._clock, self._tasks
+                self._archive, archived, fleet, self._volumes, self._jobs, self._log_is_stored, self._claims, self._clock, self._tasks
             )
             scaling = self._scaling = Scaling(lambda: fleet.in_tier(Tier.AWAKE), self._clock, self._tasks, settings.boost_after_wake_s)
             disks = self._disk_watch = DiskWatch(lambda: fleet.in_tier(Tier.AWAKE), self._volumes, self._clock, self._tasks)
@@ -248,16 +251,54 @@ class House:
                 settings.sleep_policy,
                 settings.size,
                 self._expiry.watch,
+                self._claims,
+                self._histories,
             )
-            restores = self._make_restores(databases, branches, around, viewer)
-            self._rewinds = self._make_rewinds(databases, branches, restores, provisioner)
+            restores = make_restores(databases, branches, self._histories, fleet, around, viewer, self._jobs, self._clock)
+            self._rewinds, upgrades = make_exchanges(
+                databases,
+                branches,
+                restores,
+                self._histories,
+                self._catalog,
+                fleet,
+                around,
+                provisioner,
+                templates,
+                self._jobs,
+                self._claims,
+            )
             telemetry = Telemetry()
             register(telemetry, fleet, self.door.stats, self._warm_pool, self._wakes, memory.read, lambda: self._relays.sessions)
             register_guard(telemetry, self._guard, fleet)
             register_shares(telemetry, self._scaling, fleet)
             register_pool(telemetry, self._volumes)
             register_pooled(telemetry, self._pools.views)
+            every_s = settings.drill_every_s
+            self._drills = make_drills(
+                self._catalog, restores, self._histories, fleet, around, self._jobs, every_s, self._clock, self._tasks, telemetry
+            )
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._use_lists)
+            self._recovery = None
+            if self._archive is not None and self._histories is not None and restores is not None:
+                self._recovery = make_recovery(
+                    self._archive,
+                    self._histories,
+                    self._archiving,
+                    restores,
+                    branches,
+                    workspaces,
+                    access,
+                    self._catalog,
+                    fleet,
+                    provisioner,
+                    around,
+                    lambda: ground.binaries,
+                    settings.tenant_superuser and around.sandbox.level.holds_superusers,
+                    self._expiry.watch,
+                    self._jobs,
+                    self._claims,
+                )
             services = Services(
                 databases,
                 workspaces,
@@ -272,6 +313,9 @@ class House:
                 archiving=self._archiving,
                 restores=restores,
                 rewinds=self._rewinds,
+                upgrades=upgrades,
+                recovery=self._recovery,
+                drills=self._drills,
             )
             names = frozenset(name.strip() for name in (settings.public_host, *settings.api_names.split(",")))
             limits = ApiLimits(names, settings.api_key_rate, settings.api_address_rate, settings.trusted_proxies)
@@ -297,8 +341,7 @@ class House:
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
             self._archiving.reconcile()
             await self._access.enforce("torpor")  # a change may have been cut off before it reached them
-            if self._rewinds is not None:
-                await self._rewinds.finish_left()
+            await self._rewinds.finish_left()
             log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})
             await self._encryption.start()
             if estate is None:
@@ -326,7 +369,11 @@ class House:
         self._pool_watch.start()
         if self._histories is not None:
             self._histories.start()
+        if self._drills is not None:
+            self._drills.start()
         self._archiving.start()
+        if self._recovery is not None:
+            self._recovery.cards.start()
         self._warm_pool.start()
         self._tasks.spawn(asyncio.to_thread(self._images.tidy), "tidy root images")
         self._tasks.spawn_endless(self._flush_regularly, "flush records")
@@ -349,6 +396,8 @@ class House:
             await self._fleet.stop_all()
             if self._histories is not None:
                 await self._histories.shipper.finish(_LAST_LOG_S)
+            if self._recovery is not None:
+                await self._recovery.cards.finish(_LAST_CARDS_S)
             await asyncio.to_thread(self._images.close)
         await self._relays.stop(leave)
         await self._close()
@@ -443,26 +492,16 @@ class House:
         self._pools.enforce(book)
 
     def _facts(self) -> HostFacts:
-        host, port = self.door.address
-        public = self._settings.public_host
-        found = findings(probe(self._directory.path))
-        return HostFacts(
-            version=__version__,
-            door=f"{host}:{port}",
-            public_host=public,
-            public_port=port,
-            api=self.api.url,
-            data_dir=str(self._directory.path),
-            started_at=self._started_at,
-            sandbox=f"{self._sandbox.level}, {self._trees.description}",
-            sandbox_lacks=self._sandbox.report.lacks,
-            held={
-                name: self._trees.description if name in self._trees.held else "not held: no cgroup for it can be written here"
-                for name in ("processor", "memory", "processes")
-            }
-            | {"disk": self._volumes.held_by},
-            lacks=tuple(f"{item.name}: {item.cost}" for item in found if item.status is Status.LACK),
-            url_query=self._encryption.url_query(public),
+        return host_facts(
+            self._settings,
+            self._directory,
+            self.door.address,
+            self.api.url,
+            self._started_at,
+            self._sandbox,
+            self._trees,
+            self._volumes,
+            self._encryption,
         )
 
     def _warm_computes(self) -> Collection[Compute]:
@@ -488,40 +527,6 @@ class House:
         finally:
             self._audit.record(TORPOR, "database.expire", name, workspace=workspace, result=result, begun=begun)
 
-    def _make_histories(self, archive: Archive | None) -> Histories | None:
-        if archive is None:
-            return None
-        records, fleet = HistoryRecords(self._catalog.connection), self._fleet
-        retention = self._settings.history_retention
-        return Histories(
-            archive,
-            records,
-            lambda: fleet.in_tier(Tier.AWAKE),
-            fleet.get,
-            self._catalog.knows_roles,
-            self._volumes,
-            self._jobs,
-            Retention(*retention),
-            self._clock,
-            self._tasks,
-        )
-
-    def _make_restores(self, databases: Databases, branches: Branches, around: Surroundings, viewer: Viewer) -> Restores | None:
-        if self._histories is None:
-            return None
-        return Restores(databases, branches, self._histories, self._fleet, around, viewer, self._jobs, self._clock)
-
-    def _make_rewinds(
-        self, databases: Databases, branches: Branches, restores: Restores | None, provisioner: Provisioner
-    ) -> Rewinds | None:
-        if self._histories is None or restores is None:
-            return None
-        catalog, histories = self._catalog, self._histories
-        records = RewindRecords(catalog.connection)
-        return Rewinds(
-            databases, branches, restores, histories, records, catalog, self._fleet, self._volumes, provisioner, self._jobs, self._clock
-        )
-
     async def _falling_asleep(self, database: Database, service: ServiceSession) -> None:
         if self._histories is not None:
             await self._histories.shipper.falling_asleep(database, service)
@@ -543,6 +548,8 @@ class House:
     def _forget(self, id: DatabaseId) -> None:
         if self._histories is not None:
             self._histories.forget(id)
+        if self._drills is not None:
+            self._drills.forget(id)
         self._access.forget((ListScope.DATABASE, id))
         self._pools.forget(id)
         self._wakes.forget(id)

@@ -131,6 +131,6 @@ def register_pool(telemetry: Telemetry, volumes: Volumes) -> None:
     for family in (
         Readings("torpor_pool_free_bytes", "Bytes that are free in the pool.", lambda: [((), look(volumes.root).free_bytes)]),
         Readings("torpor_pool_total_bytes", "Bytes that the pool has.", lambda: [((), look(volumes.root).total_bytes)]),
-        Readings("torpor_pool_full", "0: room, 1: read-only, 2: writers are ended, 3: nothing runs.", lambda: [((), volumes.level)]),
+        Readings("torpor_pool_full", "0: room, 1: read-only, 2: writers are ended, 3: nothing runs.", lambda: [((), int(volumes.level))]),
     ):
         telemetry.add(family)

@@ -172,20 +172,20 @@ class Reign:
 
 def _greet(house: House, settings: Settings) -> None:
     host, port = house.door.address
-    torpor = _command(settings)
+    torpor, where = _command(settings)
     lines = [
         f"Torpor serves PostgreSQL {settings.postgres_major} from {settings.data_dir}",
         f"  the door   {host}:{port}",
         f"  the API    {house.api.url}/v1   (docs: {house.api.url}/docs, metrics: {house.api.url}/metrics)",
         *([f"  over HTTP  {house.http.url}/sql"] if house.http is not None else []),
-        f"  next       {torpor} create shop",
-        f"  the end    Ctrl-C stops everything at once; `{torpor} drain` and SIGTERM let statements finish",
+        f"  next       {torpor} create shop{where}",
+        f"  the end    Ctrl-C stops everything at once; `{torpor} drain{where}` and SIGTERM let statements finish",
     ]
     print("\n".join(lines), flush=True)
 
 
-def _command(settings: Settings) -> str:
-    """How to call the command line from where the user is."""
+def _command(settings: Settings) -> tuple[str, str]:
+    """How to call the command line from where the user is, and what to say last."""
     program = Path(sys.argv[0])
     name = "torpor"
     if os.access(program, os.X_OK):
@@ -194,7 +194,7 @@ def _command(settings: Settings) -> str:
         name = "torpor" if on_path else (relative if len(relative) < len(str(program)) else str(program))
     from torpor.daemon.configuration import default_data_dir
 
-    return name if Path(settings.data_dir) == default_data_dir(os.environ) else f"{name} --data-dir {settings.data_dir}"
+    return name, "" if Path(settings.data_dir) == default_data_dir(os.environ) else f" --data-dir {settings.data_dir}"
 
 
 def _keep_descriptors_to_ourselves() -> None:

@@ -16,9 +16,9 @@ class BranchStep(StrEnum):
     or removes what is there of it."""
 
     RECORDED = "recorded"  # its row is in the catalog
-    COPIED = "copied"  # its volume is whole and durable
+    COPIED = "copied"  # its volume is whole
     STARTED = "started"  # PostgreSQL has recovered on it
-    NAMED = "named"  # inner database and owner have its name; passwords are those that it is to have
+    NAMED = "named"  # inner database and owner have its name; passwords are those that it is to have; it is durable
     READY = "ready"  # a branch: it is a database like any other
     STOPPED = "stopped"  # a reset: what it is reset to, and itself, are stopped
     EXCHANGED = "exchanged"  # a reset: the volumes have changed places, and the old one is still there

@@ -34,7 +34,7 @@ class Database:
     size: SizeOverrides = NO_OVERRIDES
     workspace: WorkspaceId | None = DEFAULT_WORKSPACE  # None while it waits in the warm pool
     superuser: bool = False  # whether its owner is a real superuser of PostgreSQL
-    parent: DatabaseId | None = None  # of which it is a branch; that one may be gone
+    parent: DatabaseId | None = None  # of which it is a branch, that may be gone; without branched_at, what it was on a lost machine
     branched_at: float | None = None  # which moment of its parent it is a copy of
     expires_at: float | None = None  # when it is removed, whatever it holds
 

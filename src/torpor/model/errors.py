@@ -41,6 +41,8 @@ TorporError
 │   │   ├── HistoryFull         53100  507   it has no room
 │   │   ├── HistoryMissing      58P01  404   a base or a piece of the log isn't there
 │   │   └── HistoryCorrupt      XX001  500   what is stored isn't what was stored, or belongs elsewhere
+│   ├── DrillFailed             XX001  500   a restore drill found that a database can't be restored as it was
+│   ├── DrillNotPossible        57P03  503   a restore drill can't be done now, and says nothing of the database
 │   ├── DiskFull                53100  507   the database was stopped, as its volume is far beyond its size
 │   └── ShuttingDown            57P01  503   Torpor is stopping
 └── HostError                   the host lacks something; `torpor serve` ends with `exit_code`
@@ -215,6 +217,14 @@ class StartTimeout(Unavailable):
 
 class DumpFailed(Unavailable):
     kind, sqlstate, http_status = "dump_failed", "58000", 503
+
+
+class DrillFailed(Unavailable):
+    kind, sqlstate, http_status = "drill_failed", "XX001", 500
+
+
+class DrillNotPossible(Unavailable):
+    kind, sqlstate, http_status = "drill_not_possible", "57P03", 503
 
 
 class DiskFull(Unavailable):

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torpor.model.drills import DrillView
+
 
 @dataclass(frozen=True, slots=True)
 class WindowView:
@@ -44,12 +46,14 @@ class RetentionView:
 @dataclass(frozen=True, slots=True)
 class ShippingView:
     """How far the history is: all that was committed before `shipped_at` is in the store, `behind_bytes` of the log aren't, as far as is
-    known. `trouble` says what keeps the log from the store now, `broken` why the newest window doesn't go on from the one before."""
+    known. `trouble` says what keeps the log from the store now, `broken` why the newest window doesn't go on from the one before.
+    `drill` is the last restore drill that said something, null before the first one."""
 
     shipped_at: float | None
     behind_bytes: int
     trouble: str = ""
     broken: str = ""
+    drill: DrillView | None = None
 
 
 @dataclass(frozen=True, slots=True)

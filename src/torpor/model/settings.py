@@ -107,7 +107,11 @@ class Settings:
     history_keep_days: float = _setting(7.0, "days back to any moment of which a database can be restored, unless it has its own")
     history_keep_bases: int = _setting(30, "base copies that are kept of one database at most, however long that reaches back")
     history_endpoint: str = _setting("", "URL of the S3-compatible store that history_store is at; default Amazon's own")
+    drill_every_s: float | None = _setting(
+        3600.0, "seconds between two restore drills, each of which restores some database to some moment for a trial; or never"
+    )
     key_file: str = _setting("", "file of the master key, which wraps the keys of databases; default <data_dir>/master.key")
+    pool_key_file: str = _setting("", "file of the key of a pool that is encrypted (`torpor host setup`); default <data_dir>/pool.key")
     audit_keep_days: float | None = _setting(None, "days that files of older audit records are kept; never removed by default")
     log_format: str = _setting("console", "log lines for people (console) or for machines (json)")
 
@@ -157,6 +161,8 @@ class Settings:
                 raise BadSettings(f"{name} must be between {low} and {high}")
         if self.audit_keep_days is not None and not 1 <= self.audit_keep_days <= 36_500:
             raise BadSettings("audit_keep_days must be between 1 and 36500, or never")
+        if self.drill_every_s is not None and not 1 <= self.drill_every_s <= 366 * 86_400:
+            raise BadSettings("drill_every_s must be between 1 and 31622400, or never")
         try:
             _ = self.size
         except InvalidRequest as error:

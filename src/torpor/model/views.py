@@ -76,7 +76,7 @@ class DatabaseView:
     pace: Pace | None = None
     cpu_ceiling: float | None = None
     parent: str | None = None
-    """Of which database it is a branch; the id, where that one is gone."""
+    """Of which database it is a branch; the id, where that one is gone. Without `branched_at`, what it was on a machine that was lost."""
     branched_at: float | None = None
     expires_at: float | None = None
     pool: PoolView | None = None

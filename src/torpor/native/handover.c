@@ -9,6 +9,7 @@
  *                        before. "Ready" is when PostgreSQL says so in postmaster.pid. A socket, so that the kernel tells Torpor who
  *                        wrote: the postmaster knows only the process id that it has inside of its sandbox.
  *   TORPOR_GO_FD         PostgreSQL begins when a byte arrives: Torpor puts the process into its cgroups meanwhile.
+ *   TORPOR_HASTE_FD      where the volume needn't be durable yet: a page of shared memory that says so, until Torpor writes a zero to it.
  *   TORPOR_UID           the user to become before anything else, where a root without user namespaces had to make the sandbox.
  *   A hand-over is one connection to the listener that carries a header, the address to show as the client's, the startup
  *   message, and two descriptors: the client's socket and the write end of a pipe, the life line. The backend writes its
@@ -25,6 +26,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -53,6 +55,10 @@ static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
 static ssize_t (*real_pwritev)(int, const struct iovec *, int, off_t);
 static int (*real_posix_fallocate)(int, off_t, off_t);
 static int (*real_fsync)(int);
+static int (*real_fdatasync)(int);
+static int (*real_syncfs)(int);
+static int (*real_sync_file_range)(int, off64_t, off64_t, unsigned);
+static const volatile char *haste; /* a page that Torpor writes; not 0: nothing has to be durable yet */
 
 static int inherited_fd = -1; /* the listener as inherited, until PostgreSQL calls listen() */
 static int listener_fd = -1;  /* PostgreSQL's descriptor of it afterwards */
@@ -149,6 +155,19 @@ static void wait_for_go(int fd)
     close(fd);
 }
 
+/* Without it everything is synced. */
+static void share_haste(int fd)
+{
+    void *page;
+
+    if (fd < 0)
+        return;
+    page = mmap(NULL, 1, PROT_READ, MAP_SHARED, fd, 0);
+    if (page != MAP_FAILED)
+        haste = page;
+    close(fd);
+}
+
 __attribute__((constructor)) static void set_up(void)
 {
     become_user();
@@ -159,6 +178,10 @@ __attribute__((constructor)) static void set_up(void)
     real_pwritev = (ssize_t(*)(int, const struct iovec *, int, off_t))dlsym(RTLD_NEXT, "pwritev");
     real_posix_fallocate = (int (*)(int, off_t, off_t))dlsym(RTLD_NEXT, "posix_fallocate");
     real_fsync = (int (*)(int))dlsym(RTLD_NEXT, "fsync");
+    real_fdatasync = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
+    real_syncfs = (int (*)(int))dlsym(RTLD_NEXT, "syncfs");
+    real_sync_file_range = (int (*)(int, off64_t, off64_t, unsigned))dlsym(RTLD_NEXT, "sync_file_range");
+    share_haste(fd_from_environment("TORPOR_HASTE_FD"));
     inherited_fd = fd_from_environment("TORPOR_LISTENER_FD");
     ready_fd = fd_from_environment("TORPOR_READY_FD");
     in_postmaster = inherited_fd >= 0;
@@ -330,13 +353,34 @@ int posix_fallocate(int fd, off_t offset, off_t length)
     return code == EDQUOT ? ENOSPC : code;
 }
 
+/* Whether Torpor throws the volume away after any crash, and syncs all of it before anybody else is told of it. */
+static int in_haste(void)
+{
+    return __builtin_expect(haste != NULL, 0) && *haste;
+}
+
 /*
  * The postmaster itself syncs nothing but its lock files, and that five times before it accepts anybody: 5 to 10 ms of every start.
  * Torpor removes them after any crash, so they need not be durable. Data is written and synced by the postmaster's children only.
  */
 int fsync(int fd)
 {
-    return __builtin_expect(in_postmaster, 0) ? 0 : real_fsync(fd);
+    return __builtin_expect(in_postmaster, 0) || in_haste() ? 0 : real_fsync(fd);
+}
+
+int fdatasync(int fd)
+{
+    return in_haste() ? 0 : real_fdatasync(fd);
+}
+
+int syncfs(int fd)
+{
+    return in_haste() ? 0 : real_syncfs(fd);
+}
+
+int sync_file_range(int fd, off64_t offset, off64_t length, unsigned flags)
+{
+    return in_haste() ? 0 : real_sync_file_range(fd, offset, length, flags);
 }
 
 /* The same entry points under the names that large-file builds use. */

@@ -11,6 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from torpor.base.host.facts import POOL_IMAGE_NAME
+from torpor.base.host.sealed import Sealed
 from torpor.model.size import GIB, MIB
 
 FULL_HINT = "remove databases that aren't needed, or give the pool more room"
@@ -64,15 +65,26 @@ class Room:
 
 
 def look(root: Path) -> Room:
-    """The room of the pool at `root`. Two or three system calls."""
+    """The room of the pool at `root`. A few system calls."""
     stat = os.statvfs(root)
-    free, total = stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
-    image = root.parent / POOL_IMAGE_NAME
+    sealed = Sealed(root.parent)
+    layers = [(root, root.parent / POOL_IMAGE_NAME)]
+    if sealed.exists:
+        layers = [(root, sealed.pool_image), (sealed.point, sealed.image)]
+    return Room(_obtainable(layers), stat.f_blocks * stat.f_frsize)
+
+
+def _obtainable(layers: list[tuple[Path, Path]]) -> int:
+    """How many bytes can be written to the file system that is mounted at the first point: it lies in a sparse file, perhaps, and that in
+    the next."""
+    point, image = layers[0]
+    stat = os.statvfs(point)
+    free = stat.f_bavail * stat.f_frsize
     with contextlib.suppress(OSError):
-        about = image.stat()
-        if os.path.ismount(root):
+        has = image.stat().st_blocks * 512
+        if os.path.ismount(point):
             below = os.statvfs(image)
-            # What the file has of the disk already and the pool doesn't use can be written to without more of the disk.
-            spare = max(0, about.st_blocks * 512 - (stat.f_blocks - stat.f_bfree) * stat.f_frsize)
-            free = min(free, spare + below.f_bavail * below.f_frsize)
-    return Room(free, total)
+            # What the file has of the disk already and the file system in it doesn't use can be written to without more of the disk.
+            spare = max(0, has - (stat.f_blocks - stat.f_bfree) * stat.f_frsize)
+            free = min(free, spare + (_obtainable(layers[1:]) if layers[1:] else below.f_bavail * below.f_frsize))
+    return free

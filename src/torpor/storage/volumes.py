@@ -31,6 +31,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.model.errors import AlreadyRunning, DataDirectoryUnusable, PoolFull, Unavailable
 from torpor.model.names import DatabaseId, is_database_id
 from torpor.storage.extents import shared_bytes
+from torpor.storage.haste import Haste
 from torpor.storage.quotas import NoQuotas, find_quotas
 from torpor.storage.room import FULL_HINT, PoolLevel, Room, look
 
@@ -75,6 +76,8 @@ class Volumes:
         self.quotas = find_quotas(root) if os.geteuid() == 0 else NoQuotas()
         self.level = PoolLevel.ROOM
         """As it was when somebody looked last."""
+        self.hasty: dict[DatabaseId, Haste] = {}
+        """Those that are thrown away after any crash, until they are settled."""
         self._held = -1
         self._removed = 0
         self._measured: dict[DatabaseId, _Measured] = {}
@@ -154,9 +157,10 @@ class Volumes:
         """Make volume `id` with a copy of `source` (a PGDATA that nobody writes), owned by `uid`. As `make`."""
         await self.make(id, uid, lambda data: _clone(source, data))
 
-    async def make(self, id: DatabaseId, uid: int, fill: Callable[[Path], Awaitable[None]]) -> None:
+    async def make(self, id: DatabaseId, uid: int, fill: Callable[[Path], Awaitable[None]], is_hasty: bool = False) -> None:
         """Make volume `id`, owned by `uid`, of what `fill` writes: it gets the path of a PGDATA that doesn't exist yet, or has nothing
-        in it but an empty `pg_wal`, which must stay (it may be a subvolume).
+        in it but an empty `pg_wal`, which must stay (it may be a subvolume). With `is_hasty` what it writes is that user's already, and
+        nothing is durable before `settle`.
 
         All or nothing, also under kill -9: a half-made one has another name and is removed by `sweep`. Raises PoolFull, what `fill`
         raises, and Unavailable for what else the file system says. Whole, it is durable.
@@ -168,8 +172,14 @@ class Volumes:
             await asyncio.to_thread(self.quotas.make, making)
             await fill(making / "data")
             if uid != os.geteuid():
-                await asyncio.to_thread(give_to, making, uid)
+                if is_hasty:
+                    os.chown(making, uid, uid)
+                else:
+                    await asyncio.to_thread(give_to, making, uid)
             making.rename(self.path(id))
+            if is_hasty:
+                self.hasty[id] = Haste()
+                return
             # PostgreSQL syncs only what it writes itself: files that stay as copied must be durable before the first commit.
             await asyncio.to_thread(self._sync)
         except BaseException as error:
@@ -180,14 +190,33 @@ class Volumes:
                 raise Unavailable(f"making a volume failed: {error}") from error
             raise
 
+    async def settle(self, id: DatabaseId) -> None:
+        """Make one that was made in haste durable, with all that was written to it since; in use or not. Raises Unavailable."""
+        self._end_haste(id)
+        try:
+            await asyncio.to_thread(self._sync)
+        except OSError as error:
+            raise Unavailable(f"making a volume failed: {error}") from error
+
+    def _end_haste(self, id: DatabaseId) -> None:
+        if (haste := self.hasty.pop(id, None)) is not None:
+            haste.end()
+
     @contextlib.asynccontextmanager
-    async def scratch(self, name: str) -> AsyncIterator[Path]:
-        """A directory on the pool for files that are read and then removed; a killed Torpor's is removed by `sweep`. Raises PoolFull."""
+    async def scratch(self, name: str, size_bytes: int | None = None) -> AsyncIterator[Path]:
+        """A directory on the pool for files that are read and then removed; a killed Torpor's is removed by `sweep`. Raises PoolFull.
+
+        With a size it is made as a volume is, and held to that where the kernel does it.
+        """
         self.check_room()
         directory = self.root / f"{_MAKING}{name}"
         try:
             await asyncio.to_thread(self._remove, directory)
-            directory.mkdir(mode=0o700)
+            if size_bytes is None:
+                directory.mkdir(mode=0o700)
+            else:
+                await asyncio.to_thread(self.quotas.make, directory)
+                await asyncio.to_thread(self.quotas.limit, directory, size_bytes)
             yield directory
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -218,6 +247,7 @@ class Volumes:
 
     async def remove(self, id: DatabaseId) -> None:
         """Remove a volume for good. Idempotent; after a kill -9 `sweep` finishes it."""
+        self._end_haste(id)
         removing = self.root / f"{_REMOVING}{id}"
         try:
             self.path(id).rename(removing)
@@ -228,7 +258,7 @@ class Volumes:
                 raise
             removing = self.path(id)  # btrfs without any room can remove files, but not rename them
         self._measured.pop(id, None)
-        await asyncio.to_thread(self._remove, removing)
+        await asyncio.to_thread(self._remove_for_good, removing)
         self._removed += 1
         if self._removed % _TIDY_AFTER == 0:
             await asyncio.to_thread(self.quotas.tidy)
@@ -283,9 +313,13 @@ class Volumes:
         """
         return max(self._walk(id, "--block-size=1"), self._walk(id, "--inodes") * INODE_BYTES)
 
-    def _walk(self, id: DatabaseId, unit: str) -> int:
+    def scratch_bytes(self, name: str) -> int:
+        """As `disk_bytes`, of a scratch directory."""
+        return self._walk(f"{_MAKING}{name}", "--block-size=1")
+
+    def _walk(self, name: str, unit: str) -> int:
         run = subprocess.run(
-            ["du", "--summarize", unit, *self._boundary, "--", str(self.path(id))],
+            ["du", "--summarize", unit, *self._boundary, "--", str(self.root / name)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # PostgreSQL removes files while it looks
@@ -310,6 +344,12 @@ class Volumes:
                 stderr=subprocess.DEVNULL,
                 check=False,
             )
+
+    def _remove_for_good(self, directory: Path) -> None:
+        """XFS gives what was freed to nobody before that is on the disk: whoever made the next volume would wait for it, 20 to 50 ms."""
+        self._remove(directory)
+        with contextlib.suppress(OSError):
+            sync_directory(self.root)
 
     def _sync(self) -> None:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)

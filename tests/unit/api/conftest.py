@@ -30,13 +30,15 @@ from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
-from torpor.model.branches import Branched, BranchList, PastBranch
+from torpor.model.branches import Branched, BranchList, PastBranch, check_life
+from torpor.model.drills import DrillList
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
 from torpor.model.exports import ExportOptions
 from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
@@ -204,6 +206,10 @@ class TwinBranches:
         self.databases.get(parent)
         return BranchList(tuple(view for view in self.databases.views.values() if view.parent == parent))
 
+    def set_life(self, name: str, ttl_s: float | None) -> None:
+        life = check_life(ttl_s)
+        self.databases.views[name] = replace(self.databases.get(name), expires_at=life and time.time() + life)
+
     async def reset(self, name: str, force: bool) -> DatabaseView:
         self.databases.views[name] = replace(self.databases.get(name), branched_at=time.time())
         return self.databases.views[name]
@@ -249,11 +255,63 @@ class TwinRewinds:
         return replace(examples.JOB, kind="undo", database=self.databases.get(name).name)
 
 
+class TwinUpgrades:
+    """Major upgrades among the databases of a twin."""
+
+    def __init__(self, databases: TwinDatabases) -> None:
+        self.databases = databases
+
+    def within(self, workspace: WorkspaceId | None) -> "TwinUpgrades":
+        return TwinUpgrades(self.databases.within(workspace))
+
+    async def upgrade(self, name: str, to: int, check: bool, force: bool, by: str) -> JobView:
+        return replace(examples.JOB, kind="upgrade", database=self.databases.get(name).name)
+
+    async def undo(self, name: str, force: bool, by: str) -> JobView:
+        return replace(examples.JOB, kind="undo", database=self.databases.get(name).name)
+
+
+class TwinRecovery:
+    """What a store holds, which is one database."""
+
+    def __init__(self) -> None:
+        self.forgotten: list[tuple[str, bool]] = []
+        self.has_keys = False
+
+    async def list(self, after: str | None, limit: int) -> RecoverableList:
+        return examples.RECOVERABLES
+
+    async def recover(self, wanted: str, name: str | None, moment: Moment, by: str) -> Recovering:
+        if wanted != "shop":
+            raise DatabaseNotFound(f"the store holds no database {wanted}")
+        return replace(examples.RECOVERING, name=name or wanted)
+
+    async def forget(self, wanted: str, force: bool) -> str:
+        self.forgotten.append((wanted, force))
+        return wanted
+
+    async def keys_are_gone(self, id: DatabaseId) -> bool:
+        return not self.has_keys
+
+
 class TwinArchiving:
     """Says that it archives."""
 
     def archive(self, id: DatabaseId, by: str) -> JobView:
         return examples.JOB
+
+
+class TwinDrills:
+    """Restore drills that always passed."""
+
+    def drill(self, id: DatabaseId, by: str) -> JobView:
+        return examples.JOB
+
+    def of(self, id: DatabaseId, name: str) -> DrillList:
+        return examples.DRILLS
+
+    def all(self, within: WorkspaceId | None) -> DrillList:
+        return examples.DRILLS
 
 
 class TwinHistories:
@@ -316,6 +374,7 @@ class Desk:
         self.access = AccessControl(AccessRecords(self.catalog.connection), NoFleet(), TaskOwner("access"), self.books.append)
         self.jobs = Jobs(self.audit, self.clock)
         self.histories = TwinHistories()
+        self.recovery = TwinRecovery()
         self.services = Services(
             databases,
             self.workspaces,
@@ -329,6 +388,9 @@ class Desk:
             histories=self.histories,
             restores=TwinRestores(databases),
             rewinds=TwinRewinds(databases),
+            upgrades=TwinUpgrades(databases),
+            drills=TwinDrills(),
+            recovery=self.recovery,
         )
 
     def key(self, scope: AccessScope, workspace: str = "default", expires_in_s: float | None = None) -> CreatedKey:

@@ -32,6 +32,18 @@ async def test_a_branch_is_made_listed_and_reset(client: httpx.AsyncClient, desk
 
 
 @pytest.mark.usefixtures("shop")
+async def test_a_time_to_live_is_changed(client: httpx.AsyncClient, desk: Desk) -> None:
+    answer = await client.patch("/v1/databases/shop", json={"ttl_s": 3600})
+    assert answer.json()["database"]["expires_at"] > 0
+    assert (await client.patch("/v1/databases/shop", json={"freeze_after_s": 9})).json()["database"]["expires_at"] > 0
+    assert (await client.patch("/v1/databases/shop", json={"ttl_s": None})).json()["database"]["expires_at"] is None
+    assert (await client.patch("/v1/databases/shop", json={"ttl_s": 1})).json()["error"]["kind"] == "invalid_request"
+    assert "ttl_s=3600" in next(
+        record.detail for record in desk.records() if record.result == "done" and record.action == "database.update"
+    )
+
+
+@pytest.mark.usefixtures("shop")
 async def test_kept_passwords_and_names_that_are_made_up(client: httpx.AsyncClient, desk: Desk) -> None:
     made = (await client.post("/v1/databases/shop/branches", json={"keep_passwords": True})).json()
     assert made["credentials"] is None

@@ -21,9 +21,13 @@ from torpor.model.workspace import AccessScope, WorkspaceId
 LIMITS = ApiLimits(key_per_s=100_000, address_per_s=100_000)
 KEY_SCOPES = (AccessScope.READ, AccessScope.WRITE, AccessScope.ADMIN, AccessScope.METRICS)
 GUARDED = [operation for operation in OPERATIONS if operation.scope is not None]
-HOST_WIDE = {"showHost", "showMetrics", "drain", "showDrain", "showAccess", "replaceAccess", "createWorkspace", "listWorkspaces"}
+HOST_WIDE = {"showHost", "showMetrics", "drain", "showDrain", "showAccess", "replaceAccess", "createWorkspace", "listWorkspaces"} | {
+    "listRecoverable",
+    "recoverDatabase",
+    "forgetDatabase",
+}
 """Those that name no database and no workspace that is there already; nobody's in particular."""
-LISTS = {"listDatabases", "listAudit", "listJobs"}
+LISTS = {"listDatabases", "listAudit", "listJobs", "listDrills"}
 
 
 JOBS = {"acme": "jacmeaaaaaaaa", "other": "jotheraaaaaaa"}

@@ -145,6 +145,9 @@ def test_set(torpor: Run, running: Twin) -> None:
     assert "freeze after 5 s, page after never (own)" in torpor("set", "shop", "--freeze-after", "default").out
     assert running.requests[-1][3] == {"freeze_after_s": None}
     assert torpor("set", "shop").code == 2
+    assert "; it is removed in 2 h" in torpor("set", "shop", "--ttl", "121m").out
+    assert torpor("set", "shop", "--ttl", "never").out.endswith("; it stays\n")
+    assert "12h" in torpor("set", "shop", "--ttl", "soon").err
     assert "never or default" in torpor("set", "shop", "--stop-after", "soon").err
 
 

@@ -46,7 +46,7 @@ def test_doctor_says_what_the_missing_library_costs(home: Path) -> None:
     assert "torpor serve" in findings["Torpor"].remedy
 
 
-@pytest.mark.parametrize("verb", ["setup", "undo"])
+@pytest.mark.parametrize("verb", ["setup", "lock", "undo"])
 def test_host_changes_need_root(torpor: Run, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     result = torpor("host", verb)
@@ -62,14 +62,23 @@ def test_host_setup_can_be_tried_dry(torpor: Run, home: Path) -> None:
     assert os.listdir(home / "data") == []
 
 
-def test_the_pool_isnt_taken_away_under_a_running_torpor(torpor: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("verb", ["lock", "undo"])
+def test_the_pool_isnt_taken_away_under_a_running_torpor(torpor: Run, home: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setattr(host_module, "_require_root", lambda verb: None)
     record.save(home / "data", record.Record(pool_made=True))
     with (home / "data" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        result = torpor("host", "undo", "--json")
+        result = torpor("host", verb, "--json")
     assert result.code == 1
     assert result.error["kind"] == "already_running"
+
+
+def test_only_an_encrypted_pool_can_be_locked(torpor: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "_require_root", lambda verb: None)
+    result = torpor("host", "lock", "--json")
+    assert result.code == 1
+    (step,) = result.json["steps"]
+    assert step["text"] == "there is no encrypted pool here; `torpor host setup --encrypt-pool` makes one"
 
 
 @pytest.mark.usefixtures("no_postgres")

@@ -22,10 +22,12 @@ from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.audit import AuditFilter
 from torpor.model.branches import Branched, BranchList, PastBranch
+from torpor.model.drills import DrillList
 from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, JobNotFound, TorporError, Unauthorized
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
-from torpor.model.jobs import JobList, JobState, JobView
+from torpor.model.jobs import JobId, JobList, JobState, JobView
 from torpor.model.names import DatabaseId
+from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import (
@@ -105,6 +107,8 @@ class Twin:
     steps_a_stream: int = 100
     history: HistoryView = examples.HISTORY
     bases: BaseList = examples.BASES
+    drills: DrillList = examples.DRILLS
+    recoverable: RecoverableList = examples.RECOVERABLES
     # How many requests are still refused since they come too early.
     early: int = 0
     # Called with each request before it is answered; may raise a TorporError.
@@ -123,6 +127,10 @@ class Twin:
             return self.rulers.handle(method, path, query, body)
         if path.startswith("/v1/jobs"):
             return 200, self._job(method, path.removeprefix("/v1/jobs").strip("/"))
+        if path == "/v1/drills":
+            return 200, self.drills
+        if path.startswith("/v1/recovery"):
+            return self._recovery(method, path.removeprefix("/v1/recovery"), query, body)
         if path == "/v1/host":
             return 200, self._host()
         if path == "/v1/databases":
@@ -131,6 +139,22 @@ class Twin:
         if name not in self.databases:
             raise DatabaseNotFound(f"there is no database {name!r}", "`torpor ls` lists them")
         return self._one(method, name, rest[0] if rest else "", query, body)
+
+    def _recovery(self, method: str, rest: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
+        if rest:
+            return 204, None
+        if method == "GET":
+            return 200, self.recoverable if "after" not in query else replace(self.recoverable, databases=(), next=None)
+        wanted = [one for one in self.recoverable.databases if body["database"] in (one.name, one.id)]
+        if not wanted:
+            raise DatabaseNotFound(f"the store holds no database {body['database']!r}", "`torpor recover` lists what it holds")
+        made = view(body.get("name") or wanted[0].name, number=len(self.databases))
+        if made.name in self.databases:
+            raise DatabaseExists(f"database {made.name!r} exists already", "call it something else")
+        self.add(made)
+        job = JobView(JobId("j" + made.id[1:]), "recover", made.name, JobState.RUNNING, NOW)
+        self.jobs.setdefault(job.id, [job, replace(job, state=JobState.DONE, result={"database": made.name, "from": wanted[0].id})])
+        return 202, Recovering(job, made.name)
 
     def _job(self, method: str, rest: str) -> Any:
         if not rest:
@@ -150,7 +174,9 @@ class Twin:
             case "GET", "":
                 return 200, self._detail(name)
             case "PATCH", "":
-                own = {key: value for key, value in body.items() if key != "size"}
+                if "ttl_s" in body:
+                    self.databases[name] = replace(found, expires_at=body["ttl_s"] and time.time() + body["ttl_s"])
+                own = {key: value for key, value in body.items() if key not in ("size", "ttl_s")}
                 self.overrides[name] = replace(self.overrides.get(name, SleepOverrides()), **own)
                 return 200, self._detail(name)
             case "DELETE", "":
@@ -174,7 +200,9 @@ class Twin:
                 return 200, RetentionView((body.get("keep_days") or 7) * 86_400.0, body.get("keep_bases") or 30, ("keep_s",))
             case "GET", "backups":
                 return 200, self.bases
-            case "POST", "backups" | "restore" | "archive":
+            case "GET", "drills":
+                return 200, self.drills
+            case "POST", "drills" | "backups" | "restore" | "upgrade" | "archive":
                 (job, *_), *_ = self.jobs.values()
                 return 202, job
             case "POST", "branches" if "at" in body or "lsn" in body:

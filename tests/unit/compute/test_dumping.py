@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from torpor.compute.dumping import Dump
+from torpor.compute.programs import accept_from
 from torpor.model.errors import DumpFailed
 
 _CONNECT = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdout.write('it is'); s.recv(1)"
@@ -35,7 +36,7 @@ async def test_only_pg_dump_itself_gets_the_session(tmp_path: Path) -> None:
         dump = Dump(spawn(sys.executable, "-c", _CONNECT, path), contextlib.ExitStack())
         try:
             async with asyncio.timeout(60):
-                taken = await dump._accept(listener)
+                taken = await accept_from(listener, dump._process.pid)
                 assert await asyncio.get_running_loop().sock_recv(stranger, 1) == b""
                 taken.close()
                 assert b"".join([part async for part in dump.parts()]) == b"it is"

@@ -29,9 +29,10 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     assert settings.image_home == str(configuration.default_data_dir({"HOME": "/home/ann"}) / "images")
     assert settings.history_store == str(tmp_path / "history")
     assert settings.key_file == str(tmp_path / "master.key")
+    assert settings.pool_key_file == str(tmp_path / "pool.key")
     assert settings.public_host == "127.0.0.1"
     for field in fields(Settings):
-        if field.name not in ("data_dir", "postgres_home", "image_home", "history_store", "key_file", "public_host"):
+        if field.name not in ("data_dir", "postgres_home", "image_home", "history_store", "key_file", "pool_key_file", "public_host"):
             assert getattr(settings, field.name) == field.default
 
 

@@ -1,5 +1,6 @@
 """Databases go to the store and come back, whole or not at all: by themselves, when somebody comes in between, and killed at every step."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -151,6 +152,22 @@ async def test_a_store_that_fails(found: Shelves, tmp_path: Path) -> None:
     await found.bring_back()
     assert content(found.data) == before
     assert not stored(tmp_path)
+
+
+async def test_what_is_archived_once_more_is_sealed_with_the_key_that_is_kept(found: Shelves) -> None:
+    """A failure holds on to what it failed at, with the key of that time: nothing may be stored with that any more."""
+    before = content(found.data)
+    found.bucket.slow_s, found.bucket.failures, held = 0.01, -1, []
+    job = found.archiving.archive(DATABASE.id, "test")
+    await found.bucket.reached("")
+    held.append(found.archiving._repository(DATABASE.id))
+    assert (await found.jobs.wait(job.id)).state is JobState.FAILED
+    found.bucket.slow_s, found.bucket.failures = 0.0, 0
+    assert (await found.archive()).state is JobState.DONE
+    held.clear()
+    gc.collect()
+    await found.bring_back()
+    assert content(found.data) == before
 
 
 async def test_the_key_goes_with_the_database(found: Shelves) -> None:

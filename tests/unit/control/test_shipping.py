@@ -226,6 +226,35 @@ def test_clocks_that_jump(yard: Yard) -> None:
     yard.run(main)
 
 
+def test_a_sleeper_that_was_given_another_volume(yard: Yard) -> None:
+    """Nothing of it gets into the run of the one before, not even when a Torpor was killed between the exchange and what comes after it."""
+
+    async def main() -> None:
+        yard.shipper.start()
+        await yard.until(lambda: yard.shipped == yard.compute.postgres.flushed)
+        kept = yard.shipped
+        yard.store.refusal = HistoryFull("the store is full")
+        yard.compute.postgres.flushed += 2 * MB
+        await yard.fall_asleep()
+        assert not await yard.shipper.settle(yard.compute.database.id, 3.0)
+        await yard.tasks.stop()  # killed
+        for number in range(3, 9):  # the log of another one, at the same places
+            data = bytearray(log(1, number * MB, MB))
+            for page in range(0, MB, 8192):
+                data[page + 100] ^= 1
+            (yard.pg_wal / segment_name(1, number * MB, MB)).write_bytes(data)
+        yard.tasks, yard.store.refusal = TaskOwner("next"), None
+        yard.shipper = yard.make()
+        yard.shipper.start()
+        await yard.until(lambda: yard.records.behind() == [])
+        assert yard.shipped == kept
+        yard.compute.tier, yard.compute.tier_since = Tier.AWAKE, 2.0
+        await yard.until(lambda: (track := yard.shipper.known(yard.compute.database.id)) is not None and track.history.run == 2)
+        assert len(yard.store.log[1 << 32 | 1]) == kept - BEGIN
+
+    yard.run(main)
+
+
 @pytest.mark.parametrize("what", ["timeline", "shorter", "other bytes", "gone"])
 def test_what_breaks_a_run(yard: Yard, what: str) -> None:
     async def main() -> None:

@@ -21,6 +21,7 @@ from tests.support.pace import in_time
 from torpor.base.processes import descendants
 from torpor.compute.handover import LifeLine, hand_over, sockaddr
 from torpor.native import LIBRARY
+from torpor.storage.haste import Haste
 
 RECEIVER = Path(__file__).parents[2] / "support/receiver.py"
 ADDRESS = ("203.0.113.9", 54321)
@@ -376,3 +377,39 @@ def test_postgresql_begins_when_it_is_let_go_and_never_without_torpor(word: byte
     os.write(go_write, word)
     os.close(go_write)
     assert process.wait(60) == code
+
+
+def test_nothing_is_synced_in_haste() -> None:
+    """Until it is over, which a process notices at once; and it can't say so itself."""
+    program = """
+import os
+def synced(call):
+    try:
+        call(1000)
+    except OSError:
+        return True  # there is no such file
+    return False
+print(*map(synced, (os.fsync, os.fdatasync)), flush=True)
+input()
+print(*map(synced, (os.fsync, os.fdatasync)), flush=True)
+"""
+    haste = Haste()
+    with pytest.raises(OSError):
+        os.pwrite(haste.reader, b"\0", 0)
+    environment = {"LD_PRELOAD": str(LIBRARY), "TORPOR_HASTE_FD": str(haste.reader)}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", program],
+        pass_fds=[haste.reader],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "False False\n"
+        haste.end()
+        haste.end()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "True True\n"

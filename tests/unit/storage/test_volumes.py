@@ -276,3 +276,19 @@ async def test_a_volume_deeper_than_any_path_is_measured_and_removed(volumes: Vo
     await volumes.remove(A)
     assert os.listdir(volumes.root) == []
     assert os.access("/etc/passwd", os.R_OK)
+
+
+async def test_one_that_is_made_in_haste(volumes: Volumes, source: Path) -> None:
+    """It needn't be durable until it is settled, or removed; whoever looks at its page sees that at once."""
+
+    async def fill(data: Path) -> None:
+        shutil.copytree(source, data)
+
+    for id, end in ((A, volumes.settle), (B, volumes.remove)):
+        await volumes.make(id, ME, fill, is_hasty=True)
+        page = os.dup(volumes.hasty[id].reader)
+        assert os.pread(page, 1, 0) == b"\1"
+        await end(id)
+        assert os.pread(page, 1, 0) == b"\0"
+        os.close(page)
+        assert not volumes.hasty

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from torpor.base.btrfs import counters
 from torpor.base.host.cgroup_facts import CgroupFacts, probe_cgroups
+from torpor.base.host.encryption import EncryptionFacts, probe_encryption
 from torpor.base.host.machine import Machine
 
 # _IOW(0x94, 9, int): share the blocks of one file with another.
@@ -96,6 +97,7 @@ class HostFacts:
     max_files: int
     compiler: str | None
     has_mkfs_xfs: bool
+    encryption: EncryptionFacts = field(default_factory=EncryptionFacts)
     kernel_settings: dict[str, str] = field(default_factory=dict)
     kernel_settings_file: str | None = None
 
@@ -105,9 +107,10 @@ POOL_IMAGE_NAME = "pool.img"
 POOL_DIRECTORY_NAME = "volumes"
 
 
-def probe(data_dir: Path, machine: Machine | None = None) -> HostFacts:
+def probe(data_dir: Path, machine: Machine | None = None, pool_key_file: Path | None = None) -> HostFacts:
     """Look at everything. Never raises for something that is missing."""
     machine = machine or Machine()
+    encryption = probe_encryption(data_dir, machine, pool_key_file)
     kernel = (machine.read("/proc/sys/kernel/osrelease") or platform.release()).strip()
     name, version = _distribution(machine)
     return HostFacts(
@@ -121,12 +124,13 @@ def probe(data_dir: Path, machine: Machine | None = None) -> HostFacts:
         zram=probe_zram(machine),
         data=probe_directory(data_dir),
         pool=probe_directory(data_dir / POOL_DIRECTORY_NAME),
-        pool_image_exists=_is_file(data_dir / POOL_IMAGE_NAME),
+        pool_image_exists=encryption.sealed or _is_file(data_dir / POOL_IMAGE_NAME),
         sandbox=_sandbox(machine),
         kvm=os.access(machine.path("/dev/kvm"), os.R_OK | os.W_OK),
         max_files=_max_files(),
         compiler=machine.which("gcc") or machine.which("cc"),
         has_mkfs_xfs=machine.which("mkfs.xfs") is not None,
+        encryption=encryption,
         kernel_settings={key: (machine.read(f"/proc/sys/vm/{key}") or "").strip() for key in ("page-cluster", "swappiness")},
         kernel_settings_file=machine.read(KERNEL_SETTINGS_FILE),
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from torpor.base.host.cgroup_facts import CgroupFacts, CgroupMode
+from torpor.base.host.encryption import EncryptionFacts
 from torpor.base.host.facts import DirectoryFacts, HostFacts, SandboxFacts
 
 GIB = 1 << 30
@@ -36,6 +37,7 @@ def findings(facts: HostFacts) -> tuple[Finding, ...]:
         _data(facts.data),
         _pool(facts),
         _quotas(facts),
+        _encryption(facts.encryption, facts.is_root),
         *_cgroups(facts.cgroups, facts.is_root),
         _swap(facts),
         _sandbox(facts.sandbox, facts.is_root),
@@ -95,6 +97,32 @@ def _quotas(facts: HostFacts) -> Finding:
     cost = "a database can pass its size by what it writes within a second or so"
     remedy = "a pool on btrfs has quotas of the kernel's, and writes slower: `torpor host setup --pool-filesystem btrfs` (Linux 6.7)"
     return Finding(name, Status.OK, found, cost, remedy)
+
+
+def _encryption(seen: EncryptionFacts, is_root: bool) -> Finding:
+    name = "encryption"
+    if not seen.sealed:
+        lacks = "the pool isn't encrypted by Torpor"
+        cost = "who gets hold of the disk can read the databases, unless it is encrypted below its file system (LUKS)"
+        if seen.offered:
+            return Finding(name, Status.OK, lacks, cost, "`torpor host setup --encrypt-pool` makes a new pool so")
+        remedy = (
+            "put the data directory on an encrypted disk; for `torpor host setup --encrypt-pool` it takes CONFIG_FS_ENCRYPTION and ext4"
+        )
+        return Finding(
+            name, Status.OK, f"{lacks}, and can't be: this kernel shows no encryption in ext4 (try `modprobe ext4`)", cost, remedy
+        )
+    if not is_root:
+        return Finding(name, Status.OK, "the pool is encrypted; only root can see whether its key is the right one")
+    if seen.key_lacks:
+        cost = "after the next reboot no database can be read" if seen.is_open else "no database can be read, and Torpor doesn't start"
+        remedy = "put the key file back, readable by root only, or set pool_key_file to where it is"
+        return Finding(name, Status.WARN if seen.is_open else Status.LACK, f"the pool is encrypted; {seen.key_lacks}", cost, remedy)
+    found = f"the pool is encrypted (AES-256-XTS) with key {seen.key} in {seen.key_file}"
+    if seen.key_beside:
+        cost = "the key lies on the same file system as the pool: who gets hold of that has both"
+        return Finding(name, Status.WARN, found, cost, "move it to another disk, and set pool_key_file to where it is then")
+    return Finding(name, Status.OK, found)
 
 
 def _cgroups(cgroups: CgroupFacts, is_root: bool) -> tuple[Finding, ...]:

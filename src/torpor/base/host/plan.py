@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from torpor.base.host.facts import KERNEL_SETTINGS_FILE, HostFacts, kernel_release
+from torpor.base.host.facts import KERNEL_SETTINGS_FILE, POOL_IMAGE_NAME, HostFacts, kernel_release
 from torpor.base.host.findings import GIB, show_bytes
+from torpor.base.host.sealed import MAX_POOL_BYTES
 
 MIN_POOL_BYTES = 300 << 20  # mkfs.xfs makes nothing smaller
 _QUOTAS_SINCE = (6, 7)
@@ -38,6 +39,7 @@ class MakePool:
 
     size_bytes: int
     filesystem: str = "xfs"
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Wishes:
 
     pool_size_bytes: int | None = None
     pool_filesystem: str = "xfs"
+    encrypt_pool: bool = False
     zram: bool | None = None
     zram_size_bytes: int | None = None
     packages: bool = True
@@ -110,9 +113,12 @@ def _packages(facts: HostFacts, missing: tuple[str, ...] | None, wishes: Wishes)
 
 
 def _pool(facts: HostFacts, wishes: Wishes) -> Step:
-    name, pool = "copy-on-write pool", facts.pool
-    if pool.exists and pool.reflinks:
-        return Step(name, State.DONE, f"{pool.path} ({pool.filesystem}) shares blocks between files")
+    name, pool, sealed = "copy-on-write pool", facts.pool, facts.encryption.sealed
+    if wishes.encrypt_pool and not sealed:
+        return _encrypted_pool(facts, wishes)
+    if pool.exists and pool.reflinks and (pool.is_mount or not sealed):
+        kind = f"{pool.filesystem}, encrypted" if sealed else pool.filesystem
+        return Step(name, State.DONE, f"{pool.path} ({kind}) shares blocks between files")
     if not pool.empty:
         text = (
             f"{pool.path} holds files and can't share blocks. To move them: stop Torpor, `mv {pool.path} {pool.path}.old`, "
@@ -123,17 +129,52 @@ def _pool(facts: HostFacts, wishes: Wishes) -> Step:
         return Step(name, State.CHANGE, f"mount the pool at {pool.path}", MountPool())
     if facts.data.reflinks:
         return Step(name, State.DONE, f"{facts.data.path} ({facts.data.filesystem}) shares blocks between files")
+    return _new_pool(facts, wishes)
+
+
+def _encrypted_pool(facts: HostFacts, wishes: Wishes) -> Step:
+    """There is none yet."""
+    name, pool = "copy-on-write pool", facts.pool
+    if not facts.encryption.offered:
+        text = (
+            "this kernel shows no encryption in ext4 (it takes CONFIG_FS_ENCRYPTION; try `modprobe ext4`), or mkfs.ext4 (e2fsprogs) isn't "
+            "installed. Otherwise put the data directory on a disk that is encrypted below its file system (LUKS), without --encrypt-pool"
+        )
+        return Step(name, State.FAILED, text)
+    if facts.pool_image_exists:
+        image = f"{facts.data.path}/{POOL_IMAGE_NAME}"
+        text = (
+            f"there is a pool that isn't encrypted. To move what is in it: stop Torpor, `umount {pool.path}`, `mv {image} {image}.old`, "
+            f"`torpor host setup --encrypt-pool`, `mount -o loop {image}.old /mnt`, `cp -a /mnt/. {pool.path}/`, `umount /mnt`, start "
+            f"Torpor, and when all is well `shred -u {image}.old`"
+        )
+        return Step(name, State.FAILED, text)
+    if not pool.empty:
+        text = (
+            f"{pool.path} holds files, not encrypted. To move them: stop Torpor, `mv {pool.path} {pool.path}.old`, "
+            f"`torpor host setup --encrypt-pool`, `cp -a {pool.path}.old/. {pool.path}/`, start Torpor, and remove {pool.path}.old "
+            "when all is well"
+        )
+        return Step(name, State.FAILED, text)
+    return _new_pool(facts, wishes)
+
+
+def _new_pool(facts: HostFacts, wishes: Wishes) -> Step:
+    name, pool = "copy-on-write pool", facts.pool
     size = min(facts.data.free_bytes // 2, _MAX_DEFAULT_POOL_BYTES) if wishes.pool_size_bytes is None else wishes.pool_size_bytes
     if size < MIN_POOL_BYTES:
         text = f"it takes at least {show_bytes(MIN_POOL_BYTES)}, this one would have {show_bytes(size)}: give a larger --pool-size"
         return Step(name, State.FAILED, text)
     if size > facts.data.free_bytes + facts.data.total_bytes:
         return Step(name, State.FAILED, f"{show_bytes(size)} is more than the disk has: give a smaller --pool-size")
+    if wishes.encrypt_pool and size > MAX_POOL_BYTES:
+        return Step(name, State.FAILED, f"an encrypted pool has {show_bytes(MAX_POOL_BYTES)} at most: give a smaller --pool-size")
     if wishes.pool_filesystem == "btrfs" and kernel_release(facts.kernel) < _QUOTAS_SINCE:
         return Step(name, State.FAILED, f"quotas on btrfs take Linux 6.7, this is {facts.kernel}: make it with XFS")
     kind = {"xfs": "XFS", "btrfs": "btrfs"}[wishes.pool_filesystem]
-    text = f"make a pool of {show_bytes(size)} ({kind} in a sparse file, takes room as it fills) and mount it at {pool.path}"
-    return Step(name, State.CHANGE, text, MakePool(size, wishes.pool_filesystem))
+    how = f"encrypted with the key in {facts.encryption.key_file}, {kind}" if wishes.encrypt_pool else kind
+    text = f"make a pool of {show_bytes(size)} ({how} in a sparse file, takes room as it fills) and mount it at {pool.path}"
+    return Step(name, State.CHANGE, text, MakePool(size, wishes.pool_filesystem, wishes.encrypt_pool))
 
 
 def _memory(facts: HostFacts, wishes: Wishes) -> tuple[Step, Step]:

@@ -26,10 +26,12 @@ class ZramRecord:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The changes that are in force. `kernel_before` holds the values to go back to."""
+    """The changes that are in force. `kernel_before` holds the values to go back to. `pool_key_made`: its key is ours, and lies in the data
+    directory; one that lies elsewhere is left where it is."""
 
     packages: tuple[str, ...] = ()
     pool_made: bool = False
+    pool_key_made: bool = False
     zram: ZramRecord | None = None
     kernel_file: str | None = None
     kernel_before: dict[str, str] = field(default_factory=dict)
@@ -50,6 +52,7 @@ def load(data_dir: Path) -> Record:
         return Record(
             packages=tuple(raw["packages"]),
             pool_made=bool(raw["pool_made"]),
+            pool_key_made=bool(raw.get("pool_key_made", False)),  # older ones say nothing of it
             zram=None if zram is None else ZramRecord(str(zram["device"]), int(zram["size_bytes"]), bool(zram["added"])),
             kernel_file=raw["kernel_file"],
             kernel_before=dict(raw["kernel_before"]),

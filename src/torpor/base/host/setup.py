@@ -11,24 +11,26 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from torpor.base.host import packages, pool, record, zram
+from torpor.base.host import packages, pool, poolkey, record, zram
 from torpor.base.host.facts import KERNEL_SETTINGS_FILE, POOL_DIRECTORY_NAME, POOL_IMAGE_NAME, can_reflink
 from torpor.base.host.findings import show_bytes
 from torpor.base.host.machine import HostActionFailed, Machine
 from torpor.base.host.plan import Action, AddZram, InstallPackages, MakePool, MountPool, SetKernel, State, Step
+from torpor.base.host.sealed import SEALED_IMAGE_NAME, Sealed
 
 _LOCK_NAME = "host.lock"
 
 
-def apply(steps: tuple[Step, ...], data_dir: Path, machine: Machine) -> Iterator[Step]:
+def apply(steps: tuple[Step, ...], data_dir: Path, machine: Machine, pool_key_file: Path | None = None) -> Iterator[Step]:
     """Do what is to be done and yield each step as it now stands. A failed step doesn't keep the others from being done."""
+    key_file = pool_key_file or data_dir / poolkey.KEY_NAME
     with _locked(data_dir):
         for step in steps:
             if step.action is None:
                 yield step
                 continue
             try:
-                text = _apply(step.action, data_dir, machine)
+                text = _apply(step.action, data_dir, machine, key_file)
             except HostActionFailed as error:
                 yield replace(step, state=State.FAILED, text=str(error), action=None)
             else:
@@ -47,19 +49,25 @@ def undo(data_dir: Path, machine: Machine) -> Iterator[Step]:
         (data_dir / _LOCK_NAME).unlink(missing_ok=True)
 
 
-def _apply(action: Action, data_dir: Path, machine: Machine) -> str:
+def lock(data_dir: Path, machine: Machine) -> Iterator[Step]:
+    """Close an encrypted pool until it is mounted again: unmounted, and its key gone from the kernel."""
+    with _locked(data_dir):
+        yield _undo_step("copy-on-write pool", lambda: _lock_pool(data_dir, machine))
+
+
+def _apply(action: Action, data_dir: Path, machine: Machine, key_file: Path) -> str:
     match action:
         case InstallPackages(names):
             text = packages.install(machine, names)
             known = record.load(data_dir)
             record.save(data_dir, replace(known, packages=tuple(dict.fromkeys((*known.packages, *names)))))
             return text
-        case MakePool(size, filesystem):
-            pool.make_pool(data_dir, size, machine, filesystem)
-            record.save(data_dir, replace(record.load(data_dir), pool_made=True))
-            return f"{_mount(data_dir, machine)}, {show_bytes(size)}"
+        case MakePool(size, filesystem, encrypted):
+            _make_pool(data_dir, machine, size, filesystem, key_file if encrypted else None)
+            kept = f"; keep a copy of {key_file} elsewhere: without it nobody can read the databases" if encrypted else ""
+            return f"{_mount(data_dir, machine, key_file)}, {show_bytes(size)}{', encrypted' if encrypted else ''}{kept}"
         case MountPool():
-            return _mount(data_dir, machine)
+            return _mount(data_dir, machine, key_file)
         case AddZram(size, device):
             known = record.load(data_dir)
             made = zram.add_zram(size, device, machine)
@@ -69,8 +77,25 @@ def _apply(action: Action, data_dir: Path, machine: Machine) -> str:
             return _set_kernel(action, values, data_dir, machine)
 
 
-def _mount(data_dir: Path, machine: Machine) -> str:
-    pool.ensure_pool_mounted(data_dir, machine)
+def _make_pool(data_dir: Path, machine: Machine, size_bytes: int, filesystem: str, key_file: Path | None) -> None:
+    """Encrypted, if there is to be a key: the one that is there, or a new one."""
+    before = record.load(data_dir)
+    new_key = key_file is not None and not os.path.lexists(key_file)
+    ours = before.pool_key_made or (new_key and key_file == data_dir / poolkey.KEY_NAME)
+    # Recorded first: what is half made when we are killed may be mounted.
+    record.save(data_dir, replace(before, pool_made=True, pool_key_made=ours))
+    try:
+        key = None if key_file is None else poolkey.make(key_file) if new_key else poolkey.load(key_file)
+        pool.make_pool(data_dir, size_bytes, machine, filesystem, key)
+    except HostActionFailed:
+        if new_key and key_file is not None:
+            poolkey.remove(key_file, unfinished_only=False)  # nothing was ever encrypted with it
+        record.save(data_dir, before)
+        raise
+
+
+def _mount(data_dir: Path, machine: Machine, key_file: Path) -> str:
+    pool.ensure_pool_mounted(data_dir, machine, key_file)
     point = data_dir / POOL_DIRECTORY_NAME
     if not can_reflink(point):
         raise HostActionFailed(f"{point} is mounted but can't share blocks", f"remove {data_dir / POOL_IMAGE_NAME} and run this again")
@@ -121,15 +146,31 @@ def _undo_pool(data_dir: Path, machine: Machine) -> tuple[State, str]:
     known = record.load(data_dir)
     if not known.pool_made:
         return State.DONE, "none was made"
-    was_mounted = os.path.ismount(data_dir / POOL_DIRECTORY_NAME)
+    was_mounted, was_sealed = os.path.ismount(data_dir / POOL_DIRECTORY_NAME), Sealed(data_dir).exists
     gone = pool.unmount_pool(data_dir, machine)
     if not gone:
+        kept = data_dir / (SEALED_IMAGE_NAME if was_sealed else POOL_IMAGE_NAME)
         return (
             State.CHANGED if was_mounted else State.DONE,
-            f"unmounted; its volumes are kept in {data_dir / POOL_IMAGE_NAME}, which the next `torpor serve` mounts again",
+            f"unmounted; its volumes are kept in {kept}, which the next `torpor serve` mounts again",
         )
-    record.save(data_dir, replace(known, pool_made=False))
-    return State.CHANGED, "unmounted and, as it was empty, removed"
+    key_file = data_dir / poolkey.KEY_NAME
+    if known.pool_key_made:  # a pool that isn't there may have been put elsewhere: its key stays
+        poolkey.remove(key_file, unfinished_only=not was_sealed)
+    record.save(data_dir, replace(known, pool_made=False, pool_key_made=known.pool_key_made and os.path.lexists(key_file)))
+    left = f"; its key is left in {key_file}" if known.pool_key_made and os.path.lexists(key_file) else ""
+    return State.CHANGED, f"unmounted and, as it was empty, removed{left}"
+
+
+def _lock_pool(data_dir: Path, machine: Machine) -> tuple[State, str]:
+    sealed = Sealed(data_dir)
+    if not sealed.exists:
+        raise HostActionFailed("there is no encrypted pool here", "`torpor host setup --encrypt-pool` makes one")
+    was_open = sealed.is_open or os.path.ismount(data_dir / POOL_DIRECTORY_NAME)
+    pool.unmount(data_dir, machine)
+    if not was_open:
+        return State.DONE, "it is closed"
+    return State.CHANGED, "unmounted, and its key is gone from the kernel; the next `torpor serve` opens it again"
 
 
 def _undo_packages(data_dir: Path) -> tuple[State, str]:

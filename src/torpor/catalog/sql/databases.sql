@@ -29,6 +29,9 @@ SET min_cpu = :min_cpu, max_cpu = :max_cpu, min_memory_bytes = :min_memory_bytes
     max_connections = :max_connections, disk_bytes = :disk_bytes
 WHERE id = :id;
 
+-- name: set_major
+UPDATE databases SET major = :major WHERE id = :id;
+
 -- name: set_branched
 UPDATE databases SET branched_at = :at WHERE id = :id;
 

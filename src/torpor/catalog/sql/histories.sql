@@ -3,6 +3,9 @@ SELECT database_id, wrapped_key, run, timeline, segment_bytes, shipped_lsn, ship
     keep_s, keep_bases
 FROM histories WHERE database_id = :id;
 
+-- name: history_ids
+SELECT database_id FROM histories;
+
 -- name: histories_behind
 SELECT database_id FROM histories WHERE end_lsn IS NOT NULL;
 
@@ -20,6 +23,9 @@ UPDATE histories SET keep_s = :keep_s, keep_bases = :keep_bases WHERE database_i
 
 -- name: doomed_histories
 SELECT database_id, at FROM doomed_histories ORDER BY at;
+
+-- name: doom_history
+INSERT OR IGNORE INTO doomed_histories (database_id, at) VALUES (:id, :at);
 
 -- name: forget_doomed_history
 DELETE FROM doomed_histories WHERE database_id = :id;

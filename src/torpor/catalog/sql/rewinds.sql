@@ -1,5 +1,5 @@
 -- name: begin_rewind
-INSERT OR REPLACE INTO rewinds (database_id, kept_id, is_made) VALUES (:id, :kept_id, :is_made);
+INSERT OR REPLACE INTO rewinds (database_id, kept_id, is_made, major, kept_major) VALUES (:id, :kept_id, :is_made, :major, :kept_major);
 
 -- name: finish_rewind
 UPDATE rewinds SET is_done = 1 WHERE database_id = :id;
@@ -11,4 +11,4 @@ DELETE FROM rewinds WHERE database_id = :id;
 SELECT kept_id FROM rewinds WHERE database_id = :id AND is_done;
 
 -- name: unfinished_rewinds
-SELECT database_id, kept_id, is_made FROM rewinds WHERE NOT is_done;
+SELECT database_id, kept_id, is_made, major, kept_major FROM rewinds WHERE NOT is_done;

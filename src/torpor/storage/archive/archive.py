@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from torpor.model.names import DatabaseId
 from torpor.model.settings import NO_HISTORY, Settings
 from torpor.storage.archive.bucket import Bucket
+from torpor.storage.archive.card import CardBox
 from torpor.storage.archive.directory import DirectoryBucket
 from torpor.storage.archive.format import SHELVES, Keys
 from torpor.storage.archive.repository import Repository
@@ -29,15 +30,16 @@ class Archive:
 
     def __init__(self, store: Store, master: MasterKey, executor: ThreadPoolExecutor) -> None:
         self.store, self.master = store, master
+        self.cards = CardBox(store, master)
         self._executor = executor
         self._turns = asyncio.Semaphore(_CHUNKS_IN_MEMORY)
-        self._repositories: WeakValueDictionary[str, Repository] = WeakValueDictionary()
+        self._repositories: WeakValueDictionary[tuple[str, bytes], Repository] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"<Archive {self.store.description}>"
 
     def new_key(self, id: DatabaseId) -> bytes:
-        """A fresh key for a database, wrapped: the catalog keeps it, and its removal is the end of the history."""
+        """A fresh key for a database, wrapped: the catalog and the database's card keep it, and its removal is the end of the history."""
         return self.master.new_data_key(id)
 
     def repository(self, id: DatabaseId, wrapped_key: bytes) -> Repository:
@@ -49,15 +51,20 @@ class Archive:
         return self._repository(id, wrapped_key, Keys(id, SHELVES))
 
     def _repository(self, id: DatabaseId, wrapped_key: bytes, keys: Keys) -> Repository:
-        if (found := self._repositories.get(keys.root)) is None:
+        # By the key, too: what is archived once more has another one, while a failure still holds on to the repository of the first time.
+        if (found := self._repositories.get((keys.root, wrapped_key))) is None:
             found = Repository(self.store, self.master.vault(id, wrapped_key), id, self._executor, self._turns, keys)
-            self._repositories[keys.root] = found
+            self._repositories[keys.root, wrapped_key] = found
         return found
 
     async def destroy(self, id: DatabaseId) -> None:
-        """Remove all that is stored of a database whose keys are gone already. Idempotent; may be called again after any failure."""
+        """Remove all that is stored of a database whose keys are gone from the catalog, first the card that has them, too.
+
+        Idempotent; may be called again after any failure.
+        """
+        await self.cards.destroy(id)
         for root in (Keys(id).root, Keys(id, SHELVES).root):
-            if (found := self._repositories.pop(root, None)) is not None:
+            for found in [one for (at, _), one in self._repositories.items() if at == root]:
                 await found.destroy()
             await self.store.delete([stored.key for stored in await self.store.list(root)])
 

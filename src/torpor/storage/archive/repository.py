@@ -16,7 +16,7 @@ cancel.
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,10 @@ _LANES = 4  # chunks of one base on their way at a time
 
 
 def _silent(done: int, total: int) -> None:
+    pass
+
+
+async def _at_once(count: int) -> None:
     pass
 
 
@@ -108,9 +112,11 @@ class Repository:
             total = await self._run(lambda: tree.measure(source, leave_out))
             return await _Putting(self, known, progress, total).run(source, leave_out, number, facts)
 
-    async def get_base(self, number: int, target: Path, progress: Progress = _silent) -> Base:
+    async def get_base(
+        self, number: int, target: Path, progress: Progress = _silent, pace: Callable[[int], Awaitable[None]] = _at_once
+    ) -> Base:
         """Write a base into `target`, a new directory or one with nothing in it but empty directories: as ours, with the modes that it had;
-        durable on return.
+        durable on return. `pace` is awaited before each so many bytes.
 
         Raises HistoryMissing, HistoryCorrupt, PoolFull; what was written until then is the caller's to remove.
         """
@@ -132,6 +138,7 @@ class Repository:
                         await self._run(lambda plain=plain: writer.add(plain))  # type: ignore[misc]
                         for record in batch:
                             if isinstance(record, Content):
+                                await pace(sum(length for _, _, length in record.parts))
                                 await lanes.add(lambda record=record: fill(record))  # type: ignore[misc]
             await self._run(writer.finish)
             progress(total, total)

@@ -1,7 +1,7 @@
 """Keys, and what they seal: whoever has the store, or a disk of it, but not the master key learns sizes, times and nothing else.
 
-Each database has a random key of its own, wrapped by the master key; the wrapped key lies in the catalog. Where it is removed, what it
-sealed can't be opened any more, wherever copies of it are.
+Each database has a random key of its own, wrapped by the master key; the wrapped key lies in the catalog, and on the database's card in
+the store (`card.py`). Where both are removed, what it sealed can't be opened any more, wherever copies of that are.
 
 What is sealed: `TH1`, one byte that says how it is compressed, 12 random bytes, then AES-256-GCM over the compressed bytes. Associated
 data are these 16 bytes and the object's name, so that neither can be exchanged. Objects are sealed and digested with different keys, both
@@ -21,8 +21,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from torpor.base.files import sync_directory
+from torpor.base.logs import get_logger
 from torpor.model.errors import HistoryCorrupt, KeyFileUnusable
 from torpor.model.names import DatabaseId
+
+log = get_logger(__name__)
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
@@ -53,6 +56,7 @@ class MasterKey:
             with contextlib.suppress(FileExistsError):
                 if not path.exists():
                     _make(path)
+                    log.info("a master key was made: with a copy of it elsewhere a lost machine can be recovered", key_file=str(path))
             status = path.stat()
             if status.st_mode & 0o077:
                 raise KeyFileUnusable(f"others may read the key file {path}", f"chmod 600 {path}")
@@ -88,9 +92,13 @@ class MasterKey:
                 "put back the key file that was used before",
             ) from None
 
+    def card_vault(self) -> "Vault":
+        """What seals the cards of databases: whoever has this master key opens them, without any catalog."""
+        return Vault(hashlib.blake2b(b"cards", key=self._key, person=b"torpor derive", digest_size=_KEY_BYTES).digest())
+
 
 class Vault:
-    """Seals and opens the objects of one database."""
+    """Seals and opens the objects of one database, or the cards of all."""
 
     def __init__(self, data_key: bytes) -> None:
         self._cipher = AESGCM(hashlib.blake2b(b"seal", key=data_key, person=b"torpor derive", digest_size=_KEY_BYTES).digest())
