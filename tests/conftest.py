@@ -1,6 +1,7 @@
 """What holds for all tests: marks by directory, which tests a user without root can run, and that a failed one leaves nothing open."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from tests.support.leftovers import Leftovers
 from tests.support.server import remove_orphans
 
 TESTS = Path(__file__).parent
+
+# Hundreds of processes are started: to compile all modules in each of them again takes longer than most tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 def pytest_configure(config: pytest.Config) -> None:
