@@ -8,7 +8,7 @@ standard_conforming_strings is off), two statements have two fingerprints that c
 import re
 from hashlib import blake2b
 
-MAX_BYTES = 1 << 16
+MAX_BYTES = 1 << 14
 """What comes behind these many bytes of a statement doesn't count."""
 
 FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -23,6 +23,7 @@ _TOKEN = re.compile(
     | (?P<dollar>\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?\$)
     | (?P<quoted>(?:[uU]&)?"(?:[^"]++|"")*+"?)
     | (?P<word>[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+)
+    | (?P<marks>(?:[^\w\s'"$./\-\x80-\xff] | \.(?!\d) | /(?!\*) | -(?!-))++)
     | (?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -32,35 +33,39 @@ _LITERAL = b"?"
 
 def fingerprint(text: bytes) -> str:
     """Sixteen hexadecimal digits. Never raises."""
-    tokens = _tokens(text[:MAX_BYTES])
-    while tokens and tokens[-1] == b";":
-        tokens.pop()
-    return blake2b(b" ".join(tokens), digest_size=8).hexdigest()
+    return blake2b(_canonical(text[:MAX_BYTES]).rstrip(b";"), digest_size=8).hexdigest()
 
 
-def _tokens(text: bytes) -> list[bytes]:
+def _canonical(text: bytes) -> bytes:
     found: list[bytes] = []
     at, end = 0, len(text)
+    after_word = False
     while at < end:
         match = _TOKEN.match(text, at)
         assert match is not None  # `other` takes any byte
         at = match.end()
-        match match.lastgroup:
-            case "space":
-                pass
-            case "block":
-                at = _end_of_comment(text, at)
-            case "literal":
-                found.append(_LITERAL)
-            case "dollar":
-                closing = text.find(match[0], at)
-                at = end if closing < 0 else closing + len(match[0])
-                found.append(_LITERAL)
-            case "word":
-                found.append(match[0].lower())
-            case _:
-                found.append(match[0])
-    return found
+        kind, token = match.lastgroup, match[0]
+        if kind == "space":
+            continue
+        if kind == "block":
+            at = _end_of_comment(text, at)
+            continue
+        if kind == "marks" or kind == "other":
+            after_word = False
+        else:
+            if after_word:
+                found.append(b" ")
+            after_word = True
+            if kind == "literal":
+                token = _LITERAL
+            elif kind == "word":
+                token = token.lower()
+            elif kind == "dollar":
+                closing = text.find(token, at)
+                at = end if closing < 0 else closing + len(token)
+                token = _LITERAL
+        found.append(token)
+    return b"".join(found)
 
 
 def _end_of_comment(text: bytes, at: int) -> int:
