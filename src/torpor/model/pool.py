@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from torpor.model.cache import NO_CACHE, CacheView
+from torpor.model.errors import InvalidRequest
+
+MAX_POOL_SIZE, MAX_POOL_QUEUE = 10_000, 1_000_000
+
 
 class PoolMode(StrEnum):
     """Whether a client has a backend of its own, or one for each transaction."""
@@ -36,3 +41,4 @@ class PoolView:
     waited_s: float
     longest_wait_s: float
     pinned_clients: tuple[PinnedClient, ...] = ()
+    cache: CacheView = NO_CACHE

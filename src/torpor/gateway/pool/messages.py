@@ -1,4 +1,4 @@
-"""What Torpor and a worker of the pool tell each other: one packet each, JSON, with at most one socket. Pure."""
+"""What Torpor and a worker of the pool tell each other: one packet each, JSON, with at most one descriptor. Pure."""
 
 import json
 from enum import StrEnum
@@ -17,6 +17,9 @@ class ToWorker(StrEnum):
     CANCELED = "canceled"  # PostgreSQL has heard a cancel
     DISMISS = "dismiss"  # a client has to go
     FINISH = "finish"  # all have to go, when they are done
+    CACHE = "cache"  # what holds for the cache of a database: its rules, and whether writes drop entries; before its first client
+    WRITES = "writes"  # the counters of a database's writes, with their file
+    PURGE = "purge"  # drop entries; ticket 0: no answer is wanted
 
 
 class FromWorker(StrEnum):
@@ -27,6 +30,7 @@ class FromWorker(StrEnum):
     CANCEL = "cancel"  # PostgreSQL shall cancel what a backend runs
     LEFT = "left"  # a client is gone
     VIEW = "view"  # how a pool is doing
+    PURGED = "purged"  # how many entries were dropped
 
 
 def pack(op: StrEnum, **fields: object) -> bytes:

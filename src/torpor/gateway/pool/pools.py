@@ -31,6 +31,7 @@ from torpor.gateway.pool.values import Limits
 from torpor.gateway.pool.worker import CONTROL_FD, COUNTERS_FD, SLOT_WORDS
 from torpor.metering.traffic import Traffic
 from torpor.model.access import AccessBook
+from torpor.model.cache import CacheView
 from torpor.model.database import Database
 from torpor.model.errors import AddressForbidden, DatabaseNotFound, TooManyInDatabase, TorporError, Unavailable
 from torpor.model.names import DatabaseId
@@ -397,7 +398,8 @@ class Pools:
             case FromWorker.VIEW:
                 fields = dict(said["view"])
                 pinned = tuple(PinnedClient(**each) for each in fields.pop("pinned_clients"))
-                worker.views[said["database"]] = PoolView(**fields, pinned_clients=pinned)
+                cache = CacheView(**fields.pop("cache", {}))
+                worker.views[said["database"]] = PoolView(**fields, pinned_clients=pinned, cache=cache)
             case _:
                 pass
 
