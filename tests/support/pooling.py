@@ -11,8 +11,8 @@ from collections import deque
 from torpor.gateway.pool.backend import Backend
 from torpor.gateway.pool.client import Client
 from torpor.gateway.pool.engine import Pool
+from torpor.gateway.pool.extended import backend_key_data, command_complete, parameter_status, ready_for_query
 from torpor.gateway.pool.values import Key, Limits, Link
-from torpor.pgwire.extended import backend_key_data, command_complete, parameter_status, ready_for_query
 from torpor.pgwire.frames import FrameBuffer, frame
 from torpor.pgwire.replies import authentication_ok, error_response
 

@@ -9,10 +9,10 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING
 
+from torpor.gateway.pool.extended import CLOSE_COMPLETE, PARSE_COMPLETE, close, parse
 from torpor.gateway.pool.values import CARRIED, Link, Settings, Statement
 from torpor.model.errors import ProtocolViolation
 from torpor.pgwire.answers import terminate
-from torpor.pgwire.extended import CLOSE_COMPLETE, PARSE_COMPLETE, close, parse
 from torpor.pgwire.frames import frame
 from torpor.pgwire.replies import error_response
 

@@ -9,6 +9,7 @@ import re
 import struct
 from typing import TYPE_CHECKING
 
+from torpor.gateway.pool import extended
 from torpor.gateway.pool.backend import (
     BIND,
     CALL,
@@ -27,7 +28,6 @@ from torpor.gateway.pool.backend import (
 )
 from torpor.gateway.pool.values import PREFIX, Link, Settings, Statement, sets_only_carried
 from torpor.model.errors import ProtocolViolation
-from torpor.pgwire import extended
 from torpor.pgwire.replies import error_response
 
 if TYPE_CHECKING:

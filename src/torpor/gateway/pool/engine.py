@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from torpor.gateway.pool import extended
 from torpor.gateway.pool.backend import STALE, Backend
 from torpor.gateway.pool.client import Client
 from torpor.gateway.pool.values import PREFIX, Key, Limits, Link, Settings, Statement, apply_settings
-from torpor.pgwire import extended
 from torpor.pgwire.replies import authentication_ok, error_response
 
 _APPLICATION_NAME = b"application_name"

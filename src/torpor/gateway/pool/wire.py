@@ -1,0 +1,33 @@
+"""What a worker asks of the kernel all the time: read, write, wait. Nothing here waits but `wait`.
+
+What
+is promised here holds for both; tests/unit/gateway/pool/test_wire.py tries both.
+"""
+
+import os
+import select
+
+READ_BYTES = 65_536
+EVENTS = 256
+IN, OUT, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP
+
+_buffer = bytearray(READ_BYTES)
+_whole = memoryview(_buffer)
+
+
+def receive(fd: int) -> bytes:
+    """What has come, at most READ_BYTES; nothing when the other side has ended it. Raises BlockingIOError, OSError."""
+    return bytes(_whole[: os.readv(fd, (_buffer,))])
+
+
+def send(fd: int, data: bytes) -> int:
+    """How many of these bytes the kernel has taken; 0 when it takes none now. Raises OSError."""
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+
+
+def wait(epoll: select.epoll, timeout_s: float) -> list[tuple[int, int]]:
+    """Descriptors and what has happened to them, EVENTS at most; below 0 it has all the time in the world. Raises OSError."""
+    return epoll.poll(timeout_s, EVENTS)
