@@ -10,6 +10,7 @@ from torpor.model.drills import DrillResult
 from torpor.model.errors import InvalidRequest
 from torpor.model.exports import ExportFormat
 from torpor.model.jobs import JobState
+from torpor.model.pool import MAX_POOL_QUEUE, MAX_POOL_SIZE, NO_POOL_OVERRIDES, PoolMode, PoolOverrides
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier
 from torpor.model.views import WakeView
@@ -122,6 +123,33 @@ class SizeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return changed
 
 
+class PoolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who is pooled, and how many connections to PostgreSQL pooled clients share. What is left out stays as it is; null is the daemon's
+    setting. It holds for new connections."""
+
+    mode: Annotated[
+        Literal["off", "auto"] | UnsetType | None,
+        Meta(description="Who is pooled that doesn't say so himself: off (nobody), or auto (all, until they need a session)."),
+    ] = UNSET
+    size: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_POOL_SIZE)] | UnsetType | None, Meta(description="Connections that they share.", examples=[20])
+    ] = UNSET
+    role_size: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_POOL_SIZE)] | UnsetType | None,
+        Meta(description="Of these, how many one role may have; 0: as many as there are."),
+    ] = UNSET
+    queue: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_POOL_QUEUE)] | UnsetType | None, Meta(description="Clients that may wait for one at once.")
+    ] = UNSET
+
+    def overrides(self, current: PoolOverrides) -> PoolOverrides:
+        """`current` with these changes."""
+        given = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not UNSET}
+        if given.get("mode") is not None:
+            given["mode"] = PoolMode(given["mode"])
+        return replace(current, **given)
+
+
 class CreateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A database to make. Everything may be left out."""
 
@@ -135,6 +163,11 @@ class CreateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     size: SizeBody | None = None
     superuser: Annotated[bool, Meta(description="Whether its owner is a real superuser, where the daemon allows that.")] = False
+    pool: PoolBody | None = None
+
+    def pool_overrides(self) -> PoolOverrides:
+        """What it sets of the pool."""
+        return self.pool.overrides(NO_POOL_OVERRIDES) if self.pool is not None else NO_POOL_OVERRIDES
 
     def size_overrides(self) -> SizeOverrides:
         """What it sets of the size."""
@@ -256,7 +289,7 @@ class AccessBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UpdateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Idle times, time to live and parts of the size to change. What is left out stays as it is."""
+    """Idle times, time to live and parts of size and pool to change. What is left out stays as it is."""
 
     freeze_after_s: Idle | UnsetType = UNSET
     page_after_s: Idle | UnsetType = UNSET
@@ -266,6 +299,7 @@ class UpdateBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="Seconds from now until it is removed, whatever it holds. Null: it stays.", examples=[172_800]),
     ] = UNSET
     size: SizeBody | UnsetType = UNSET
+    pool: PoolBody | UnsetType = UNSET
 
     def overrides(self, current: SleepOverrides) -> SleepOverrides:
         """`current` with these changes."""

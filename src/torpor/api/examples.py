@@ -10,6 +10,7 @@ from torpor.model.drills import DrillList, DrillResult, DrillView
 from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
 from torpor.model.jobs import JobId, JobState, JobView
 from torpor.model.names import DatabaseId
+from torpor.model.pool import PoolMode, PoolOverrides, PoolPolicy
 from torpor.model.recovery_views import RecoverableList, RecoverableView, Recovering
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
@@ -50,6 +51,7 @@ DATABASE = DatabaseView(
     wakes=3,
     last_wake=WAKE,
     awake_because=(),
+    pool_mode=PoolMode.AUTO,
 )
 PAGE = DatabasePage((DATABASE,), None)
 DECISION = Decision(
@@ -83,6 +85,8 @@ DETAIL = DatabaseDetail(
     broken="",
     recent_wakes=(WAKE,),
     size=SIZE,
+    pool_policy=PoolPolicy(PoolMode.AUTO),
+    pool_overrides=PoolOverrides(PoolMode.AUTO),
 )
 CREDENTIALS = Credentials("shop", "correct-horse-battery", "postgresql://shop:correct-horse-battery@127.0.0.1:7432/shop")
 TICKET = Credentials("shop", "ticket-of-a-minute", "postgresql://shop:ticket-of-a-minute@127.0.0.1:7432/shop", _AT + 60)

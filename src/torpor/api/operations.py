@@ -52,7 +52,7 @@ async def create_database(context: Context, call: Call) -> Answer:
     body: CreateBody = call.body
     owner = context.workspace(body.workspace)
     created = await context.databases.within(owner.id).create(
-        body.name, body.major, body.overrides(), allowed_size(context, body.size_overrides()), body.superuser
+        body.name, body.major, body.overrides(), allowed_size(context, body.size_overrides()), body.superuser, body.pool_overrides()
     )
     context.note.target, context.note.workspace = created.database.name, owner.id
     return json_answer(created, 201, {"Location": f"/v1/databases/{created.database.name}"})
@@ -71,16 +71,17 @@ async def show_database(context: Context, call: Call) -> Answer:
 
 
 async def update_database(context: Context, call: Call) -> Answer:
-    """Changes the idle times, the time to live and the size of a database. Fields that are left out stay; null goes back to the daemon's
-    setting, and to a life without end."""
+    """Changes the idle times, the time to live, the size and the pool of a database. Fields that are left out stay; null goes back to the
+    daemon's setting, and to a life without end."""
     body: UpdateBody = call.body
-    current = (await context.databases.detail(call.name)).overrides
+    detail = await context.databases.detail(call.name)
+    pool = None if body.pool is UNSET else body.pool.overrides(detail.pool_overrides)
     if body.ttl_s is not UNSET:
         context.services.branches.within(context.caller.workspace).set_life(call.name, body.ttl_s)
     if body.size is not UNSET:
         size = body.size.overrides((await context.databases.size(call.name)).overrides)
         await context.databases.resize(call.name, allowed_size(context, size))
-    return json_answer(await context.databases.update(call.name, body.overrides(current)))
+    return json_answer(await context.databases.update(call.name, body.overrides(detail.overrides), pool))
 
 
 async def show_size(context: Context, call: Call) -> Answer:
@@ -207,7 +208,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "createDatabase", "POST", _DATABASES, "Make a database", create_database, Created, examples.CREATED, 201,
         body=CreateBody, body_example={"name": "shop", "freeze_after_s": 30}, scope=_WRITE,
-        action="database.create", told=("name", "major", "workspace", *_IDLE, "size", "superuser"),
+        action="database.create", told=("name", "major", "workspace", *_IDLE, "size", "superuser", "pool"),
         refusals=(
             errors.InvalidName, errors.DatabaseExists, errors.WorkspaceNotFound, errors.PoolFull, errors.ComputeStartFailed,
             errors.ShuttingDown,
@@ -222,9 +223,9 @@ OPERATIONS: tuple[Operation, ...] = (
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(
-        "updateDatabase", "PATCH", _DATABASE, "Change idle times, time to live and size", update_database, DatabaseDetail, examples.DETAIL,
-        body=UpdateBody, body_example={"freeze_after_s": 30, "stop_after_s": "never"}, scope=_WRITE,
-        action="database.update", told=(*_IDLE, "ttl_s", "size"),
+        "updateDatabase", "PATCH", _DATABASE, "Change idle times, time to live, size and pool", update_database, DatabaseDetail,
+        examples.DETAIL, body=UpdateBody, body_example={"freeze_after_s": 30, "stop_after_s": "never"}, scope=_WRITE,
+        action="database.update", told=(*_IDLE, "ttl_s", "size", "pool"),
         refusals=(errors.DatabaseNotFound,),
     ),
     Operation(

@@ -19,6 +19,7 @@ from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId
+from torpor.model.pool import PoolOverrides
 from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier
@@ -38,7 +39,9 @@ class Databases(Protocol):
         """To which workspace a database belongs."""
         ...
 
-    async def create(self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides, superuser: bool) -> Created:
+    async def create(
+        self, name: str | None, major: int | None, overrides: SleepOverrides, size: SizeOverrides, superuser: bool, pool: PoolOverrides
+    ) -> Created:
         """Make a database in the workspace of these use cases, else in the default one.
 
         A name is made up when none is given, the major is the daemon's when none is given.
@@ -57,8 +60,8 @@ class Databases(Protocol):
         """All about one database; PostgreSQL is asked why it is awake, if it is."""
         ...
 
-    async def update(self, name: str, overrides: SleepOverrides) -> DatabaseDetail:
-        """Replace the database's own idle times."""
+    async def update(self, name: str, overrides: SleepOverrides, pool: PoolOverrides | None) -> DatabaseDetail:
+        """Replace the database's own idle times, and what it sets of its pool where that is given."""
         ...
 
     async def resize(self, name: str, size: SizeOverrides) -> SizeView:

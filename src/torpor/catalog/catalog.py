@@ -22,6 +22,7 @@ from torpor.catalog.schema import migrate
 from torpor.model.database import ComputeRecord, Database, DatabaseState, Role, Step, Wake
 from torpor.model.errors import CatalogUnusable, Conflict, DatabaseExists, DatabaseNotFound, WorkspaceNotFound
 from torpor.model.names import DatabaseId
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolMode, PoolOverrides
 from torpor.model.size import NO_OVERRIDES, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier, WakeReason
 from torpor.model.traffic import Traffic
@@ -95,10 +96,29 @@ class Catalog(Records):
                 parent,
                 branched,
                 expires,
+                _pool(mode, n, r, q),
             )
-            for id, name, state, major, uid, at, workspace, freeze, page, stop, *size, superuser, parent, branched, expires in self._read(
-                "databases"
-            )
+            for (
+                id,
+                name,
+                state,
+                major,
+                uid,
+                at,
+                workspace,
+                freeze,
+                page,
+                stop,
+                *size,
+                superuser,
+                parent,
+                branched,
+                expires,
+                mode,
+                n,
+                r,
+                q,
+            ) in self._read("databases")
         ]
 
     def add_database(self, database: Database) -> None:
@@ -116,7 +136,10 @@ class Catalog(Records):
             )
             branch = (database.parent, database.branched_at, database.expires_at)
             idle = (own.freeze_after_s, own.page_after_s, own.stop_after_s)
-            self._write("add_database", (*values, *idle, *astuple(database.size), database.superuser, *branch))
+            self._write(
+                "add_database",
+                (*values, *idle, *astuple(database.size), database.superuser, *branch, *_pool_columns(database.pool).values()),
+            )
 
     def set_state(self, id: DatabaseId, state: DatabaseState) -> None:
         """Move a database to `state`. Raises DatabaseNotFound."""
@@ -130,11 +153,12 @@ class Catalog(Records):
         size: SizeOverrides = NO_OVERRIDES,
         workspace: WorkspaceId = DEFAULT_WORKSPACE,
         superuser: bool = False,
+        pool: PoolOverrides = NO_POOL_OVERRIDES,
     ) -> None:
         """Name a database of the warm pool: WARM to CLAIMING. Raises DatabaseExists, or Conflict when it isn't WARM any more."""
         with self._unique(name):
             own = {"id": id, "name": name, "workspace": workspace, "superuser": superuser}
-            if not self._write("claim", own | _columns(overrides) | _size_columns(size)):
+            if not self._write("claim", own | _columns(overrides) | _size_columns(size) | _pool_columns(pool)):
                 raise Conflict(f"database {id} doesn't wait in the warm pool any more")
 
     def set_overrides(self, id: DatabaseId, overrides: SleepOverrides) -> None:
@@ -144,6 +168,10 @@ class Catalog(Records):
     def set_size(self, id: DatabaseId, size: SizeOverrides) -> None:
         """Replace what a database sets of its own size. Raises DatabaseNotFound."""
         self._change("set_size", id, **_size_columns(size))
+
+    def set_pool(self, id: DatabaseId, pool: PoolOverrides) -> None:
+        """Replace what a database sets of its own pool. Raises DatabaseNotFound."""
+        self._change("set_pool", id, **_pool_columns(pool))
 
     def set_major(self, id: DatabaseId, major: int) -> None:
         """Note of which major a database is. Raises DatabaseNotFound."""
@@ -330,6 +358,17 @@ def _columns(overrides: SleepOverrides) -> dict[str, float | str | None]:
 
 def _overrides(freeze: float | str | None, page: float | str | None, stop: float | str | None) -> SleepOverrides:
     return _NO_OVERRIDES if freeze is page is stop is None else SleepOverrides(freeze, page, stop)
+
+
+def _pool_columns(pool: PoolOverrides) -> dict[str, int | str | None]:
+    mode = pool.mode.value if pool.mode is not None else None
+    return {"pool": mode, "pool_size": pool.size, "pool_role_size": pool.role_size, "pool_queue": pool.queue}
+
+
+def _pool(mode: str | None, *limits: int | None) -> PoolOverrides:
+    if mode is None and all(value is None for value in limits):
+        return NO_POOL_OVERRIDES
+    return PoolOverrides(PoolMode(mode) if mode is not None else None, *limits)
 
 
 def _size_columns(size: SizeOverrides) -> dict[str, float | None]:

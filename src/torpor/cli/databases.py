@@ -12,7 +12,9 @@ from torpor.cli.errors import CommandError, Exit
 from torpor.cli.invocation import Invocation, confirm, with_invocation
 from torpor.cli.keys import Lifetime
 from torpor.cli.passwords import Password, with_login
+from torpor.cli.pools import policy_words, pool_body, with_pool
 from torpor.cli.sizes import size_body, with_size
+from torpor.model.pool import PoolMode
 from torpor.model.sleep import Tier
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, WakeView
 
@@ -47,6 +49,7 @@ class IdleTime(click.ParamType[float | str]):
 @click.option("--superuser", is_flag=True, default=None, help="Make its owner a real superuser, where the daemon allows that.")
 @click.option("--workspace", help="Who owns it (default: the workspace of your API key, or the one named default).")
 @with_size
+@with_pool(resettable=False)
 @with_invocation
 def create(
     invocation: Invocation,
@@ -61,6 +64,10 @@ def create(
     disk: Any,
     superuser: bool | None,
     workspace: str | None,
+    pool: str | None,
+    pool_size: int | str | None,
+    pool_role_size: int | str | None,
+    pool_queue: int | str | None,
 ) -> None:
     """Make a database and print its URL, with the password, on stdout.
 
@@ -76,6 +83,7 @@ def create(
         "stop_after_s": stop_after,
         "size": size_body(cpu, memory, connections, disk) or None,
         "superuser": superuser,
+        "pool": pool_body(pool, pool_size, pool_role_size, pool_queue) or None,
     }
     with invocation.waiting(f"making {name or 'a database'}"):
         answer = client.post("/v1/databases", {key: value for key, value in wanted.items() if value is not None})
@@ -138,6 +146,9 @@ def ls(invocation: Invocation, tier: str | None, search: str | None, workspace: 
     head, rows = ["NAME", "TIER", "SINCE", "CONNS", "MEMORY", "LAST-WAKE"], [_row(view, now) for view in decoded]
     if len({view.workspace for view in decoded}) > 1:
         head, rows = [*head, "WORKSPACE"], [[*row, view.workspace] for row, view in zip(rows, decoded, strict=True)]
+    modes = [str(view.pool_mode) for view in decoded]
+    if any(view.pool_mode is not PoolMode.OFF for view in decoded):
+        head, rows = [*head, "POOL"], [[*row, mode] for row, mode in zip(rows, modes, strict=True)]
     parents = [view.parent if view.branched_at is not None else None for view in decoded]
     if any(parents):
         head, rows = [*head, "BRANCH-OF"], [[*row, parent or "-"] for row, parent in zip(rows, parents, strict=True)]
@@ -150,6 +161,7 @@ def ls(invocation: Invocation, tier: str | None, search: str | None, workspace: 
 @click.option("--page-after", type=IdleTime(resettable=True), help="Seconds frozen before its memory is reclaimed, never, or default.")
 @click.option("--stop-after", type=IdleTime(resettable=True), help="Seconds frozen before it is stopped, never, or default.")
 @click.option("--ttl", type=Lifetime(endless=True), help="How long it lives from now on, such as 12h or 2d, or never: then it stays.")
+@with_pool(resettable=True)
 @with_invocation
 def set_(
     invocation: Invocation,
@@ -158,15 +170,25 @@ def set_(
     page_after: float | str | None,
     stop_after: float | str | None,
     ttl: float | str | None,
+    pool: str | None,
+    pool_size: int | str | None,
+    pool_role_size: int | str | None,
+    pool_queue: int | str | None,
 ) -> None:
-    """Change a database's idle times ("default" goes back to Torpor's own), and how long it lives."""
+    """Change a database's idle times and its pool ("default" goes back to Torpor's own), and how long it lives.
+
+    What is changed of the pool holds for new connections.
+    """
     given = {"freeze_after_s": freeze_after, "page_after_s": page_after, "stop_after_s": stop_after}
-    body = {key: None if value == "default" else value for key, value in given.items() if value is not None}
+    body: dict[str, Any] = {key: None if value == "default" else value for key, value in given.items() if value is not None}
+    own_pool = pool_body(pool, pool_size, pool_role_size, pool_queue)
+    if own_pool:
+        body["pool"] = own_pool
     if ttl is not None:
         body["ttl_s"] = None if ttl == "never" else ttl
     if not body:
         message = "there is nothing to change"
-        raise CommandError(message, "give --freeze-after, --page-after, --stop-after or --ttl", kind="usage", code=Exit.USAGE)
+        raise CommandError(message, "give --freeze-after, --page-after, --stop-after, --ttl or --pool", kind="usage", code=Exit.USAGE)
     client = invocation.connect()
     answer = client.patch(database_path(name), body)
 
@@ -174,7 +196,8 @@ def set_(
         detail = client.decode(DatabaseDetail, answer)
         at = detail.database.expires_at
         end = "" if ttl is None else "; it stays" if at is None else f"; it is removed in {text.duration(at - time.time())}"
-        return f"{name}: {policy_text(detail)}{end}"
+        of_pool = f"; pool {words}" if own_pool and (words := policy_words(detail)) else ""
+        return f"{name}: {policy_text(detail)}{of_pool}{end}"
 
     invocation.emit(answer, words)
 

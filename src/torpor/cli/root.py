@@ -49,7 +49,7 @@ COMMANDS = {
     "diff": ("diff:diff", "What differs between the schemas of two databases."),
     "ls": ("databases:ls", "List databases."),
     "show": ("show:show", "All there is to say about one database: what woke it, why it is awake, what comes next."),
-    "set": ("databases:set_", "Change a database's idle times, and how long it lives."),
+    "set": ("databases:set_", "Change a database's idle times, its pool, and how long it lives."),
     "size": ("sizes:size", "What a database may use, what it may use now, and why; or change that."),
     "branch": ("branches:branch", "Make a full copy of a database, which shares every byte that neither changes."),
     "branches": ("branches:branches", "List the branches of a database."),

@@ -9,7 +9,9 @@ from torpor.cli.client import database_path
 from torpor.cli.databases import policy_text
 from torpor.cli.history import state
 from torpor.cli.invocation import Invocation, with_invocation
+from torpor.cli.pools import policy_words
 from torpor.cli.sizes import summary
+from torpor.model.pool import PoolView
 from torpor.model.size import ScaleReason
 from torpor.model.sleep import Tier
 from torpor.model.views import DatabaseDetail, DatabaseView, WakeView
@@ -48,7 +50,7 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
         "",
         _line("idle times", policy_text(detail)),
         _line("workspace", view.workspace),
-        *_pool(view),
+        *_pool(detail),
         *_size(detail, now),
         _line("CPU", f"{view.cpu_ms / 1000:.1f} s since it was started"),
         _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
@@ -67,16 +69,20 @@ def _lineage(detail: DatabaseDetail, now: float) -> str:
     return f"{', a branch of '.join(text.clean(name) for name in detail.lineage)}{as_of}{end}"
 
 
-def _pool(view: DatabaseView) -> list[str]:
-    pool = view.pool
-    if pool is None or not pool.clients:
-        return []
+def _pool(detail: DatabaseDetail) -> list[str]:
+    lines = [policy] if (policy := policy_words(detail)) else []
+    pool = detail.database.pool
+    if pool is not None and pool.clients:
+        lines += _pooled(pool)
+    return [_line("pool" if position == 0 else "", line) for position, line in enumerate(lines)]
+
+
+def _pooled(pool: PoolView) -> list[str]:
     waits = f"; {pool.waits} waits, the longest {text.milliseconds(1000 * pool.longest_wait_s)}" if pool.waits else ""
-    lines = [f"{pool.clients} clients over {pool.backends} connections, {pool.working} working, {pool.waiting} waiting{waits}"]
-    lines += [
+    now = [f"{pool.clients} clients over {pool.backends} connections, {pool.working} working, {pool.waiting} waiting{waits}"]
+    return now + [
         text.clean(f"pinned: {client.role} {client.application}".rstrip() + f", by {client.because}", 120) for client in pool.pinned_clients
     ]
-    return [_line("pool" if position == 0 else "", line) for position, line in enumerate(lines)]
 
 
 def _line(label: str, value: str) -> str:

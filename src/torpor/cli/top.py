@@ -22,6 +22,7 @@ from torpor.cli.client import Client
 from torpor.cli.databases import last_wake
 from torpor.cli.errors import CommandError, Exit
 from torpor.cli.invocation import Invocation, with_invocation
+from torpor.model.pool import PoolMode
 from torpor.model.size import Pace
 from torpor.model.sleep import Tier
 from torpor.model.views import DatabasePage, DatabaseView, HostView
@@ -140,11 +141,12 @@ def _connections(view: DatabaseView) -> str:
     """How many PostgreSQL has, how many clients share some of these, and who doesn't share any more, and why."""
     pool = view.pool
     if pool is None or not pool.clients:
-        return str(view.connections)
+        return f"{view.connections}{' auto' if view.pool_mode is PoolMode.AUTO else ''}"
     waiting = f", {pool.waiting} waiting" if pool.waiting else ""
     why = ", ".join(sorted({text.clean(client.because, 30) for client in pool.pinned_clients})[:2])
     pinned = f", {pool.pinned} pinned by {why}" if pool.pinned else ""
-    return f"{view.connections}, {pool.clients} pooled{waiting}{pinned}"
+    auto = " auto" if view.pool_mode is PoolMode.AUTO else ""
+    return f"{view.connections}{auto}, {pool.clients} pooled{waiting}{pinned}"
 
 
 def _ceiling(view: DatabaseView) -> str:

@@ -111,7 +111,8 @@ class Branches:
 
         With `fill`, what that writes instead; with `password`, that is its owner's, unless passwords are kept.
 
-        It belongs to the parent's workspace, and has the usual size and idle times but for those given, and room for what its parent holds.
+        It belongs to the parent's workspace, and has the usual size and idle times but for those given, room for what its parent holds, and
+        its parent's pool.
         After `ttl_s` seconds it is removed. Raises DatabaseNotFound, InvalidName, DatabaseExists, Conflict, PoolFull, ….
         """
         steps = Steps(self._clock)
@@ -285,6 +286,7 @@ class Branches:
             superuser=parent.superuser,
             parent=parent.id,
             branched_at=at,
+            pool=parent.pool,
         )
 
 

@@ -94,6 +94,7 @@ def card_of(
         lists.deny,
         of_history,
         of_archive,
+        database.pool,
     )
 
 

@@ -23,6 +23,7 @@ from torpor.control.views import Viewer, wake_view
 from torpor.model.errors import Conflict, DatabaseInUse, DiskFull, InvalidRequest
 from torpor.model.exports import ExportOptions
 from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
@@ -84,6 +85,7 @@ class Databases:
         overrides: SleepOverrides,
         size: SizeOverrides = NO_OVERRIDES,
         superuser: bool = False,
+        pool: PoolOverrides = NO_POOL_OVERRIDES,
     ) -> Created:
         """A new database, its owner's password shown this once. All or nothing.
 
@@ -99,13 +101,14 @@ class Databases:
             )
         overrides.apply(self._policy)
         size.apply(self._size)
+        pool.apply(self._viewer.pool_policy)
         if superuser and not self._allows_superusers:
             raise InvalidRequest(
                 "this Torpor gives no database an owner who is a superuser",
                 "it takes the setting tenant_superuser, and a sandbox level that holds one (`torpor doctor`)",
             )
         workspace = self._workspace or DEFAULT_WORKSPACE
-        compute, password, warm = await self._provisioner.create(name, major, overrides, workspace, size, superuser)
+        compute, password, warm = await self._provisioner.create(name, major, overrides, workspace, size, superuser, pool)
         view = self._viewer.view(compute)
         return Created(view, self._viewer.credentials(name, password), warm, (time.perf_counter() - began) * 1000)
 
@@ -133,10 +136,15 @@ class Databases:
         """Everything about one database; asks PostgreSQL what keeps it awake, and never wakes it."""
         return await self._viewer.detail(self.compute(name))
 
-    async def update(self, name: str, overrides: SleepOverrides) -> DatabaseDetail:
-        """Replace the database's own idle times. Takes effect at once."""
+    async def update(self, name: str, overrides: SleepOverrides, pool: PoolOverrides | None = None) -> DatabaseDetail:
+        """Replace the database's own idle times, which takes effect at once, and what it sets of its pool where that is given: it holds
+        for new connections."""
         compute = self.compute(name)
         overrides.apply(self._policy)
+        if pool is not None:
+            pool.apply(self._viewer.pool_policy)
+            self._catalog.set_pool(compute.database.id, pool)
+            self._fleet.update(replace(compute.database, pool=pool))
         self._catalog.set_overrides(compute.database.id, overrides)
         self._fleet.update(replace(compute.database, overrides=overrides))
         return await self._viewer.detail(compute)

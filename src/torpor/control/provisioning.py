@@ -20,6 +20,7 @@ from torpor.compute.fleet import Fleet
 from torpor.compute.warmpool import WarmPool
 from torpor.model.database import Database, DatabaseState
 from torpor.model.names import DatabaseId
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides
 from torpor.model.size import NO_OVERRIDES, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepReason, Tier, WakeReason
 from torpor.model.workspace import WorkspaceId
@@ -105,6 +106,7 @@ class Provisioner:
         workspace: WorkspaceId,
         size: SizeOverrides = NO_OVERRIDES,
         superuser: bool = False,
+        pool: PoolOverrides = NO_POOL_OVERRIDES,
     ) -> tuple[Compute, str, bool]:
         """A user's database, awake, with its owner's password; the last value says whether the warm pool had one.
 
@@ -115,7 +117,7 @@ class Provisioner:
             password = new_password()
             # 4,096 rounds take 5 ms: in a thread, while the compute wakes.
             verifying = asyncio.create_task(asyncio.to_thread(make_verifier, password), name="make verifier")
-            compute, warm = await self._claim_or_make(name, major, overrides, workspace, size, superuser)
+            compute, warm = await self._claim_or_make(name, major, overrides, workspace, size, superuser, pool)
             try:
                 async with compute.awake(WakeReason.CREATED, "create"):
                     await compute.claim(name, verifying)
@@ -148,21 +150,35 @@ class Provisioner:
         await self._volumes.limit(compute.database.id, compute.size.disk_bytes)
 
     async def _claim_or_make(
-        self, name: str, major: int, overrides: SleepOverrides, workspace: WorkspaceId, size: SizeOverrides, superuser: bool
+        self,
+        name: str,
+        major: int,
+        overrides: SleepOverrides,
+        workspace: WorkspaceId,
+        size: SizeOverrides,
+        superuser: bool,
+        pool: PoolOverrides,
     ) -> tuple[Compute, bool]:
         # One in the warm pool was started for the usual number of connections.
         fits = size.connections is None or size.connections <= self._connections
         warm = self.warm_pool.take(major) if self.warm_pool is not None and fits else None
         if warm is None:
-            return await self._make(name, major, overrides, workspace, size, superuser), False
+            return await self._make(name, major, overrides, workspace, size, superuser, pool), False
         try:
-            self._catalog.claim(warm.database.id, name, overrides, size, workspace=workspace, superuser=superuser)
+            self._catalog.claim(warm.database.id, name, overrides, size, workspace=workspace, superuser=superuser, pool=pool)
         except BaseException:
             assert self.warm_pool is not None
             self.warm_pool.put(warm)
             raise
         claimed = replace(
-            warm.database, name=name, state=DatabaseState.CLAIMING, overrides=overrides, size=size, workspace=workspace, superuser=superuser
+            warm.database,
+            name=name,
+            state=DatabaseState.CLAIMING,
+            overrides=overrides,
+            size=size,
+            workspace=workspace,
+            superuser=superuser,
+            pool=pool,
         )
         warm = self._fleet.update(claimed)
         await warm.shares.resize(warm.size)
@@ -177,10 +193,12 @@ class Provisioner:
         workspace: WorkspaceId | None,
         size: SizeOverrides = NO_OVERRIDES,
         superuser: bool = False,
+        pool: PoolOverrides = NO_POOL_OVERRIDES,
     ) -> Compute:
         template = await self._template(major)
         uid = self.free_uid()
-        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, self._clock.time(), overrides, size, workspace, superuser)
+        at = self._clock.time()
+        database = Database(new_id(), name, DatabaseState.MAKING, major, uid, at, overrides, size, workspace, superuser, pool=pool)
         self._catalog.add_database(database)
         try:
             await self._volumes.clone(template, database.id, uid)

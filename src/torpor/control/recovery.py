@@ -484,6 +484,7 @@ class Recovery:
             card.id,
             None,
             expires_at,
+            card.pool,
         )
 
     def _own(self, card: Card) -> Workspace:

@@ -19,7 +19,7 @@ from torpor.metering.traffic import Traffic
 from torpor.model.database import Wake
 from torpor.model.history_views import ShippingView
 from torpor.model.names import DatabaseId
-from torpor.model.pool import PoolView
+from torpor.model.pool import PoolPolicy, PoolView
 from torpor.model.sleep import Tier
 from torpor.model.views import (
     AwakeCause,
@@ -85,7 +85,9 @@ class Viewer:
         shipping: Callable[[DatabaseId], ShippingView | None] = lambda _id: None,
         archived_bytes: Callable[[DatabaseId], int | None] = lambda _id: None,
         pool: Callable[[DatabaseId], PoolView | None] = lambda _id: None,
+        pool_policy: PoolPolicy | None = None,
     ) -> None:
+        self.pool_policy = pool_policy or PoolPolicy()
         self._pool = pool
         self._archived_bytes = archived_bytes
         self._shipping = shipping
@@ -132,6 +134,7 @@ class Viewer:
             branched_at=database.branched_at,
             pool=self._pool(database.id),
             expires_at=database.expires_at,
+            pool_mode=database.pool.mode or self.pool_policy.mode,
         )
 
     def _lineage(self, parent: DatabaseId | None) -> Iterator[str]:
@@ -168,6 +171,8 @@ class Viewer:
             history=self._shipping(compute.database.id),
             lineage=tuple(self._lineage(compute.database.parent)),
             archived_bytes=self._archived_bytes(compute.database.id) if compute.archived else None,
+            pool_policy=compute.database.pool.apply(self.pool_policy),
+            pool_overrides=compute.database.pool,
         )
 
     def _sandbox(self, compute: Compute) -> tuple[str, str]:

@@ -224,6 +224,7 @@ class House:
                 self._histories.shipping if self._histories is not None else lambda _id: None,
                 self._archiving.stored_bytes,
                 self._pools.view,
+                settings.pool_policy,
             )
             databases = Databases(
                 self._catalog,

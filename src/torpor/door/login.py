@@ -299,7 +299,7 @@ class Login:
         way = route(startup, self._doorway.server_names.database_in(server_name) if server_name is not None else None)
         self._who, self._target = f"{printable(way.user)}@{way.target}", way.target
         database = self._doorway.computes.find(way.target)
-        self._visit.check(way.target, database, database is not None and self._pool_mode(way) is not PoolMode.OFF)
+        self._visit.check(way.target, database, database is not None and self._pool_mode(way, database) is not PoolMode.OFF)
         if database is None:
             self._visit.failed(way.target, None)
             raise database_not_found(way.target)
@@ -365,7 +365,7 @@ class Login:
 
     async def _serve(self, database: Database, way: Route) -> None:
         """Wake the database's compute and hand the client over."""
-        mode = self._pool_mode(way)
+        mode = self._pool_mode(way, database)
         if mode is not PoolMode.OFF:
             self._visit.enter(database, pooled=True)
             self._pool(database, way, mode)
@@ -401,8 +401,8 @@ class Login:
             if not waiting[database.id]:
                 del waiting[database.id]
 
-    def _pool_mode(self, way: Route) -> PoolMode:
-        """Whether this client is pooled: as it says, and a stream of replication never is."""
+    def _pool_mode(self, way: Route, database: Database) -> PoolMode:
+        """Whether this client is pooled: as it says, else as its database is set. A stream of replication never is."""
         replicates = way.startup.parameters.get("replication", "false").lower() not in _FALSE
         if self._doorway.pools is None or replicates:
             if way.pool is PoolMode.ON:
@@ -411,7 +411,7 @@ class Login:
                     "connect without the pool: the plain host and database name",
                 )
             return PoolMode.OFF
-        return way.pool or self._doorway.pools.default
+        return way.pool or database.pool.mode or self._doorway.pools.default
 
     def _pool(self, database: Database, way: Route, mode: PoolMode) -> None:
         """Give the client to the pool, which answers it from now on. Wakes nothing."""

@@ -90,7 +90,7 @@ class Pools(Protocol):
 
     @property
     def default(self) -> PoolMode:
-        """What holds for clients that don't say."""
+        """What holds for clients that don't say, of databases that aren't set to anything."""
         ...
 
     def check_room(self, database: Database) -> None:

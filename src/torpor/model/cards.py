@@ -6,6 +6,7 @@ A card is sealed with the master key. It has the wrapped keys of what the store 
 from dataclasses import dataclass
 
 from torpor.model.names import DatabaseId
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides
 from torpor.model.size import SizeOverrides
 from torpor.model.sleep import SleepOverrides
 
@@ -56,6 +57,7 @@ class Card:
     deny: tuple[str, ...] = ()
     history: CardHistory | None = None
     archive: CardArchive | None = None
+    pool: PoolOverrides = NO_POOL_OVERRIDES
 
     @property
     def recovered_from(self) -> DatabaseId | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torpor.model.names import DatabaseId
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides
 from torpor.model.size import NO_OVERRIDES, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier, WakeReason
 from torpor.model.workspace import DEFAULT_WORKSPACE, WorkspaceId
@@ -37,6 +38,7 @@ class Database:
     parent: DatabaseId | None = None  # of which it is a branch, that may be gone; without branched_at, what it was on a lost machine
     branched_at: float | None = None  # which moment of its parent it is a copy of
     expires_at: float | None = None  # when it is removed, whatever it holds
+    pool: PoolOverrides = NO_POOL_OVERRIDES
 
     @property
     def label(self) -> str:

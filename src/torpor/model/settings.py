@@ -12,7 +12,7 @@ from torpor.model.access import NetworkSet
 from torpor.model.encryption import TlsMode
 from torpor.model.errors import BadSettings, InvalidRequest
 from torpor.model.limits import DoorLimits, parse_rates
-from torpor.model.pool import PoolMode
+from torpor.model.pool import MAX_POOL_QUEUE, MAX_POOL_SIZE, PoolMode, PoolPolicy
 from torpor.model.sandbox import AUTO, SandboxLevel
 from torpor.model.size import GIB, MIB, Size
 from torpor.model.sleep import SleepPolicy
@@ -92,10 +92,11 @@ class Settings:
     relay: bool = _setting(False, "carry the bytes of every session through relay workers instead of handing sockets over")
     relay_workers: int = _setting(0, "processes that carry encrypted and relayed sessions; 0 is one for two cores, 1 to 8")
     pool: str = _setting(
-        PoolMode.OFF, "who is pooled that doesn't say so itself: off (nobody), or auto (all, until they do what needs a session)"
+        PoolMode.OFF,
+        "who is pooled that doesn't say so itself, unless the database has its own: off (nobody), or auto (all, until they need a session)",
     )
     pool_workers: int = _setting(0, "processes that serve pooled clients, started when they are needed; 0 is one for two cores, 1 to 8")
-    pool_size: int = _setting(20, "connections to PostgreSQL that the pooled clients of one database share")
+    pool_size: int = _setting(20, "connections to PostgreSQL that the pooled clients of one database share, unless it has its own")
     pool_role_size: int = _setting(0, "of these, how many one role may have; 0: as many as there are")
     pool_queue: int = _setting(1000, "pooled clients of one database that may wait for a connection at once")
     pool_wait_s: float = _setting(30.0, "seconds a pooled client waits for a connection before it is sent away")
@@ -148,9 +149,9 @@ class Settings:
             ("uid_base", 1_001, 2_000_000_000),
             ("relay_workers", 0, 256),
             ("pool_workers", 0, 256),
-            ("pool_size", 1, 10_000),
-            ("pool_role_size", 0, 10_000),
-            ("pool_queue", 0, 1_000_000),
+            ("pool_size", 1, MAX_POOL_SIZE),
+            ("pool_role_size", 0, MAX_POOL_SIZE),
+            ("pool_queue", 0, MAX_POOL_QUEUE),
             ("pool_wait_s", 0.1, 86_400),
             ("pool_idle_s", 0.1, 86_400),
             ("pool_max_clients", 1, 1_000_000),
@@ -186,6 +187,11 @@ class Settings:
     def sleep_policy(self) -> SleepPolicy:
         """The global idle times."""
         return SleepPolicy(self.freeze_after_s, self.page_after_s, self.stop_after_s)
+
+    @property
+    def pool_policy(self) -> PoolPolicy:
+        """The pool of databases that have none of their own."""
+        return PoolPolicy(PoolMode(self.pool), self.pool_size, self.pool_role_size, self.pool_queue)
 
     @property
     def history_retention(self) -> tuple[float, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torpor.model.history_views import ShippingView
 from torpor.model.names import DatabaseId
-from torpor.model.pool import PoolView
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolMode, PoolOverrides, PoolPolicy, PoolView
 from torpor.model.size import NO_OVERRIDES, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.workspace import DEFAULT_WORKSPACE_NAME
@@ -81,6 +81,8 @@ class DatabaseView:
     expires_at: float | None = None
     pool: PoolView | None = None
     """How its pooled clients are doing; null when it has none."""
+    pool_mode: PoolMode = PoolMode.OFF
+    """Who is pooled that doesn't say so himself: off, nobody; auto, all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ class DatabaseDetail:
     """Of a branch: its parent, the parent of that one, and so on."""
     archived_bytes: int | None = None
     """What it takes in the store, if it is archived."""
+    pool_policy: PoolPolicy | None = None
+    pool_overrides: PoolOverrides = NO_POOL_OVERRIDES
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
 from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides, PoolPolicy
 from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
@@ -78,6 +79,7 @@ class TwinDatabases:
         self.views: dict[str, DatabaseView] = {}
         self.overrides: dict[str, SleepOverrides] = {}
         self.sizes: dict[str, SizeOverrides] = {}
+        self.pools: dict[str, PoolOverrides] = {}
         self.trouble: Any = None
         self.exports: list[TwinExport] = []
         self.lets_go = True
@@ -100,6 +102,7 @@ class TwinDatabases:
         overrides: SleepOverrides,
         size: SizeOverrides = NO_OVERRIDES,
         superuser: bool = False,
+        pool: PoolOverrides = NO_POOL_OVERRIDES,
     ) -> Created:
         if self.trouble is not None:
             await self.trouble()
@@ -107,7 +110,7 @@ class TwinDatabases:
         if name in self.views:
             raise DatabaseExists(f"database {name!r} exists already", "choose another name")
         view = replace(examples.DATABASE, id=DatabaseId(f"d{name}"), name=name, major=major or 18, connections=0)
-        self.views[name], self.overrides[name], self.sizes[name] = view, overrides, size
+        self.views[name], self.overrides[name], self.sizes[name], self.pools[name] = view, overrides, size, pool
         self.owners[name] = self._workspace or DEFAULT_WORKSPACE
         return Created(view, self._credentials(name), True, 1.5)
 
@@ -123,11 +126,21 @@ class TwinDatabases:
 
     async def detail(self, name: str) -> DatabaseDetail:
         overrides = self.overrides.get(name, SleepOverrides())
-        return replace(examples.DETAIL, database=self.get(name), overrides=overrides, policy=overrides.apply(SleepPolicy()))
+        pool = self.pools.get(name, NO_POOL_OVERRIDES)
+        return replace(
+            examples.DETAIL,
+            database=self.get(name),
+            overrides=overrides,
+            policy=overrides.apply(SleepPolicy()),
+            pool_policy=pool.apply(PoolPolicy()),
+            pool_overrides=pool,
+        )
 
-    async def update(self, name: str, overrides: SleepOverrides) -> DatabaseDetail:
+    async def update(self, name: str, overrides: SleepOverrides, pool: PoolOverrides | None = None) -> DatabaseDetail:
         self.get(name)
         self.overrides[name] = overrides
+        if pool is not None:
+            self.pools[name] = pool
         return await self.detail(name)
 
     async def resize(self, name: str, size: SizeOverrides) -> SizeView:

@@ -120,7 +120,7 @@ async def test_bad_bodies(client: httpx.AsyncClient, body: bytes, says: str) -> 
 async def test_unknown_fields_are_answered_with_the_known_ones(client: httpx.AsyncClient) -> None:
     await make(client, name="shop")
     error = refused(await client.patch("/v1/databases/shop", json={"name": "x"}), 400, "invalid_request")
-    assert error["hint"] == "known fields: freeze_after_s, page_after_s, stop_after_s, ttl_s, size"
+    assert error["hint"] == "known fields: freeze_after_s, page_after_s, stop_after_s, ttl_s, size, pool"
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=many", "tier=dead", "page=2", "limit=1&limit=2", "&&", "after=%ff"])

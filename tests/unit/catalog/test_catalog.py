@@ -13,6 +13,7 @@ from torpor.catalog.catalog import KEPT_WAKES, Catalog
 from torpor.model.database import ComputeRecord, Database, DatabaseState, Role, Step, Wake
 from torpor.model.errors import Conflict, DatabaseExists, DatabaseNotFound
 from torpor.model.names import DatabaseId
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolMode, PoolOverrides
 from torpor.model.sleep import SleepOverrides, Tier, WakeReason
 from torpor.model.traffic import Traffic
 
@@ -129,6 +130,19 @@ def test_overrides_are_replaced_whole(catalog: Catalog) -> None:
     assert catalog.databases()[0].overrides == SleepOverrides()
     with pytest.raises(DatabaseNotFound):
         catalog.set_overrides(GONE, OVERRIDES)
+
+
+def test_a_pool_is_replaced_whole(catalog: Catalog) -> None:
+    pool = PoolOverrides(PoolMode.AUTO, 5, 0, None)
+    catalog.add_database(replace(database(), pool=pool))
+    catalog.add_database(database(OTHER, None, DatabaseState.WARM))
+    assert catalog.databases()[1].pool == pool
+    catalog.set_pool(SHOP, NO_POOL_OVERRIDES)
+    assert catalog.databases()[1] == database()
+    catalog.claim(OTHER, "fresh", OVERRIDES, pool=pool)
+    assert catalog.databases()[0].pool == pool
+    with pytest.raises(DatabaseNotFound):
+        catalog.set_pool(GONE, pool)
 
 
 def test_removing_takes_everything_along(catalog: Catalog) -> None:

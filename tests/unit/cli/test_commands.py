@@ -149,6 +149,13 @@ def test_set(torpor: Run, running: Twin) -> None:
     assert torpor("set", "shop", "--ttl", "never").out.endswith("; it stays\n")
     assert "12h" in torpor("set", "shop", "--ttl", "soon").err
     assert "never or default" in torpor("set", "shop", "--stop-after", "soon").err
+    assert "; pool auto (own), 7 connections (own), 1000 may wait" in torpor("set", "shop", "--pool", "auto", "--pool-size", "7").out
+    assert (
+        "; pool auto (own), 20 connections, 3 for one role (own), 0 may wait (own)"
+        in torpor("set", "shop", "--pool-size", "default", "--pool-role-size", "3", "--pool-queue", "0").out
+    )
+    assert "pool         auto (own), 20 connections, 3 for one role (own), 0 may wait (own)" in torpor("show", "shop").out
+    assert "is not a number or default" in torpor("set", "shop", "--pool-queue", "many").err
 
 
 def test_sleep_and_wake(torpor: Run, running: Twin) -> None:

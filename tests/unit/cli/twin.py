@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from torpor.api import examples
+from torpor.api.bodies import PoolBody
 from torpor.api.faults import TooManyRequests
 from torpor.base.clock import SystemClock
 from torpor.catalog.audit import AuditRecords
@@ -27,6 +28,7 @@ from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, Databas
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobId, JobList, JobState, JobView
 from torpor.model.names import DatabaseId
+from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides, PoolPolicy
 from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import AwakeReason, SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
@@ -97,6 +99,7 @@ class Twin:
 
     databases: dict[str, DatabaseView] = field(default_factory=dict)
     overrides: dict[str, SleepOverrides] = field(default_factory=dict)
+    pools: dict[str, PoolOverrides] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     log: bytes = b"first line\nsecond \xe2\x82\xac line\n"
     passwords: int = 0
@@ -176,7 +179,8 @@ class Twin:
             case "PATCH", "":
                 if "ttl_s" in body:
                     self.databases[name] = replace(found, expires_at=body["ttl_s"] and time.time() + body["ttl_s"])
-                own = {key: value for key, value in body.items() if key not in ("size", "ttl_s")}
+                own = {key: value for key, value in body.items() if key not in ("size", "ttl_s", "pool")}
+                self.pools[name] = PoolBody(**body.get("pool", {})).overrides(self.pools.get(name, NO_POOL_OVERRIDES))
                 self.overrides[name] = replace(self.overrides.get(name, SleepOverrides()), **own)
                 return 200, self._detail(name)
             case "DELETE", "":
@@ -270,6 +274,8 @@ class Twin:
             (WAKE,) * 12,
             self.size,
             lineage=(parent,) if (parent := self.databases[name].parent) is not None else (),
+            pool_policy=self.pools.get(name, NO_POOL_OVERRIDES).apply(PoolPolicy()),
+            pool_overrides=self.pools.get(name, NO_POOL_OVERRIDES),
         )
 
     def _host(self) -> HostView:

@@ -1,14 +1,14 @@
 -- name: databases
 SELECT id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
     min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser,
-    parent_id, branched_at, expires_at
+    parent_id, branched_at, expires_at, pool, pool_size, pool_role_size, pool_queue
 FROM databases ORDER BY created_at, id;
 
 -- name: add_database
 INSERT INTO databases (id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
     min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser,
-    parent_id, branched_at, expires_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    parent_id, branched_at, expires_at, pool, pool_size, pool_role_size, pool_queue)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: set_state
 UPDATE databases SET state = :state WHERE id = :id;
@@ -17,7 +17,8 @@ UPDATE databases SET state = :state WHERE id = :id;
 UPDATE databases
 SET name = :name, workspace_id = :workspace, state = 'claiming', freeze_after_s = :freeze_after_s, page_after_s = :page_after_s, stop_after_s = :stop_after_s,
     min_cpu = :min_cpu, max_cpu = :max_cpu, min_memory_bytes = :min_memory_bytes, max_memory_bytes = :max_memory_bytes,
-    max_connections = :max_connections, disk_bytes = :disk_bytes, superuser = :superuser
+    max_connections = :max_connections, disk_bytes = :disk_bytes, superuser = :superuser,
+    pool = :pool, pool_size = :pool_size, pool_role_size = :pool_role_size, pool_queue = :pool_queue
 WHERE id = :id AND state = 'warm';
 
 -- name: set_overrides
@@ -28,6 +29,9 @@ UPDATE databases
 SET min_cpu = :min_cpu, max_cpu = :max_cpu, min_memory_bytes = :min_memory_bytes, max_memory_bytes = :max_memory_bytes,
     max_connections = :max_connections, disk_bytes = :disk_bytes
 WHERE id = :id;
+
+-- name: set_pool
+UPDATE databases SET pool = :pool, pool_size = :pool_size, pool_role_size = :pool_role_size, pool_queue = :pool_queue WHERE id = :id;
 
 -- name: set_major
 UPDATE databases SET major = :major WHERE id = :id;

@@ -17,7 +17,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from typing import Any, Protocol
 
@@ -254,8 +254,8 @@ class Pools:
         uid: int,
         check_wake: Callable[[str, Database], None],
     ) -> None:
-        """`default` is what holds for clients that don't say; `max_clients` are those of one database; `uid` is whom workers become (0:
-        they stay who we are)."""
+        """`default` is what holds for clients and databases that don't say; `max_clients` are those of one database; `uid` is whom workers
+        become (0: they stay who we are)."""
         self.default = default
         self._fleet, self._census, self._limits = fleet, census, limits
         self._wanted, self._max_clients, self._uid = workers, max_clients, uid
@@ -326,7 +326,7 @@ class Pools:
             application_name=startup.parameters.get("application_name", ""),
             key=secrets.token_bytes(_KEY_BYTES[startup.minor >= 2]),
             auto=auto,
-            limits=asdict(self._limits),
+            limits=asdict(self._limits_of(database)),
         )
         worker.tell(packet, os.dup(sock.fileno()))
         worker.clients[number] = client
@@ -382,6 +382,11 @@ class Pools:
             home = min(self._workers, key=lambda worker: len(worker.clients))
         self._homes[id] = home
         return home
+
+    def _limits_of(self, database: Database) -> Limits:
+        own = database.pool
+        given = {"size": own.size, "role_size": own.role_size, "queue": own.queue}
+        return replace(self._limits, **{name: value for name, value in given.items() if value is not None})
 
     def _heard(self, worker: Worker, said: dict[str, Any]) -> None:
         match said["op"]:
