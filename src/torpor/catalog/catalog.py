@@ -215,9 +215,9 @@ class Catalog(Records):
 
         Tickets are not kept: they live for a minute.
         """
-        rows = {role.name: (id, role.name, role.verifier, int(role.can_login), role.valid_until) for role in roles}
+        rows = {role.name: _role_row(id, role) for role in roles}
         kept = self.roles(id)
-        if kept is not None and {name: (id, r.name, r.verifier, int(r.can_login), r.valid_until) for name, r in kept.items()} == rows:
+        if kept is not None and {name: _role_row(id, role) for name, role in kept.items()} == rows:
             return
         with self.transaction():
             self._change("set_roles_known", id, known=1)
@@ -380,9 +380,13 @@ def _size(*own: Any) -> SizeOverrides:
     return NO_OVERRIDES if all(value is None for value in own) else SizeOverrides(*own)
 
 
-def _role(row: tuple[str, str | None, int, float | None]) -> Role:
-    name, verifier, can_login, valid_until = row
-    return Role(name, verifier, bool(can_login), valid_until)
+def _role_row(id: DatabaseId, role: Role) -> tuple[str, str, str | None, int, float | None, int]:
+    return id, role.name, role.verifier, int(role.can_login), role.valid_until, int(role.rules)
+
+
+def _role(row: tuple[str, str | None, int, float | None, int]) -> Role:
+    name, verifier, can_login, valid_until, rules = row
+    return Role(name, verifier, bool(can_login), valid_until, rules=bool(rules))
 
 
 def _wake(id: DatabaseId, at: float, reason: str, tier: str, detail: str, elapsed_ms: float, steps: str) -> Wake:

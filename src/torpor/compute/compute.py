@@ -237,11 +237,18 @@ class Compute:
                 case _:
                     raise AssertionError(f"{self!r} is moving without a task")
 
-    async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None = None) -> Session:
+    async def hand_over(
+        self,
+        client: socket.socket,
+        address: tuple[str, int],
+        startup: bytes,
+        carrier: Carrier | None = None,
+        claims: bytes = b"",
+    ) -> Session:
         """Give a client's socket to PostgreSQL, which sees it come from `address` and reads `startup` first.
 
-        The caller keeps and closes its own socket object. `carrier` counts the bytes where `client` isn't TCP itself. Only within
-        `awake`. Raises ComputeLost.
+        The caller keeps and closes its own socket object. `carrier` counts the bytes where `client` isn't TCP itself; `claims` are those
+        of the token by which it logged in. Only within `awake`. Raises ComputeLost.
         """
         if self.refusal is not None:  # it runs for an export
             raise self.refusal
@@ -249,11 +256,11 @@ class Compute:
         for pause_s in _HAND_OVER_AGAIN_AFTER_S:
             self._touch()
             with contextlib.suppress(NotDelivered):
-                return await self.live().hand_over(client, address, startup, carrier)
+                return await self.live().hand_over(client, address, startup, carrier, claims)
             # It died a moment ago, and its end is noticed in the next: the client need not know.
             await self._around.clock.sleep(pause_s)
             await self.wake(WakeReason.CONNECTION, "again, PostgreSQL had died")
-        return await self.live().hand_over(client, address, startup, carrier)
+        return await self.live().hand_over(client, address, startup, carrier, claims)
 
     async def role(self, name: str) -> Role | None:
         """One role, asked of PostgreSQL. Only within `awake`. Raises ComputeLost."""

@@ -6,6 +6,7 @@ Concurrency: belongs to one event loop. Looking up is a dict; nothing here loops
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torpor.base.clock import Clock
@@ -336,4 +337,4 @@ def _is_unsettled(compute: Compute) -> bool:
 
 
 def _with_tickets(role: Role, tickets: tuple[str, ...]) -> Role:
-    return Role(role.name, role.verifier, role.can_login, role.valid_until, tickets)
+    return replace(role, tickets=tickets)

@@ -16,6 +16,8 @@ from torpor.model.errors import ComputeLost
 
 _HEADER = struct.Struct("=8sII")
 _MAGIC = b"TORPOR1\0"
+_MAGIC_WITH_CLAIMS = b"TORPOR2\0"
+_LENGTH = struct.Struct("=I")
 _PATIENCE_S = 10.0
 _PID_BYTES = 4
 _UNIX_FAMILY = struct.pack("=H", socket.AF_UNIX)
@@ -33,16 +35,19 @@ class NotDelivered(ComputeLost):
     """Nobody listens: the socket was not given away, so it can be handed over again."""
 
 
-async def hand_over(listener: Path, client: socket.socket, address: tuple[str, int] | None, startup: bytes) -> int:
+async def hand_over(listener: Path, client: socket.socket, address: tuple[str, int] | None, startup: bytes, claims: bytes = b"") -> int:
     """Send `client` to the postmaster behind `listener`, which will see it come from `address` (None: from the Unix socket).
 
-    Returns the read end of the life line, which the caller owns: the backend's pid comes out of it, and it breaks when the backend
-    ends. Raises NotDelivered when nobody listens, ComputeLost when PostgreSQL went away with the socket.
+    `claims` are those of the token that it logged in by: a library that is too old for them hangs up on the client. Returns the read end
+    of the life line, which the caller owns: the backend's pid comes out of it, and it breaks when the backend ends. Raises NotDelivered
+    when nobody listens, ComputeLost when PostgreSQL went away with the socket.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         shown = sockaddr(*address) if address is not None else _UNIX_FAMILY
-        payload = _HEADER.pack(_MAGIC, len(shown), len(startup)) + shown + startup
+        payload = _HEADER.pack(_MAGIC_WITH_CLAIMS if claims else _MAGIC, len(shown), len(startup)) + shown + startup
+        if claims:
+            payload += _LENGTH.pack(len(claims)) + claims
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
             channel.setblocking(False)
             await _connect(channel, listener)

@@ -211,15 +211,18 @@ class Postmaster:
                 self.sessions.add(Session(client, AdoptedBackend(ProcessHandle(pid), inner_pid(pid)), host, carrier))
         return bool(clients) or not sockets
 
-    async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None) -> Session:
+    async def hand_over(
+        self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None, claims: bytes = b""
+    ) -> Session:
         """Give a client's socket to PostgreSQL; the caller keeps its own and closes it. Raises ComputeLost."""
         duplicate = client.dup()
         try:
-            line = LifeLine(await hand_over(self._listener, client, address, startup))
+            line = LifeLine(await hand_over(self._listener, client, address, startup, claims))
         except BaseException:
             duplicate.close()
             raise
         session = Session(duplicate, line, address[0], carrier)
+        session.by_token = bool(claims)
         self.sessions.add(session)
         self._peers.note(client, address[0], self.sessions)
         return session

@@ -264,7 +264,7 @@ def _activity(row: Row) -> Activity:
 
 def _role(row: Row) -> Role:
     try:
-        name, verifier, can_login, valid_until = row
+        name, verifier, can_login, valid_until, rules = row
         until = float(valid_until) if valid_until is not None else None
     except ValueError as error:
         raise _nonsense() from error
@@ -272,7 +272,7 @@ def _role(row: Row) -> Role:
         raise _nonsense()
     if verifier is not None and len(verifier) > _LONGEST_VERIFIER:
         verifier = ""  # no password fits it
-    return Role(_text(name), _text(verifier) if verifier is not None else None, can_login == "t", until)
+    return Role(_text(name), _text(verifier) if verifier is not None else None, can_login == "t", until, rules=rules == "t")
 
 
 def _nonsense() -> ComputeLost:

@@ -27,7 +27,7 @@ _DROPPED_BYTES = 16_384  # closing a socket with unread bytes resets the connect
 class Session:
     """One client's session. The duplicate is closed when it ends."""
 
-    __slots__ = ("_carrier", "_duplicate", "_end", "_farewell", "client_host", "missed_since")
+    __slots__ = ("_carrier", "_duplicate", "_end", "_farewell", "by_token", "client_host", "missed_since")
 
     def __init__(self, duplicate: socket.socket, end: BackendEnd, client_host: str, carrier: Carrier | None) -> None:
         self._duplicate = duplicate
@@ -35,6 +35,7 @@ class Session:
         self._carrier = carrier
         self._farewell = b""
         self.client_host = client_host
+        self.by_token: bool | None = None  # whether it logged in by a token; of one that an earlier Torpor handed over nobody knows
         self.missed_since: float | None = None  # since when PostgreSQL doesn't know its backend
 
     def __repr__(self) -> str:

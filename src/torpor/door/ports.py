@@ -40,11 +40,18 @@ class AwakeCompute(Protocol):
         """PostgreSQL's major version."""
         ...
 
-    async def hand_over(self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None = None) -> Session:
+    async def hand_over(
+        self,
+        client: socket.socket,
+        address: tuple[str, int],
+        startup: bytes,
+        carrier: Carrier | None = None,
+        claims: bytes = b"",
+    ) -> Session:
         """Make `client` a connection of this PostgreSQL, which sees it come from `address` and reads `startup` (a whole packet) first.
 
         The caller still owns its socket and closes it; the compute keeps a duplicate. `carrier` counts the bytes of a client that
-        isn't a TCP socket itself. Raises ComputeLost.
+        isn't a TCP socket itself; `claims` are those of the token by which it logged in. Raises ComputeLost.
         """
         ...
 

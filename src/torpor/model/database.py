@@ -52,7 +52,7 @@ class Role:
 
     `verifier` is `pg_authid.rolpassword` (SCRAM-SHA-256$… or md5…), None when the role has no password. `valid_until` is in
     seconds since the epoch, None for no limit. `tickets` are further SCRAM verifiers of short life, with the salt and iterations
-    of `verifier`: a login is right when its proof fits any of them.
+    of `verifier`: a login is right when its proof fits any of them. `rules` is whether it is a superuser, or can become one.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Role:
     can_login: bool
     valid_until: float | None = None
     tickets: tuple[str, ...] = ()
+    rules: bool = False
 
 
 @dataclass(frozen=True, slots=True)

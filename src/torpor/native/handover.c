@@ -12,7 +12,8 @@
  *   TORPOR_HASTE_FD      where the volume needn't be durable yet: a page of shared memory that says so, until Torpor writes a zero to it.
  *   TORPOR_UID           the user to become before anything else, where a root without user namespaces had to make the sandbox.
  *   A hand-over is one connection to the listener that carries a header, the address to show as the client's, the startup
- *   message, and two descriptors: the client's socket and the write end of a pipe, the life line. The backend writes its
+ *   message, and two descriptors: the client's socket and the write end of a pipe, the life line. With the second magic the claims of
+ *   a token follow the startup message, their length (4 bytes, host order) before them. The backend writes its
  *   process id (4 bytes, host order) to the life line and holds it until it ends.
  *
  * Concurrency: the postmaster is single-threaded; each backend inherits its own copy of the state by fork.
@@ -41,6 +42,7 @@
 #define MAX_FILE_BYTES ((rlim_t)1088 << 20)
 
 #include "signs.h"
+#include "claims.h"
 
 struct header {
     char magic[8];
@@ -203,6 +205,7 @@ int listen(int fd, int backlog)
         close(inherited_fd);
         inherited_fd = -1;
         listener_fd = fd;
+        protect_claims();
         return 0;
     }
     return real_listen(fd, backlog);
@@ -242,7 +245,8 @@ static int read_header(int fd, struct header *header, int fds[2])
     for (c = n > 0 ? CMSG_FIRSTHDR(&message) : NULL; c; c = CMSG_NXTHDR(&message, c))
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
             memcpy(fds, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0) > 2 * sizeof(int) ? 2 * sizeof(int) : c->cmsg_len - CMSG_LEN(0));
-    if (n == sizeof *header && fds[1] >= 0 && memcmp(header->magic, MAGIC, sizeof header->magic) == 0 &&
+    if (n == sizeof *header && fds[1] >= 0 &&
+        (memcmp(header->magic, MAGIC, sizeof header->magic) == 0 || memcmp(header->magic, CLAIMS_MAGIC, sizeof header->magic) == 0) &&
         header->address_length <= sizeof(struct sockaddr_storage) && header->startup_length <= MAX_STARTUP)
         return 0;
     if (fds[0] >= 0)
@@ -250,6 +254,22 @@ static int read_header(int fd, struct header *header, int fds[2])
     if (fds[1] >= 0)
         close(fds[1]);
     return -1;
+}
+
+/* Read what follows the header. Returns 0 or -1. */
+static int read_rest(int fd, const struct header *header, struct sockaddr_storage *shown)
+{
+    claims_length = 0;
+    if (read_fully(fd, shown, header->address_length) < 0 || read_fully(fd, replay, header->startup_length) < 0)
+        return -1;
+    if (memcmp(header->magic, MAGIC, sizeof header->magic) == 0)
+        return 0;
+    if (read_fully(fd, &claims_length, sizeof claims_length) < 0 || claims_length == 0 || claims_length > MAX_CLAIMS)
+        return -1;
+    if (read_fully(fd, claims, claims_length) < 0)
+        return -1;
+    claims[claims_length] = '\0';
+    return 0;
 }
 
 int accept(int fd, struct sockaddr *address, socklen_t *length)
@@ -272,7 +292,7 @@ int accept(int fd, struct sockaddr *address, socklen_t *length)
         return -1;
     }
     memset(&shown, 0, sizeof shown);
-    if (read_fully(connection, &shown, header.address_length) < 0 || read_fully(connection, replay, header.startup_length) < 0) {
+    if (read_rest(connection, &header, &shown) < 0) {
         close(connection);
         close(fds[0]);
         close(fds[1]);
@@ -297,6 +317,8 @@ ssize_t recv(int fd, void *buffer, size_t length, int flags)
         size_t n = replay_end - replay_next;
         if (n > length)
             n = length;
+        if (n == replay_end - replay_next && !(flags & MSG_PEEK) && begin_claims() != 0)
+            return 0; /* as if the client had left */
         memcpy(buffer, replay + replay_next, n);
         if (!(flags & MSG_PEEK)) {
             replay_next += (uint32_t)n;

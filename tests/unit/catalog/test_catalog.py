@@ -167,7 +167,7 @@ def test_free_uid_fills_the_first_gap(catalog: Catalog) -> None:
 
 
 def test_roles_are_unknown_until_saved_and_after_forgetting(catalog: Catalog, path: Path) -> None:
-    roles = [Role("shop", "SCRAM-SHA-256$x", True, 1.5), Role("Odd \"näme'", None, False)]
+    roles = [Role("shop", "SCRAM-SHA-256$x", True, 1.5), Role("Odd \"näme'", None, False, rules=True)]
     assert catalog.roles(SHOP) is None
     catalog.add_database(database())
     assert catalog.roles(SHOP) is None

@@ -62,6 +62,19 @@ async def test_what_is_sent(listener: socket.socket) -> None:
             os.close(fd)
 
 
+async def test_claims_follow_the_startup_message(listener: socket.socket) -> None:
+    ours, theirs = socket.socketpair()
+    with listener, ours, theirs:
+        os.close(await hand_over(Path(listener.getsockname()), theirs, None, b"abcd", b'{"sub":"u1"}'))
+        channel, _ = listener.accept()
+        with channel:
+            data = channel.recv(1000)
+    assert (
+        data
+        == b"TORPOR2\0" + struct.pack("=II", 2, 4) + struct.pack("=H", socket.AF_UNIX) + b"abcd" + struct.pack("=I", 12) + b'{"sub":"u1"}'
+    )
+
+
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 

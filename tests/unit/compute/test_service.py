@@ -123,12 +123,14 @@ async def test_what_is_shown_of_a_row_is_short_and_can_be_written_anywhere(hosti
     (found,) = await session.activity()
     assert found.user == "\ufffd\ufffd"
     assert len(found.application) == 200
-    theirs.send(row(b"\xff", b"x" * 10_000, b"t", None) + row(b"plain", None, b"f", b"1.0") + READY)
+    theirs.send(row(b"\xff", b"x" * 10_000, b"t", None, b"t") + row(b"plain", None, b"f", b"1.0", b"f") + READY)
     roles = await session.roles()
-    assert roles == [Role("\ufffd", "", True, None), Role("plain", None, False, 1.0)]
+    assert roles == [Role("\ufffd", "", True, None, rules=True), Role("plain", None, False, 1.0)]
 
 
-@pytest.mark.parametrize("values", [(None, None, b"t", None), (b"a", None, b"t", b"nan"), (b"a", None, b"t", b"x"), (b"a", b"b")])
+@pytest.mark.parametrize(
+    "values", [(None, None, b"t", None, b"f"), (b"a", None, b"t", b"nan", b"f"), (b"a", None, b"t", b"x", b"f"), (b"a", b"b")]
+)
 async def test_roles_that_make_no_sense(hostile: tuple[ServiceSession, socket.socket], values: tuple[bytes | None, ...]) -> None:
     session, theirs = hostile
     theirs.send(row(*values) + READY)
@@ -139,7 +141,7 @@ async def test_roles_that_make_no_sense(hostile: tuple[ServiceSession, socket.so
 @pytest.mark.parametrize(("count", "kept"), [(MOST_ROLES, True), (MOST_ROLES + 1, False)])
 async def test_a_million_roles_are_too_many_to_keep(hostile: tuple[ServiceSession, socket.socket], count: int, kept: bool) -> None:
     session, theirs = hostile
-    answer = b"".join(row(b"role%d" % number, None, b"t", None) for number in range(count)) + READY
+    answer = b"".join(row(b"role%d" % number, None, b"t", None, b"f") for number in range(count)) + READY
     answering = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, answer))
     assert (await session.roles() is not None) is kept
     await answering

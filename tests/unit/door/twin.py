@@ -44,6 +44,7 @@ class HandedOver:
     pid: int | None = 4711
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     was_cut: bool = False
+    claims: bytes = b""
 
     async def wait_ended(self) -> None:
         await self.ended.wait()
@@ -69,12 +70,12 @@ class TwinCompute:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def hand_over(
-        self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None = None
+        self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None = None, claims: bytes = b""
     ) -> HandedOver:
         await asyncio.sleep(0)
         if self.failure is not None:
             raise self.failure
-        session = HandedOver(parse_first_packet(startup[4:]), address, carrier)
+        session = HandedOver(parse_first_packet(startup[4:]), address, carrier, claims=claims)
         assert len(startup) == struct.unpack("!i", startup[:4])[0]
         self.sessions.append(session)
         task = asyncio.get_running_loop().create_task(self._serve(client.dup(), session))

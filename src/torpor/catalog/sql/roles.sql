@@ -2,10 +2,10 @@
 SELECT roles_known FROM databases WHERE id = :id;
 
 -- name: roles
-SELECT name, verifier, can_login, valid_until FROM roles WHERE database_id = :id;
+SELECT name, verifier, can_login, valid_until, rules FROM roles WHERE database_id = :id;
 
 -- name: role
-SELECT name, verifier, can_login, valid_until FROM roles WHERE database_id = :id AND name = :name;
+SELECT name, verifier, can_login, valid_until, rules FROM roles WHERE database_id = :id AND name = :name;
 
 -- name: set_roles_known
 UPDATE databases SET roles_known = :known WHERE id = :id;
@@ -14,4 +14,4 @@ UPDATE databases SET roles_known = :known WHERE id = :id;
 DELETE FROM roles WHERE database_id = :id;
 
 -- name: add_role
-INSERT INTO roles (database_id, name, verifier, can_login, valid_until) VALUES (?, ?, ?, ?, ?);
+INSERT INTO roles (database_id, name, verifier, can_login, valid_until, rules) VALUES (?, ?, ?, ?, ?, ?);
