@@ -345,6 +345,8 @@ class Backend:
 
     def _parameter(self, body: bytes, client: "Client | None", ops: "deque[int | Parsing]", muted: bool) -> bool:
         """A ParameterStatus; whether it must be kept from the client."""
+        if body.count(0) != 2 or body[-1]:
+            raise ProtocolViolation("PostgreSQL sent a malformed ParameterStatus")
         name, value, _ = body.split(b"\0")
         if name == _LEFT:
             if not muted:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _HEADER = struct.Struct("!BI").unpack_from
 _LONGEST_PARSE = 4 << 20
+_LONGEST = (1 << 30) - 1  # PostgreSQL takes no longer ones either
 _MOST_STATEMENT_BYTES = 16 << 20
 _SHORT_STATEMENT_BYTES = 2_048
 _MOST_STATEMENTS = 5_000
@@ -111,6 +112,7 @@ class Client:
         try:
             self._hear(data)
         except ProtocolViolation as error:
+            self.unsynced = True  # what its backend was sent may end amid a message: nobody else must get that one
             self.refuse(error.sqlstate, error.message, error.hint)
 
     def _hear(self, data: bytes) -> None:
@@ -129,7 +131,7 @@ class Client:
         while end - at >= 5:
             tag, length = _HEADER(data, at)
             after = at + 1 + length
-            if length < 4:
+            if length < 4 or length > _LONGEST:
                 raise ProtocolViolation(f"invalid message length: {length}")
             if tag == 0x58:  # X
                 self._send(out, data, run, at)
@@ -184,7 +186,7 @@ class Client:
                     break
                 self.unsynced = True
                 # Only the unnamed portal is known to be the Bind before.
-                backend.ops.append(EXECUTE_CARRIED if self.tracked and data[at + 5] == 0 else EXECUTE)
+                backend.ops.append(EXECUTE_CARRIED if self.tracked and length > 4 and data[at + 5] == 0 else EXECUTE)
             elif tag == 0x42:  # B
                 found = extended.bind_names(data, at, after)
                 if found is None:
@@ -236,7 +238,7 @@ class Client:
                     )
                 if after > end:
                     break
-                if data[at + 5] == 0:  # the unnamed one goes as it is
+                if length > 4 and data[at + 5] == 0:  # the unnamed one goes as it is
                     self.unsynced = True
                     statement = Statement(data[at + 6 : after], b"")
                     backend.ops.append((PARSE, statement, b"", self.statements.get(b""), backend.segment))
