@@ -105,8 +105,9 @@ def header(sample: Sample) -> list[str]:
         f"{text.clean(one.address, 44)} {text.clean(one.reason, 30)} x{one.count} {text.age(one.last_at, sample.at)} ago"
         for one in host.refused[:_REFUSED_SHOWN]
     ]
+    pooled = f" (pooled {host.pool_door})" if host.pool_door else ""
     return [
-        f"torpor {host.version}  up {text.duration(sample.at - host.started_at)}  door {host.door}  API {host.api}",
+        f"torpor {host.version}  up {text.duration(sample.at - host.started_at)}  door {host.door}{pooled}  API {host.api}",
         f"{host.databases} databases: {tiers}; {host.warm} warm; {host.connections} connections; memory {memory}{swap}{_pool(host)}",
         *([f"refused: {', '.join(refused)}"] if refused else []),
     ]

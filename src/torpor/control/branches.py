@@ -43,7 +43,7 @@ from torpor.control.views import Viewer
 from torpor.model.branches import Branched, BranchList, BranchStep, check_life
 from torpor.model.database import Database, DatabaseState
 from torpor.model.errors import Conflict, DatabaseInUse, StartTimeout
-from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.names import DatabaseId, check_new_database_name
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
 from torpor.model.views import DatabaseView, StepView
@@ -124,7 +124,7 @@ class Branches:
         size.apply(self._size)
         now, life = self._clock.time(), check_life(ttl_s)
         expires_at = now + life if life is not None else None
-        name = check_database_name(name) if name is not None else suggest_name(self._fleet.find)
+        name = check_new_database_name(name) if name is not None else suggest_name(self._fleet.find)
         wanted = replace(self.nameless(source, now), name=name, overrides=overrides, size=size, expires_at=expires_at)
         password = None if keep_passwords else password or new_password()
         compute = await self.make(wanted, source, name, fill or self._copy, password, steps)

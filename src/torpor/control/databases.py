@@ -22,7 +22,7 @@ from torpor.control.provisioning import Provisioner, new_password
 from torpor.control.views import Viewer, wake_view
 from torpor.model.errors import Conflict, DatabaseInUse, DiskFull, InvalidRequest
 from torpor.model.exports import ExportOptions
-from torpor.model.names import DatabaseId, check_database_name
+from torpor.model.names import DatabaseId, check_new_database_name
 from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, SleepReason, Tier, WakeReason
@@ -92,7 +92,7 @@ class Databases:
         Raises InvalidName, InvalidRequest, DatabaseExists, PoolFull, ComputeStartFailed.
         """
         began = time.perf_counter()
-        name = check_database_name(name) if name is not None else suggest_name(self._fleet.find)
+        name = check_new_database_name(name) if name is not None else suggest_name(self._fleet.find)
         major = major or self._default_major
         if major not in self._majors():
             have = ", ".join(map(str, sorted(self._majors())))

@@ -48,7 +48,7 @@ from torpor.model.errors import (
 )
 from torpor.model.history import History, Moment, Shipped
 from torpor.model.lsn import format_lsn
-from torpor.model.names import DatabaseId, check_database_name, is_database_id
+from torpor.model.names import DatabaseId, check_database_name, check_new_database_name, is_database_id
 from torpor.model.recovery_views import RecoverableList, RecoverableView, Recovering
 from torpor.model.workspace import Workspace
 from torpor.storage.archive.archive import Archive
@@ -192,7 +192,7 @@ class Recovery:
         Conflict for what this Torpor can't run, TooManyJobs.
         """
         card = await self._find(wanted)
-        name = check_database_name(name or card.name)
+        name = check_new_database_name(name) if name else check_database_name(card.name)
         if self._fleet.find(name) is not None:
             raise DatabaseExists(f"database {name!r} exists already", "call it something else: `torpor recover … --as NAME`")
         if card.superuser and not self._allows_superusers:

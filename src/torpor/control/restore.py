@@ -33,7 +33,7 @@ from torpor.model.branches import PastBranch
 from torpor.model.database import Database
 from torpor.model.errors import DatabaseExists, HistoryMissing, Unavailable
 from torpor.model.history import History, Moment, line_of, timeline_of
-from torpor.model.names import DatabaseId, check_database_name, is_database_id
+from torpor.model.names import DatabaseId, check_new_database_name, is_database_id
 from torpor.model.size import NO_OVERRIDES, SizeOverrides
 from torpor.model.sleep import SleepOverrides
 from torpor.model.workspace import WorkspaceId
@@ -156,7 +156,7 @@ class Restores:
         """
         source = self._databases.compute(parent)
         self._histories.history(source.database.id)
-        name = check_database_name(name) if name is not None else suggest_name(self._fleet.find)
+        name = check_new_database_name(name) if name is not None else suggest_name(self._fleet.find)
         if self._fleet.find(name) is not None:
             raise DatabaseExists(f"database {name!r} exists already", "choose another name")
         password = None if keep_passwords else new_password()

@@ -64,6 +64,7 @@ class HostFacts:
     url_query: str = ""
     sandbox_lacks: str = ""
     held: dict[str, str] = field(default_factory=dict)
+    pool_door: str = ""
 
 
 class Viewer:
@@ -257,6 +258,7 @@ class Viewer:
             pool_total_bytes=room.total_bytes,
             pool_free_bytes=room.free_bytes,
             pool_level=self._volumes.level.name.lower(),
+            pool_door=facts.pool_door,
         )
 
     @cached_property

@@ -18,6 +18,7 @@ def host_facts(
     settings: Settings,
     directory: DataDirectory,
     door: tuple[str, int],
+    pool_door: tuple[str, int] | None,
     api: str,
     started_at: float,
     sandbox: Sandbox,
@@ -46,4 +47,5 @@ def host_facts(
         | {"disk": volumes.held_by},
         lacks=tuple(f"{item.name}: {item.cost}" for item in found if item.status is Status.LACK),
         url_query=encryption.url_query(public),
+        pool_door="{}:{}".format(*pool_door) if pool_door is not None else "",
     )

@@ -64,6 +64,7 @@ from torpor.daemon.metrics import register, register_guard, register_pool, regis
 from torpor.daemon.past import make_histories, make_restores
 from torpor.daemon.pooling import make_pools, register_pooled
 from torpor.daemon.recovering import make_recovery
+from torpor.daemon.tokens import make_tokens
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
 from torpor.insights.wakes import WakeLog
@@ -80,6 +81,7 @@ from torpor.model.views import RefusalView
 from torpor.native import RELAY
 from torpor.storage.archive.archive import open_archive
 from torpor.storage.volumes import Volumes
+from torpor.storage.writes import WriteCounters
 
 log = get_logger(__name__)
 
@@ -149,6 +151,7 @@ class House:
                 relayed=self._relays.find,
                 falling_asleep=self._falling_asleep,
                 bring_back=self._bring_back,
+                writes=WriteCounters(directory.path / "writes"),
             )
             self._fleet = fleet = Fleet(around, ladder)
             templates = Templates(self._volumes.root / ".templates", ground.postgres)
@@ -168,6 +171,7 @@ class House:
             undo.callback(self._guard.close)
             self._pools = make_pools(settings, fleet, around.census, self._guard)
             gateway_secret = new_gateway_secret()
+            tokens = self._tokens = make_tokens(settings, self._catalog, fleet, self._clock, self._tasks)
             self.door = Door(
                 fleet,
                 host=settings.door_host,
@@ -181,6 +185,8 @@ class House:
                 guard=self._guard,
                 gateway_secret=gateway_secret if settings.http else b"",
                 pools=self._pools,
+                tokens=tokens,
+                pool_port=settings.pool_port,
             )
             self.http = make_http(settings, directory.path, gateway_secret, self._encryption, lambda: self.door.address)
             workspace_records = WorkspaceRecords(self._catalog.connection)
@@ -308,6 +314,7 @@ class House:
                 telemetry.render,
                 drains=self,
                 access=access,
+                tokens=tokens,
                 jobs=self._jobs,
                 branches=branches,
                 histories=self._histories,
@@ -497,6 +504,7 @@ class House:
             self._settings,
             self._directory,
             self.door.address,
+            self.door.pool_address,
             self.api.url,
             self._started_at,
             self._sandbox,
@@ -552,6 +560,7 @@ class House:
         if self._drills is not None:
             self._drills.forget(id)
         self._access.forget((ListScope.DATABASE, id))
+        self._tokens.forget(id)
         self._pools.forget(id)
         self._wakes.forget(id)
         self._traffic.forget(id)

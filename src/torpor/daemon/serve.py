@@ -176,6 +176,7 @@ def _greet(house: House, settings: Settings) -> None:
     lines = [
         f"Torpor serves PostgreSQL {settings.postgres_major} from {settings.data_dir}",
         f"  the door   {host}:{port}",
+        *(["  pooled     {}:{}".format(*pooled)] if (pooled := house.door.pool_address) is not None else []),
         f"  the API    {house.api.url}/v1   (docs: {house.api.url}/docs, metrics: {house.api.url}/metrics)",
         *([f"  over HTTP  {house.http.url}/sql"] if house.http is not None else []),
         f"  next       {torpor} create shop{where}",

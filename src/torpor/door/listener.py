@@ -19,7 +19,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.door.encryption import Encryption, no_encryption
 from torpor.door.guard.guard import Guard
 from torpor.door.login import Doorway, Login, give_way_error, shutting_down
-from torpor.door.ports import Computes, Pools
+from torpor.door.ports import Computes, Pools, Tokens
 from torpor.door.routing import ServerNames
 from torpor.door.silence import Silence, Silent
 from torpor.door.stats import DoorStats, LoginOutcome, outcome_of
@@ -60,12 +60,14 @@ class Door:
         guard: Guard | None = None,
         gateway_secret: bytes = b"",
         pools: Pools | None = None,
+        pool_port: int | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
-        """Without a `guard` of its own the door has one without limits or lists."""
+        """Without a `guard` of its own the door has one without limits or lists. At `pool_port`, if there is one, all are pooled."""
         self.stats = DoorStats()
         self.guard = guard or Guard(time.monotonic, mock_secret)
         self._host = host
-        self._port = port
+        self._port, self._pool_port = port, pool_port
         self._login_timeout_s = login_timeout_s
         self._max_logins = max_logins
         # A quarter each: it takes four tenants with thousands of clients waiting at once to fill the door.
@@ -83,6 +85,7 @@ class Door:
             self.stats,
             self.guard,
             pools,
+            tokens,
         )
         self._listeners: list[socket.socket] = []
         self._silence: Silence | None = None
@@ -102,13 +105,36 @@ class Door:
         host, port, *_ = self._listeners[0].getsockname()
         return host, port
 
+    @property
+    def pool_address(self) -> tuple[str, int] | None:
+        """Where all are pooled: an address and the port in use. Only while it listens."""
+        return (self.address[0], self._doorway.pool_port) if self._doorway.pool_port else None
+
     async def start(self, listeners: Sequence[socket.socket] = (), silent: Sequence[socket.socket] = ()) -> None:
-        """Listen: on `listeners`, if another Torpor `release`d some, with those that came to it and haven't said a word.
+        """Listen: on `listeners`, if another Torpor `release`d some, with those that came to it and haven't said a word. That one may have
+        had another port where all are pooled: what isn't wanted any more is closed.
 
         Raises AddressInUse, having opened nothing.
         """
         self._silence = Silence(self._login_timeout_s, self._spoke, self._left, self._expired)
-        self._listeners = list(listeners) or await _listen(self._host, self._port)
+        inherited = list(listeners) or await _listen(self._host, self._port)
+        door_port = _port_of(inherited[0])
+        pooled = [listener for listener in inherited if _port_of(listener) != door_port]
+        if pooled and self._pool_port not in (0, _port_of(pooled[0])):
+            for listener in pooled:
+                listener.close()
+            inherited, pooled = [listener for listener in inherited if listener not in pooled], []
+        if self._pool_port is not None and not pooled:
+            try:
+                pooled = await _listen(self._host, self._pool_port, "pool_port")
+            except BaseException:
+                if not listeners:
+                    for listener in inherited:
+                        listener.close()
+                raise
+            inherited += pooled
+        self._listeners = inherited
+        self._doorway.pool_port = _port_of(pooled[0]) if pooled else 0
         for sock in silent:
             with contextlib.suppress(OSError):  # it has left
                 self._take_in(sock, sock.getpeername()[:2])
@@ -262,8 +288,12 @@ class Door:
         self._logins.pop(login, None)
 
 
-async def _listen(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets on every address that `host` stands for, all on one port."""
+def _port_of(listener: socket.socket) -> int:
+    return int(listener.getsockname()[1])
+
+
+async def _listen(host: str, port: int, setting: str = "door_port") -> list[socket.socket]:
+    """Listening sockets on every address that `host` stands for, all on one port, that of `setting`."""
     where = f"{host or '*'}:{port}"
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -288,7 +318,7 @@ async def _listen(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         for listener in listeners:
             listener.close()
-        raise _cannot_listen(where, error) from error
+        raise _cannot_listen(where, error, setting) from error
     return listeners
 
 
@@ -323,15 +353,15 @@ def _listen_on(family: int, kind: int, proto: int, address: tuple[object, ...]) 
     return listener
 
 
-def _cannot_listen(where: str, error: OSError) -> AddressInUse:
+def _cannot_listen(where: str, error: OSError, setting: str) -> AddressInUse:
     match error.errno:
         case errno.EADDRINUSE:
             return AddressInUse(
-                f"the door can't listen on {where}: another program does", "stop that program, or set door_port to a free port"
+                f"the door can't listen on {where}: another program does", f"stop that program, or set {setting} to a free port"
             )
         case errno.EACCES:
-            return AddressInUse(f"the door can't listen on {where}: only root may use this port", "set door_port to 1024 or above")
+            return AddressInUse(f"the door can't listen on {where}: only root may use this port", f"set {setting} to 1024 or above")
         case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
             return AddressInUse(f"the door can't listen on {where}: this machine has no such address", "set door_host to an address it has")
         case _:
-            return AddressInUse(f"the door can't listen on {where}: {error.strerror}", "set door_host and door_port")
+            return AddressInUse(f"the door can't listen on {where}: {error.strerror}", f"set door_host and {setting}")

@@ -25,21 +25,31 @@ from torpor.door.guard.proxy import (
     SIGNATURE,
     V2_HEADER_BYTES,
     begins_proxy_header,
+    brings_token,
     parse_v1,
     parse_v2,
     server_name_for,
     v2_rest_bytes,
 )
 from torpor.door.negotiation import negotiate
-from torpor.door.ports import AwakeCompute, Computes, Pools, Session
+from torpor.door.ports import AwakeCompute, Computes, Pools, Session, Tokens
 from torpor.door.relaywire import Handshake
-from torpor.door.roles import Md5Check, ScramCheck, check_may_log_in, password_check, wrong_password
+from torpor.door.roles import (
+    MAX_TOKEN_BYTES,
+    Md5Check,
+    ScramCheck,
+    admitted_role,
+    check_may_log_in,
+    may_bring_token,
+    password_check,
+    wrong_password,
+)
 from torpor.door.routing import Route, ServerNames, database_not_found, route
 from torpor.door.silence import Silent
 from torpor.door.stats import DoorStats, LoginOutcome, outcome_of
 from torpor.door.text import printable
 from torpor.door.wire import ClientGone, linger, read_exactly, read_line, read_message, say_farewell, send
-from torpor.model.database import Database
+from torpor.model.database import Database, Role
 from torpor.model.errors import (
     AddressForbidden,
     LoginTimeout,
@@ -49,16 +59,19 @@ from torpor.model.errors import (
     TooManyConnections,
     TorporError,
     Unavailable,
+    WrongToken,
 )
 from torpor.model.names import DatabaseId
 from torpor.model.pool import PoolMode
 from torpor.model.sleep import WakeReason
+from torpor.model.tokens import Admission
 from torpor.pgwire.frames import STARTUP_HEADER_BYTES, startup_body_length
 from torpor.pgwire.passwords import MAX_PASSWORD_BYTES, PASSWORD_TAG, md5_fits, parse_sasl_initial
 from torpor.pgwire.replies import (
     ENCRYPTION_ACCEPTED,
     ENCRYPTION_REFUSED,
     TLS_ALERT_HANDSHAKE_FAILURE,
+    authentication_cleartext,
     authentication_md5,
     authentication_sasl,
     authentication_sasl_continue,
@@ -100,6 +113,9 @@ class Doorway:
     stats: DoorStats
     guard: Guard
     pools: Pools | None = None
+    tokens: Tokens | None = None
+    pool_port: int = 0
+    """Who comes to this port is pooled; 0 where there is none."""
     waiting: Counter[DatabaseId] = field(default_factory=Counter)
 
     def too_slow(self, awaited: str) -> LoginTimeout:
@@ -142,7 +158,11 @@ class Login:
         self._who = ""
         self._target = ""
         self._cause = ""
+        # Now: once the client is relayed, this is another socket.
+        self._is_at_pool_port = bool(doorway.pool_port) and silent.sock.getsockname()[1] == doorway.pool_port
         self._vouched_name: str | None = None  # the server name, of a client that Torpor's own gateway brings
+        self._by_token = False  # the gateway says that it has a token for us
+        self._admission: Admission | None = None
         self._farewell: bytes | None = None
 
     def __repr__(self) -> str:
@@ -268,6 +288,7 @@ class Login:
             header = await read_exactly(self._sock, V2_HEADER_BYTES, head)
             rest = await read_exactly(self._sock, v2_rest_bytes(header))
             self._vouched_name = server_name_for(self._doorway.gateway_secret, header, rest)
+            self._by_token = self._vouched_name is not None and brings_token(header, rest)
             client = parse_v2(header, rest)
         else:
             client = parse_v1(await read_line(self._sock, MAX_V1_BYTES, head))
@@ -286,6 +307,7 @@ class Login:
         if name is None or client is None:
             return False
         self._vouched_name = name
+        self._by_token = brings_token(header, rest)
         self._address = client
         self._visit.came_from(client[0])
         return True
@@ -296,7 +318,8 @@ class Login:
         server_name = self._vouched_name if tls is None else tls.server_name
         if server_name is None:
             self._doorway.encryption.check_clear(self._address[0])
-        way = route(startup, self._doorway.server_names.database_in(server_name) if server_name is not None else None)
+        by_host = self._doorway.server_names.database_in(server_name) if server_name is not None else None
+        way = route(startup, by_host, self._is_at_pool_port, self._by_token)
         self._who, self._target = f"{printable(way.user)}@{way.target}", way.target
         database = self._doorway.computes.find(way.target)
         self._visit.check(way.target, database, database is not None and self._pool_mode(way, database) is not PoolMode.OFF)
@@ -304,7 +327,10 @@ class Login:
             self._visit.failed(way.target, None)
             raise database_not_found(way.target)
         agreed, answer = negotiate(way.startup, database.major)
-        role = await self._off_the_clock(self._doorway.computes.role(database, way.user))
+        role = await self._off_the_clock(self._doorway.computes.role(database, way.user)) if way.user else None
+        if self._by_token or self._may_bring_token(database, role):
+            agreed = await self._ask_token(database, way, agreed, answer)
+            return database, Route(way.target, agreed, way.pool)
         check = password_check(role, way.user, time.time(), self._doorway.mock_secret)
         self._awaited = "the password"
         may_try = partial(self._visit.check_failures, way.target, database)
@@ -350,6 +376,33 @@ class Login:
         send(self._sock, authentication_sasl_final(final))
         return True
 
+    def _may_bring_token(self, database: Database, role: Role | None) -> bool:
+        """Whether to ask for a token, in the clear: only of whom we couldn't ask for a password, and inside of what encrypts."""
+        tokens = self._doorway.tokens
+        is_encrypted = self._channel.tls is not None or self._vouched_name is not None
+        return tokens is not None and role is not None and is_encrypted and may_bring_token(role) and tokens.takes(database, role.name)
+
+    async def _ask_token(self, database: Database, way: Route, agreed: StartupMessage, before: bytes) -> StartupMessage:
+        """Have the client show a token, and be the role that this says."""
+        tokens = self._doorway.tokens
+        self._awaited = "the token"
+        send(self._sock, before + authentication_cleartext())
+        body = await self._read_password(MAX_TOKEN_BYTES)
+        self._visit.check_failures(way.target, database)
+        try:
+            if tokens is None:
+                raise WrongToken("no tokens are taken here")
+            admission = await self._off_the_clock(tokens.admit(database, body.removesuffix(b"\0").decode("ascii", "replace")))
+        except WrongToken as error:
+            self._cause = error.message
+            self._visit.failed(way.target, database)
+            raise
+        self._visit.succeeded(way.target, database)
+        self._who = f"{printable(admission.role)}@{way.target}"
+        admitted_role(admission.role, way.user, await self._off_the_clock(self._doorway.computes.role(database, admission.role)))
+        self._admission = admission
+        return StartupMessage({**agreed.parameters, "user": admission.role}, agreed.minor)
+
     async def _ask_md5(self, check: Md5Check, before: bytes, may_try: Callable[[], None]) -> bool:
         salt = secrets.token_bytes(_MD5_SALT_BYTES)
         send(self._sock, before + authentication_md5(salt))
@@ -357,8 +410,8 @@ class Login:
         may_try()
         return md5_fits(check.verifier, salt, answer) and not check.is_doomed
 
-    async def _read_password(self) -> bytes:
-        tag, body = await read_message(self._sock, MAX_PASSWORD_BYTES)
+    async def _read_password(self, limit_bytes: int = MAX_PASSWORD_BYTES) -> bytes:
+        tag, body = await read_message(self._sock, limit_bytes)
         if tag != PASSWORD_TAG:
             raise ProtocolViolation(f"expected password response, got message type {ord(tag)}")
         return body
@@ -387,7 +440,7 @@ class Login:
             await self._doorway.computes.turn(database)
             async with self._doorway.computes.awake(database, WakeReason.CONNECTION, detail) as compute:
                 self._doorway.guard.check_access(self._address[0], database)  # the lists may have changed since
-                session = await self._hand_over(compute, way.startup.encode())
+                session = await self._hand_over(compute, way.startup.encode(), self._admission.claims if self._admission else b"")
                 self._visit.release()
                 self._count(LoginOutcome.HANDED_OVER)
                 try:
@@ -395,6 +448,8 @@ class Login:
                 except AddressForbidden:
                     session.cut()
                     raise
+                if self._admission is not None:
+                    self._begun(database, session, self._admission)
         finally:
             stats.waiting -= 1
             waiting[database.id] -= 1
@@ -402,7 +457,10 @@ class Login:
                 del waiting[database.id]
 
     def _pool_mode(self, way: Route, database: Database) -> PoolMode:
-        """Whether this client is pooled: as it says, else as its database is set. A stream of replication never is."""
+        """Whether this client is pooled: as it says, else as its database is set. A stream of replication never is, nor a session by token:
+        its backend knows whose it is."""
+        if self._by_token or self._admission is not None:
+            return PoolMode.OFF
         replicates = way.startup.parameters.get("replication", "false").lower() not in _FALSE
         if self._doorway.pools is None or replicates:
             if way.pool is PoolMode.ON:
@@ -431,11 +489,18 @@ class Login:
             with contextlib.suppress(Unavailable):
                 await self._hand_over(compute, request.encode())
 
-    async def _hand_over(self, compute: AwakeCompute, packet: bytes) -> Session:
+    def _begun(self, database: Database, session: Session, admission: Admission) -> None:
+        """From here on a session by token ends with that; and what it takes may have been changed in the moment of the hand-over."""
+        assert self._doorway.tokens is not None
+        if not self._doorway.tokens.begun(database, session, admission):
+            session.cut()
+            raise WrongToken("this database takes other tokens now, or none")
+
+    async def _hand_over(self, compute: AwakeCompute, packet: bytes, claims: bytes = b"") -> Session:
         self._is_handing_over = True
         if self._doorway.relay:
             await self._channel.relay(self._doorway.encryption.relays, self._address)
-        return await compute.hand_over(self._sock, self._address, packet, self._channel.carrier)
+        return await compute.hand_over(self._sock, self._address, packet, self._channel.carrier, claims)
 
     def _refuse(self, error: TorporError) -> None:
         """Tell the client and the log why not; but once PostgreSQL may be speaking to the client, the log alone."""

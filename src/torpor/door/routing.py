@@ -5,7 +5,8 @@ Four forms of address: the server name of a TLS connection, `shop.db.example.com
 name different databases are refused, never guessed at.
 
 Who wants to be pooled says so in one of three: the server name `shop-pooler.db.example.com`, the database name `shop@pool` (or
-`shop@auto`), or `pool=on` (or `auto`, or `off`) among the options.
+`shop@auto`), or `pool=on` (or `auto`, or `off`) among the options. Or comes to the port where all are pooled. No database can be made
+whose name ends in `-pooler`: as a server name it always stands for the pool of another.
 """
 
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from torpor.door.text import printable
 from torpor.model.errors import DatabaseNotFound, InvalidName, LoginForbidden, RoutingConflict
-from torpor.model.names import check_database_name
+from torpor.model.names import POOLED_SUFFIX, check_database_name
 from torpor.model.pool import PoolMode
 from torpor.pgwire.startup import StartupMessage
 
@@ -22,7 +23,6 @@ _OPTION = re.compile(r"(?:\\.|[^\s\\])+\\?|\\", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _TARGETS = ("endpoint=", "--cluster=")
 _POOL = "pool="
-_POOLED_HOST = "-pooler"
 _BY_DATABASE_NAME = (("@pool", PoolMode.ON), ("@auto", PoolMode.AUTO))
 _PHYSICAL_REPLICATION_DATABASE = "replication"
 _TRUE = frozenset({"true", "on", "yes", "1", "t", "y", "tr", "tru", "ye"})
@@ -66,20 +66,22 @@ class ServerNames:
         return None
 
 
-def route(startup: StartupMessage, by_host: str | None = None) -> Route:
+def route(startup: StartupMessage, by_host: str | None = None, at_pool_port: bool = False, nameless: bool = False) -> Route:
     """Find the way; `by_host` is the database that the server name gives. Raises RoutingConflict, DatabaseNotFound, or LoginForbidden
-    when no user is named."""
+    when no user is named (unless it may be `nameless`, as something else will say who it is)."""
     parameters = dict(startup.parameters)
-    user = parameters.get("user", "")
-    if not user:
+    user = parameters.setdefault("user", "")
+    if not user and not nameless:
         raise LoginForbidden("no PostgreSQL user name specified in startup packet", "give one: user=NAME")
     given = parameters.get("database", "")
     by_options, pool, options = _take_target(parameters.pop("options", ""))
-    if by_host is not None and by_host.endswith(_POOLED_HOST):
-        by_host, pool = by_host.removesuffix(_POOLED_HOST), _pooled(pool)
+    if by_host is not None and by_host.endswith(POOLED_SUFFIX):
+        by_host, pool = by_host.removesuffix(POOLED_SUFFIX), _pooled(pool)
     for suffix, mode in _BY_DATABASE_NAME:
         if given.endswith(suffix):
             given, pool = given.removesuffix(suffix), _pooled(pool, mode)
+    if at_pool_port:
+        pool = _pooled(pool)
     if options:
         parameters["options"] = options
     if by_host is not None and by_options is not None and by_host != by_options:

@@ -17,6 +17,9 @@ SERVICE_DATABASE = "postgres"
 MAX_NAME_LENGTH = 63
 """Both a DNS label and a PostgreSQL identifier hold at most 63 bytes."""
 
+POOLED_SUFFIX = "-pooler"
+"""Behind a database's name in a host name it stands for the pool of that database."""
+
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,61}[a-z0-9]|[a-z]")
 _ID = re.compile(r"d[a-z2-7]{12}")
 _RESERVED = frozenset({"postgres", "template0", "template1", "torpor", "replication", "public", "none"})
@@ -31,6 +34,16 @@ def check_database_name(text: str) -> str:
         )
     if text in _RESERVED or text.startswith("pg-"):
         raise InvalidName(f"{text!r} is reserved", "choose another name")
+    return text
+
+
+def check_new_database_name(text: str) -> str:
+    """Return `text` when a database can be given that name, else raise InvalidName. Those that others have already may be odder."""
+    if check_database_name(text).endswith(POOLED_SUFFIX):
+        hint = "choose a name that doesn't end so"
+        raise InvalidName(
+            f'{text!r} can\'t name a database: as a host name it stands for the pool of "{text.removesuffix(POOLED_SUFFIX)}"', hint
+        )
     return text
 
 

@@ -47,6 +47,9 @@ class Settings:
     http: bool = _setting(False, "serve SQL over HTTP and WebSockets, in a process of its own")
     http_host: str = _setting("127.0.0.1", "address that SQL over HTTP is served on")
     http_port: int = _setting(7483, "TCP port of SQL over HTTP; 0 takes a free one")
+    jwks_networks: str = _setting(
+        "", "addresses and networks that aren't public, from which key sets of tokens may be fetched all the same, separated by commas"
+    )
     postgres_major: int = _setting(DEFAULT_MAJOR, "PostgreSQL major of new databases; a database keeps its own")
     postgres_home: str = _setting("", "directory of the installed PostgreSQL majors; default <default data_dir>/postgres")
     pg_bindir: str = _setting("", "use the PostgreSQL in this directory (for instance /usr/lib/postgresql/15/bin) for its own major")
@@ -95,6 +98,9 @@ class Settings:
         PoolMode.OFF,
         "who is pooled that doesn't say so itself, unless the database has its own: off (nobody), or auto (all, until they need a session)",
     )
+    pool_port: int | None = _setting(
+        None, "TCP port at the door's addresses where every connection is pooled; 0 takes a free one; never (the default): there is none"
+    )
     pool_workers: int = _setting(0, "processes that serve pooled clients, started when they are needed; 0 is one for two cores, 1 to 8")
     pool_size: int = _setting(20, "connections to PostgreSQL that the pooled clients of one database share, unless it has its own")
     pool_role_size: int = _setting(0, "of these, how many one role may have; 0: as many as there are")
@@ -128,9 +134,17 @@ class Settings:
             NetworkSet(self.trusted_proxies)
         except InvalidRequest as error:
             raise BadSettings(f"api_proxies is wrong: {error.message}", error.hint) from None
+        try:
+            NetworkSet(self.key_set_networks)
+        except InvalidRequest as error:
+            raise BadSettings(f"jwks_networks is wrong: {error.message}", error.hint) from None
         for name in ("door_port", "api_port", "http_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise BadSettings(f"{name} must be between 0 and 65535")
+        if self.pool_port is not None and not 0 <= self.pool_port <= 65535:
+            raise BadSettings("pool_port must be between 0 and 65535, or never")
+        if self.pool_port and self.pool_port == self.door_port:
+            raise BadSettings("pool_port is the same as door_port", "give the pool a port of its own")
         for name, low, high in (
             ("warm_pool_size", 0, 1000),
             ("api_key_rate", 1, 100_000),
@@ -227,6 +241,11 @@ class Settings:
     def trusted_proxies(self) -> tuple[str, ...]:
         """The networks in `api_proxies`."""
         return tuple(part for text in self.api_proxies.split(",") if (part := text.strip()))
+
+    @property
+    def key_set_networks(self) -> tuple[str, ...]:
+        """The networks in `jwks_networks`."""
+        return tuple(part for text in self.jwks_networks.split(",") if (part := text.strip()))
 
     @property
     def load_balancers(self) -> tuple[str, ...]:

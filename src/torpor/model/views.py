@@ -214,3 +214,5 @@ class HostView:
     pool_free_bytes: int = 0
     pool_level: str = "room"
     """room; or, the less there is: low (nothing is made, read-only by default), short (writers are ended), out (nothing runs)."""
+    pool_door: str = ""
+    """Where every connection is pooled; empty where there is no such port."""

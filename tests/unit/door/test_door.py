@@ -15,8 +15,8 @@ from torpor.model.errors import AddressInUse
 from torpor.pgwire.answers import Notice, query
 
 
-def make_door(host: str, port: int) -> Door:
-    return Door(Twin(), host=host, port=port, login_timeout_s=1, max_logins=10, mock_secret=MOCK_SECRET)
+def make_door(host: str, port: int, pool_port: int | None = None) -> Door:
+    return Door(Twin(), host=host, port=port, login_timeout_s=1, max_logins=10, mock_secret=MOCK_SECRET, pool_port=pool_port)
 
 
 async def test_a_taken_port_is_told_in_one_sentence() -> None:
@@ -37,8 +37,38 @@ async def test_an_address_that_is_not_ours_is_told_in_one_sentence(host: str) ->
 
 
 def test_every_cause_has_its_sentence() -> None:
-    texts = {str(_cannot_listen("x:1", OSError(code, "why"))) for code in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL, errno.EIO)}
+    texts = {
+        str(_cannot_listen("x:1", OSError(code, "why"), "door_port"))
+        for code in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL, errno.EIO)
+    }
     assert len(texts) == 4
+
+
+async def test_a_port_for_the_pool_is_kept_opened_and_closed_as_the_next_door_wants() -> None:
+    door = make_door("127.0.0.1", 0, 0)
+    await door.start()
+    (_, port), pooled = door.address, door.pool_address
+    assert pooled is not None and pooled[1] != port
+    for wanted, kept in ((pooled[1], True), (0, True), (None, False), (0, False)):
+        door.pause()
+        listeners, _ = door.release()
+        await door.close()
+        door = make_door("127.0.0.1", port, wanted)
+        await door.start(listeners)
+        assert door.address[1] == port
+        if wanted is None:
+            assert door.pool_address == (pooled if kept else None)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(pooled)
+        else:
+            assert door.pool_address is not None
+            assert not kept or door.pool_address == pooled
+            socket.create_connection(door.pool_address).close()
+    taken = make_door("127.0.0.1", 0, port)
+    with pytest.raises(AddressInUse, match="pool_port"):
+        await taken.start()
+    await taken.close()
+    await door.close()
 
 
 async def test_a_closed_door_can_be_opened_again_on_its_port() -> None:

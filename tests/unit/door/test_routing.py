@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.door.routing import ServerNames, route
-from torpor.model.errors import DatabaseNotFound, LoginForbidden, RoutingConflict, TorporError
+from torpor.model.errors import DatabaseNotFound, InvalidName, LoginForbidden, RoutingConflict, TorporError
+from torpor.model.names import check_new_database_name
 from torpor.pgwire.startup import StartupMessage
 
 
@@ -228,6 +229,22 @@ def test_pooled_by_asking(parameters: dict[str, str], by_host: str | None, targe
     found = route(StartupMessage({"user": "app", **parameters}), by_host)
     assert (found.target, found.inner_database, found.pool) == (target, inner, mode)
     assert "options" not in found.startup.parameters
+
+
+@pytest.mark.parametrize(("database", "mode"), [("shop", "on"), ("shop@pool", "on"), ("shop@auto", "auto")])
+def test_pooled_by_the_port(database: str, mode: str) -> None:
+    assert route(StartupMessage({"user": "app", "database": database}), None, at_pool_port=True).pool == mode
+    with pytest.raises(RoutingConflict, match="pool=off"):
+        route(StartupMessage({"user": "app", "database": "shop", "options": "pool=off"}), None, at_pool_port=True)
+
+
+def test_a_host_name_of_a_pool_never_names_another_database() -> None:
+    """A database of such a name can't be made; one that is there already is reached by the database name."""
+    with pytest.raises(InvalidName, match='pool of "shop"'):
+        check_new_database_name("shop-pooler")
+    found = route(StartupMessage({"user": "app", "database": "shop-pooler"}))
+    assert (found.target, found.pool) == ("shop-pooler", None)
+    assert route(StartupMessage({"user": "app", "database": "x"}), "shop-pooler").target == "shop"
 
 
 @pytest.mark.parametrize("options", ["-c pool=on", "-c search_path=pool=on"])
