@@ -121,6 +121,8 @@ class Fleet:
             self._ladder.tier_changed(compute)
             self._unindex(compute)
         self.tickets.forget(id)
+        if self._around.writes is not None:
+            self._around.writes.forget(id)
 
     def compute(self, name: str) -> Compute:
         """The compute of the user's database of that name. Raises DatabaseNotFound."""

@@ -21,7 +21,7 @@ from torpor.compute.sandbox.image.images import Root
 from torpor.model.errors import ComputeStartFailed
 from torpor.model.sandbox import SandboxLevel
 
-_LISTENER_FD, _READY_FD, _GO_FD, _FILTER_FD, _HASTE_FD = 3, 4, 5, 6, 7
+_LISTENER_FD, _READY_FD, _GO_FD, _FILTER_FD, _HASTE_FD, _WRITES_FD = 3, 4, 5, 6, 7, 8
 _BACKLOG = 4096
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TZ": "UTC"}
@@ -31,6 +31,7 @@ _DESCRIPTORS = {
     "TORPOR_GO_FD": str(_GO_FD),
 }
 _HASTY = {"TORPOR_HASTE_FD": str(_HASTE_FD)}
+_COUNTING = {"TORPOR_WRITES_FD": str(_WRITES_FD)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class LaunchPlan:
     filter: Path | None = None
     haste: int | None = None
     """A descriptor of the page that says whether the volume needs to be durable (`storage/haste.py`)."""
+    writes: Path | None = None
+    """The file in which it counts what it writes (`storage/writes.py`)."""
 
 
 class Launch:
@@ -141,7 +144,7 @@ def spawn(plan: LaunchPlan, tree: Tree, listener_path: Path) -> Launch:
         opened.callback(os.close, log)
         # Numbers above those that the child uses, so that no dup2 overwrites the source of a later one.
         log_fd, listener_fd, ready_fd, go_fd = (
-            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HASTE_FD + 1) for fd in (log, listener.fileno(), theirs.fileno(), go_read)
+            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _WRITES_FD + 1) for fd in (log, listener.fileno(), theirs.fileno(), go_read)
         )
         for fd in (log_fd, listener_fd, ready_fd, go_fd):
             opened.callback(os.close, fd)
@@ -154,9 +157,11 @@ def spawn(plan: LaunchPlan, tree: Tree, listener_path: Path) -> Launch:
             (os.POSIX_SPAWN_DUP2, go_fd, _GO_FD),
         ]
         if plan.haste is not None:
-            haste_fd = fcntl.fcntl(plan.haste, fcntl.F_DUPFD_CLOEXEC, _HASTE_FD + 1)
+            haste_fd = fcntl.fcntl(plan.haste, fcntl.F_DUPFD_CLOEXEC, _WRITES_FD + 1)
             opened.callback(os.close, haste_fd)
             actions.append((os.POSIX_SPAWN_DUP2, haste_fd, _HASTE_FD))
+        if plan.writes is not None:
+            actions.append((os.POSIX_SPAWN_OPEN, _WRITES_FD, str(plan.writes), os.O_RDWR, 0))
         if plan.level.is_sandbox:
             actions.append((os.POSIX_SPAWN_OPEN, _FILTER_FD, str(plan.filter), os.O_RDONLY, 0))
         try:
@@ -191,7 +196,11 @@ def enter(pid: int, entrances: list[Path]) -> None:
 
 def command(plan: LaunchPlan) -> list[str]:
     """The command line: shut in, drop to the compute's user with no privileges left, become PostgreSQL, wait to be let go."""
-    descriptors = {**_DESCRIPTORS, **(_HASTY if plan.haste is not None else {})}
+    descriptors = {
+        **_DESCRIPTORS,
+        **(_HASTY if plan.haste is not None else {}),
+        **(_COUNTING if plan.writes is not None else {}),
+    }
     if plan.level.is_sandbox:
         assert plan.root is not None
         given = Confinement(plan.level, plan.uid, plan.root.path, plan.data, plan.configuration, plan.library, _FILTER_FD)

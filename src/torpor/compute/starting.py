@@ -87,6 +87,7 @@ async def plan_launch(database: Database, size: Size, around: Surroundings, log:
         root=await around.sandbox.root(database.major),
         filter=around.sandbox.filter,
         haste=haste.reader if haste is not None else None,
+        writes=around.writes.prepare(database.id) if around.writes is not None and elsewhere is None else None,
     )
 
 

@@ -19,6 +19,7 @@ from torpor.model.database import Database, Wake
 from torpor.model.size import Size
 from torpor.model.sleep import SleepPolicy, Tier
 from torpor.storage.volumes import Volumes
+from torpor.storage.writes import WriteCounters
 
 if TYPE_CHECKING:
     from torpor.compute.compute import Compute
@@ -59,6 +60,7 @@ class Surroundings:
     size: Size = field(default_factory=Size)
     sandbox: Sandbox = field(default_factory=no_sandbox)
     census: Census = field(default_factory=Census)
+    writes: WriteCounters | None = None
     relayed: Callable[[object], Carrier | None] = lambda _name: None
     """Finds who carries an adopted session, by the Unix address of the carrier's end."""
     falling_asleep: Callable[[Database, ServiceSession], Awaitable[None]] = _nobody_asks

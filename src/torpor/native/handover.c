@@ -10,6 +10,7 @@
  *                        wrote: the postmaster knows only the process id that it has inside of its sandbox.
  *   TORPOR_GO_FD         PostgreSQL begins when a byte arrives: Torpor puts the process into its cgroups meanwhile.
  *   TORPOR_HASTE_FD      where the volume needn't be durable yet: a page of shared memory that says so, until Torpor writes a zero to it.
+ *   TORPOR_WRITES_FD     the file in which writes are counted (writes.h); where it is missing nothing is.
  *   TORPOR_UID           the user to become before anything else, where a root without user namespaces had to make the sandbox.
  *   A hand-over is one connection to the listener that carries a header, the address to show as the client's, the startup
  *   message, and two descriptors: the client's socket and the write end of a pipe, the life line. With the second magic the claims of
@@ -24,7 +25,9 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -42,6 +45,8 @@
 #define MAX_FILE_BYTES ((rlim_t)1088 << 20)
 
 #include "signs.h"
+#include "writes.h"
+#include "watch.h"
 #include "claims.h"
 
 struct header {
@@ -184,6 +189,7 @@ __attribute__((constructor)) static void set_up(void)
     real_syncfs = (int (*)(int))dlsym(RTLD_NEXT, "syncfs");
     real_sync_file_range = (int (*)(int, off64_t, off64_t, unsigned))dlsym(RTLD_NEXT, "sync_file_range");
     share_haste(fd_from_environment("TORPOR_HASTE_FD"));
+    share_counters(fd_from_environment("TORPOR_WRITES_FD"));
     inherited_fd = fd_from_environment("TORPOR_LISTENER_FD");
     ready_fd = fd_from_environment("TORPOR_READY_FD");
     in_postmaster = inherited_fd >= 0;
@@ -205,6 +211,7 @@ int listen(int fd, int backlog)
         close(inherited_fd);
         inherited_fd = -1;
         listener_fd = fd;
+        begin_writes();
         protect_claims();
         return 0;
     }
@@ -348,8 +355,11 @@ static ssize_t refused(ssize_t result)
 
 ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
 {
-    ssize_t n = real_pwrite(fd, buffer, length, offset);
+    ssize_t n;
 
+    if (__builtin_expect(in_postmaster, 0))
+        count_start(buffer, length);
+    n = real_pwrite(fd, buffer, length, offset);
     /* The status line of postmaster.pid is its last: "ready   " once connections are accepted. */
     if (__builtin_expect(ready_fd >= 0, 0) && n == (ssize_t)length && memmem(buffer, length, "\nready ", 7)) {
         if (write(ready_fd, "R", 1) < 0)

@@ -17,6 +17,7 @@ struct output { /* PQcommMethods, the same in PostgreSQL 9.4 to 18 but for what 
     int (*flush_if_writable)(void);
     _Bool (*is_send_pending)(void);
     int (*putmessage)(char, const char *, size_t);
+    void (*putmessage_noblock)(char, const char *, size_t);
 };
 
 static struct output **output;
@@ -31,9 +32,14 @@ static void (*reset_sequences)(void);
 static _Bool (*in_transaction)(void);
 static int pooled_fd = -1;
 
+static void prepare_watch(void); /* watch.h */
+static void start_watch(int);
+static void watch_function(unsigned);
+static void watch_utility(void);
+
 static void sign(const char *name, const char *value)
 {
-    char body[128];
+    char body[192];
     size_t a = strlen(name) + 1, b = strlen(value) + 1;
 
     if (a + b > sizeof body)
@@ -98,6 +104,7 @@ static void on_utility(void *statement, const char *text, _Bool read_only, int c
 {
     const char *tag = command_tag_name(create_command_tag(statement));
 
+    watch_utility();
     next_utility(statement, text, read_only, context, parameters, environment, receiver, completion);
     note_utility(tag, text);
 }
@@ -162,8 +169,10 @@ static void on_access(int access, unsigned class, unsigned object, int sub, void
 {
     if (next_access)
         next_access(access, class, object, sub, argument);
-    if (access == 4) /* OAT_FUNCTION_EXECUTE */
+    if (access == 4) { /* OAT_FUNCTION_EXECUTE */
         note_function(object);
+        watch_function(object);
+    }
 }
 
 /* In the backend, when its startup message has been read: it is the pool's if that says so. */
@@ -189,15 +198,25 @@ static void begin_signs(int fd)
     *utility_hook = on_utility;
     *access_hook = on_access;
     pooled_fd = fd;
+    prepare_watch();
     sign("torpor.signs", "1");
 }
 
 /*
  * What currval and lastval know has no sign: identity columns count by no function. But it is forgotten at no cost: what the pool sends
- * for another client than the one before begins with a Flush, which by itself does nothing.
+ * begins with a Flush or more, which by themselves do nothing. An odd number is for another client than the one before; two and three say
+ * that what follows is to be watched, four and five that it is after the next ReadyForQuery.
  */
 static void note_received(const char *data, ssize_t n)
 {
-    if (n >= 5 && memcmp(data, "H\0\0\0\4", 5) == 0 && !in_transaction())
+    int flushes = 0;
+
+    while (n >= 5 * (flushes + 1) && memcmp(data + 5 * flushes, "H\0\0\0\4", 5) == 0)
+        flushes++;
+    if (flushes == 0 || flushes > 5 || in_transaction())
+        return;
+    if (flushes & 1)
         reset_sequences();
+    if (flushes >= 2)
+        start_watch(flushes / 2);
 }

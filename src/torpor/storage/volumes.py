@@ -81,6 +81,8 @@ class Volumes:
         self._held = -1
         self._removed = 0
         self._measured: dict[DatabaseId, _Measured] = {}
+        self.exchanged: Callable[[DatabaseId], None] = lambda _id: None
+        """Is called with each database whose volume is another one now."""
         self._tasks = TaskOwner("volumes")
         self._quick_walks, self._slow_walks = asyncio.Semaphore(1), asyncio.Semaphore(1)
 
@@ -244,6 +246,7 @@ class Volumes:
         sync_directory(self.root)
         for id in (one, other):
             self._measured.pop(id, None)
+            self.exchanged(id)
 
     async def remove(self, id: DatabaseId) -> None:
         """Remove a volume for good. Idempotent; after a kill -9 `sweep` finishes it."""
