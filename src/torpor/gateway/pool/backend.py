@@ -9,27 +9,42 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING
 
-from torpor.gateway.pool.extended import CLOSE_COMPLETE, PARSE_COMPLETE, close, parse
-from torpor.gateway.pool.values import CARRIED, Link, Settings, Statement
+from torpor.gateway.pool.extended import CLOSE_COMPLETE, PARSE_COMPLETE, close, frame, length_at, parse
+from torpor.gateway.pool.values import (
+    BIND,
+    CALL,
+    CARRIED,
+    CLOSE,
+    CLOSE_OWN,
+    DESCRIBE,
+    EXECUTE,
+    EXECUTE_CARRIED,
+    OWN,
+    PARSE,
+    PARSE_KNOWN,
+    PARSE_OWN,
+    QUERY,
+    QUERY_CARRIED,
+    STALE,
+    SYNC,
+    Link,
+    Parsing,
+    Settings,
+    Statement,
+)  # fmt: skip
 from torpor.model.errors import ProtocolViolation
 from torpor.pgwire.answers import terminate
-from torpor.pgwire.frames import frame
 from torpor.pgwire.replies import error_response
 
 if TYPE_CHECKING:
     from torpor.gateway.pool.client import Client
     from torpor.gateway.pool.engine import Group, Pool
+    from torpor.gateway.pool.flights import Flight
 
-_HEADER = struct.Struct("!BI").unpack_from
 _LONGEST_MESSAGE = 4 << 20
 _MOST_STATEMENTS = 1_000
 """Prepared statements that a backend keeps; above that the one that was unused longest is closed."""
 
-# What is outstanding. The pool's own statement comes first, then those that end with a ReadyForQuery, then those that don't.
-OWN, QUERY, QUERY_CARRIED, CALL, SYNC, BIND, DESCRIBE, EXECUTE, EXECUTE_CARRIED, CLOSE, CLOSE_OWN = range(11)
-PARSE, PARSE_OWN, PARSE_KNOWN, CLOSE_KNOWN = range(11, 15)
-Parsing = tuple[int, Statement | None, bytes, Statement | None, int]
-"""A kind from PARSE on, with the statement, what the client calls it, what that name meant before, and the segment."""
 DOUBTFUL = -1
 
 _STREAMED = frozenset(b"DdHWVcNA")
@@ -47,7 +62,7 @@ _ENDS = {
 }
 """Which kinds of what is outstanding an answer is the last to."""
 _LEFT, _SIGNS = b"torpor.left", b"torpor.signs"
-STALE = "a stale statement"
+READS, WATCHED = b"torpor.reads", b"torpor.watched"
 _CLEANED_BY_DISCARD = frozenset(
     {STALE, "SET", "set_config", "LISTEN", "PREPARE", "DEALLOCATE", "pg_advisory_lock", "CREATE TEMPORARY", "DECLARE CURSOR WITH HOLD"}
 )
@@ -59,7 +74,7 @@ class Backend:
     __slots__ = (
         "_rest", "_said_fatal", "_skip", "_skip_muted", "canceling", "carried", "client", "copying_in", "doubtful", "group", "idle_since",
         "key", "last", "left", "link", "opening", "ops", "outstanding", "pid", "pool", "prelude", "ready", "reported", "segment",
-        "serves_signs", "skipping", "statements", "status", "trouble", "unconfirmed", "unnamed",
+        "serves_signs", "skipping", "statements", "status", "trouble", "unconfirmed", "unnamed", "watch",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", group: "Group") -> None:
@@ -87,6 +102,7 @@ class Backend:
         self.key = b""
         self.canceling = 0
         self.idle_since = 0.0
+        self.watch: Flight | None = None  # a miss of the cache, while its answer passes by
         self.trouble = b""  # an ErrorResponse that ended it before it was ready
         self._rest = b""
         self._skip = 0
@@ -153,13 +169,14 @@ class Backend:
         end = len(data)
         muted = client is None or (bool(ops) and ops[0] == OWN)
         ended = idle = said_ready = False
+        landed: Flight | None = None
         if self._skip:
             at = min(self._skip, end)
             self._skip -= at
             if self._skip_muted:
                 run = at
         while end - at >= 5:
-            tag, length = _HEADER(data, at)
+            tag, length = data[at], length_at(data, at)
             after = at + 1 + length
             if tag in _STREAMED:
                 if after > end:
@@ -192,6 +209,12 @@ class Backend:
                 elif not self.ready:
                     self.ready = idle = True
                 elif client is not None:
+                    if self.watch is not None:
+                        out.append(data[run:at])
+                        run = at
+                        landed, self.watch = self.watch, None
+                        landed.heard(b"".join(out))
+                        out.append(landed.closing(self.status))
                     self.outstanding -= 1
                     if self.outstanding <= 0:
                         self.outstanding = 0
@@ -231,6 +254,10 @@ class Backend:
         if at < end:
             self._rest = data[at:]
         if client is not None:
+            if self.watch is not None:
+                out.append(data[run:at])
+                run = at
+                self.watch.heard(b"".join(out))
             if out:
                 out.append(data[run:at])
                 client.link.send(b"".join(out))
@@ -240,6 +267,8 @@ class Backend:
             self.pool.transaction_ended(self)
         elif idle:
             self.pool.backend_rests(self)
+        if landed is not None:
+            self.pool.caching.settle(landed)
         if client is not None and client.is_stalled and said_ready:
             client.is_stalled = False
             client.given()
@@ -355,6 +384,10 @@ class Backend:
         if name == _SIGNS:
             self.serves_signs = True
             return True
+        if name == READS or name == WATCHED:
+            if self.watch is not None and not muted:
+                self.watch.note(name, value)
+            return True
         if name in CARRIED:
             self.carried = {**self.carried, name: value}
             if client is not None and not muted:
@@ -377,6 +410,8 @@ class Backend:
                 self.client.statements = {}
             if what == "DISCARD ALL":
                 self.left.clear()
+                if self.client is not None:
+                    self.pool.caching.forget(self.client)
             self.left.discard("PREPARE")
         elif what == "DISCARD TEMP" or (what in ("SET", "set_config") and op in (QUERY_CARRIED, EXECUTE_CARRIED)):
             pass

@@ -6,11 +6,12 @@ client keeps no buffer; a waiting one what was read of it, as it isn't read from
 """
 
 import re
-import struct
 from typing import TYPE_CHECKING
 
 from torpor.gateway.pool import extended
-from torpor.gateway.pool.backend import (
+from torpor.gateway.pool.backend import Backend
+from torpor.gateway.pool.extended import length_at
+from torpor.gateway.pool.values import (
     BIND,
     CALL,
     CLOSE,
@@ -21,25 +22,30 @@ from torpor.gateway.pool.backend import (
     EXECUTE_CARRIED,
     PARSE,
     PARSE_KNOWN,
+    PREFIX,
     QUERY,
     QUERY_CARRIED,
     SYNC,
-    Backend,
-)
-from torpor.gateway.pool.values import PREFIX, Link, Settings, Statement, sets_only_carried
+    Link,
+    Settings,
+    Statement,
+    sets_only_carried,
+)  # fmt: skip
 from torpor.model.errors import ProtocolViolation
 from torpor.pgwire.replies import error_response
 
 if TYPE_CHECKING:
+    from torpor.gateway.pool.caching import Session
     from torpor.gateway.pool.engine import Group, Pool
 
-_HEADER = struct.Struct("!BI").unpack_from
 _LONGEST_PARSE = 4 << 20
 _LONGEST = (1 << 30) - 1  # PostgreSQL takes no longer ones either
 _MOST_STATEMENT_BYTES = 16 << 20
 _SHORT_STATEMENT_BYTES = 2_048
 _MOST_STATEMENTS = 5_000
 _DEALLOCATE = re.compile(rb'\s*DEALLOCATE\s+(?:PREPARE\s+)?(?:"([^"\0]+)"|([A-Za-z_][A-Za-z0-9_$]*))\s*;?\s*', re.IGNORECASE)
+_TO_THE_CACHE = frozenset((b"SET", b"set", b"Set", b"RES", b"res", b"Res"))
+_COMMENT = b"/ \t\r\n"
 _NO_NAME = b"\0"  # of what changes no meaning of a name: none can be so
 _DEALLOCATED = extended.command_complete(b"DEALLOCATE")
 
@@ -48,9 +54,9 @@ class Client:
     """One client. `pid` and `key` are what it cancels with."""
 
     __slots__ = (
-        "_rest", "_skip", "_skip_passes", "application_name", "auto", "backend", "carried", "greeted", "group", "is_gone", "is_stalled",
-        "is_waiting", "key", "last", "link", "pid", "pinned_by", "pool", "reported", "statements", "tracked", "unsynced",
-        "waiting_since", "warned",
+        "_rest", "_skip", "_skip_passes", "application_name", "auto", "backend", "cares", "carried", "greeted", "group", "is_gone",
+        "is_stalled", "is_waiting", "key", "last", "link", "offered", "pid", "pinned_by", "pool", "reported", "session", "statements",
+        "tracked", "unsynced", "waiting_since", "warned",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", group: "Group", link: Link, *, pid: int, key: bytes, application_name: bytes, auto: bool) -> None:
@@ -69,6 +75,9 @@ class Client:
         self.tracked = False  # whether the unnamed portal only sets what stays with the client
         self.waiting_since = 0.0
         self.warned: frozenset[str] = frozenset()
+        self.session: Session | None = None  # what it has to do with the cache
+        self.cares = False  # whether that is more than what comments say
+        self.offered = False  # what it said while it waits for a backend: the cache has seen it
         self._rest = b""
         self._skip = 0
         self._skip_passes = False
@@ -129,7 +138,7 @@ class Client:
             if not self._skip_passes:
                 run = at
         while end - at >= 5:
-            tag, length = _HEADER(data, at)
+            tag, length = data[at], length_at(data, at)
             after = at + 1 + length
             if length < 4 or length > _LONGEST:
                 raise ProtocolViolation(f"invalid message length: {length}")
@@ -153,11 +162,27 @@ class Client:
                     continue
                 if tag not in b"QPBDECF":
                     raise ProtocolViolation(f"invalid frontend message type {tag}")
+                if self.cares or self.pool.cares or self._asks(tag, data, at, after, end):
+                    next_at = self.pool.caching.offer(self, data, at, end)
+                    if next_at < 0:
+                        break
+                    if next_at > at:
+                        at = run = next_at
+                        continue
                 if not self.pool.acquire(self):
+                    self.offered = True
                     self._rest = data[at:]
                     return
                 backend = self.backend
                 assert backend is not None
+            elif self.offered:
+                self.offered = False
+            elif tag in b"QPB" and (self.cares or self.pool.cares or self._asks(tag, data, at, after, end)):
+                next_at = self.pool.caching.passes(self, data, at, after, end)
+                if next_at > at:
+                    self._send(out, data, run, at)
+                    at = run = next_at
+                    continue
             if backend.skipping and tag != 0x53:
                 at = run = self._flush_and_drop(out, data, run, at, after, end)
                 continue
@@ -270,6 +295,18 @@ class Client:
         if backend is not None and not backend.outstanding and not backend.ops and backend.status == b"I" and not self.is_amid:
             self.pool.transaction_ended(backend)
 
+    def _asks(self, tag: int, data: bytes, at: int, after: int, end: int) -> bool:
+        """Whether the cache may have to do with what begins here, by its first bytes."""
+        at += 5
+        if tag == 0x50:
+            at = data.find(b"\0", at, end) + 1
+            if not at:
+                return False
+        elif tag != 0x51:
+            return False
+        head = data[at : at + 3]
+        return head[:1] in _COMMENT or head in _TO_THE_CACHE
+
     def _send(self, out: list[bytes], data: bytes, run: int, at: int) -> None:
         backend = self.backend
         if backend is None:
@@ -319,16 +356,7 @@ class Client:
             backend.ops.append((PARSE, None, _NO_NAME, None, backend.segment))
             return
         else:
-            if len(self.statements) >= _MOST_STATEMENTS:
-                raise ProtocolViolation(
-                    f"more than {_MOST_STATEMENTS} prepared statements in one connection of the pool", "close those that aren't needed"
-                )
-            if len(rest) > _SHORT_STATEMENT_BYTES and sum(len(each.body) for each in self.statements.values()) > _MOST_STATEMENT_BYTES:
-                raise ProtocolViolation(
-                    f"the prepared statements of one connection of the pool take more than {_MOST_STATEMENT_BYTES} bytes",
-                    "close those that aren't needed",
-                )
-            statement = self.group.statement(rest)
+            statement = self._statement(rest)
             if backend.knows(statement):
                 if backend.ops:
                     backend.ops.append((PARSE_KNOWN, statement, name, None, backend.segment))
@@ -342,6 +370,29 @@ class Client:
                 backend.ops[-1] = (PARSE, statement, name, None, backend.segment)
                 backend.doubtful[name] = backend.segment
         self.statements[name] = statement
+
+    def keep_statement(self, name: bytes, rest: bytes) -> None:
+        """It has prepared that, and it needn't be asked of PostgreSQL now. Raises ProtocolViolation."""
+        self.statements[name] = self._statement(rest)
+
+    def skip_said(self, size: int) -> None:
+        """What it said first while it wasn't heard is settled."""
+        self._rest = self._rest[size:]
+
+    def _statement(self, rest: bytes) -> Statement:
+        if len(self.statements) >= _MOST_STATEMENTS:
+            raise ProtocolViolation(
+                f"more than {_MOST_STATEMENTS} prepared statements in one connection of the pool", "close those that aren't needed"
+            )
+        if len(rest) > _SHORT_STATEMENT_BYTES and sum(len(each.body) for each in self.statements.values()) > _MOST_STATEMENT_BYTES:
+            raise ProtocolViolation(
+                f"the prepared statements of one connection of the pool take more than {_MOST_STATEMENT_BYTES} bytes",
+                "close those that aren't needed",
+            )
+        statement = self.group.statement(rest)
+        if statement.speaks:
+            self.cares = True
+        return statement
 
     def _about_statement(self, backend: Backend, tag: int, name: bytes, out: list[bytes], data: bytes, run: int, at: int) -> None:
         """A Describe or Close of a prepared statement."""

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torpor.gateway.pool import extended
-from torpor.gateway.pool.backend import STALE, Backend
+from torpor.gateway.pool.backend import Backend
 from torpor.gateway.pool.client import Client
-from torpor.gateway.pool.values import PREFIX, Key, Limits, Link, Settings, Statement, apply_settings
+from torpor.gateway.pool.values import PREFIX, STALE, Key, Limits, Link, Settings, Statement, apply_settings
 from torpor.pgwire.replies import authentication_ok, error_response
 
 _APPLICATION_NAME = b"application_name"
@@ -366,7 +366,7 @@ class Pool:
             news = [pair for pair in backend.reported.items() if client.reported.get(pair[0]) != pair[1]]
             client.reported = backend.reported
             if news:
-                client.link.send(b"".join(extended.parameter_status(*pair) for pair in news))
+                client.link.send(b"".join([extended.parameter_status(*pair) for pair in news]))
 
     def _separate(self, client: Client, backend: Backend) -> None:
         backend.client = client.backend = None

@@ -6,13 +6,24 @@ A pooler must know which prepared statement is meant and say another name for it
 import struct
 
 from torpor.model.errors import ProtocolViolation
-from torpor.pgwire.frames import MESSAGE_HEADER_BYTES, frame
+from torpor.pgwire.frames import MESSAGE_HEADER_BYTES
 
 MAX_NAME_BYTES = 1_024
 """Longest name of a statement or portal that is understood here; PostgreSQL cuts names off at 63 bytes."""
 
 _LENGTH = struct.Struct("!I")
 _LENGTH_BYTES = _LENGTH.size
+
+
+def length_at(data: bytes, at: int) -> int:
+    """The length word of the message that begins at `at`; its header must be there."""
+    first, second, third = data[at + 1], data[at + 2], data[at + 3]
+    return first << 24 | second << 16 | third << 8 | data[at + 4]
+
+
+def frame(tag: bytes, body: bytes = b"") -> bytes:
+    """A message with its header."""
+    return tag + _LENGTH.pack(_LENGTH_BYTES + len(body)) + body
 
 
 def split_parse(body: bytes) -> tuple[bytes, bytes]:

@@ -147,8 +147,8 @@ class SocketLink:
             self._shut()
 
     def feed(self, other: Link | None) -> None:
-        before, self._partner = self._partner, other  # type: ignore[assignment]
-        if before is not other and self._fd >= 0 and self._mask & _IN == 0:
+        before, self._partner = self._partner, other if isinstance(other, SocketLink) else None
+        if before is not self._partner and self._fd >= 0 and self._mask & _IN == 0:
             self._update()
 
     def listen(self, on: bool) -> None:

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from torpor.gateway.cache.comments import leading_words
 from torpor.model.errors import ProtocolViolation
 
 CARRIED = frozenset(
@@ -50,6 +51,26 @@ class Link(Protocol):
         ...
 
 
+class _Nowhere:
+    """What nobody hears."""
+
+    def send(self, data: bytes) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def feed(self, other: Link | None) -> None:
+        pass
+
+    def listen(self, on: bool) -> None:
+        pass
+
+
+NOWHERE = _Nowhere()
+"""The link of the pool's own clients."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one database's pool may have and do."""
@@ -68,7 +89,7 @@ PREFIX = b"torpor_"
 class Statement:
     """A prepared statement: its text and types, and what it is called in backends. Made once for all clients that prepare the same."""
 
-    __slots__ = ("__weakref__", "body", "name", "only_carried")
+    __slots__ = ("__weakref__", "body", "name", "only_carried", "speaks")
 
     def __init__(self, body: bytes, name: bytes) -> None:
         self.body = body
@@ -77,9 +98,25 @@ class Statement:
         if end < 0:
             raise ProtocolViolation("malformed Parse message")
         self.only_carried = end <= _LONGEST_CARRIED_TEXT and sets_only_carried(body[:end])
+        self.speaks = leading_words(body) is not None  # to the cache, by a comment
 
     def __repr__(self) -> str:
         return f"<Statement {self.name!r} {self.body[:40]!r}>"
+
+    @property
+    def text(self) -> bytes:
+        """The statement itself."""
+        return self.body[: self.body.index(0)]
+
+
+# What is outstanding. The pool's own statement comes first, then those that end with a ReadyForQuery, then those that don't.
+OWN, QUERY, QUERY_CARRIED, CALL, SYNC, BIND, DESCRIBE, EXECUTE, EXECUTE_CARRIED, CLOSE, CLOSE_OWN = range(11)
+PARSE, PARSE_OWN, PARSE_KNOWN, CLOSE_KNOWN = range(11, 15)
+Parsing = tuple[int, Statement | None, bytes, Statement | None, int]
+"""A kind from PARSE on, with the statement, what the client calls it, what that name meant before, and the segment."""
+
+STALE = "a stale statement"
+"""Left in a backend: a plan that no longer fits its tables."""
 
 
 @dataclass(frozen=True, slots=True)
