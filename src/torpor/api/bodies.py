@@ -280,6 +280,22 @@ class CreateKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_in_s: Annotated[float | None, Meta(description="Seconds that it lives. Left out or null: until it is revoked.")] = None
 
 
+class TokenBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which tokens (JSON Web Tokens) a database takes, instead of those of before."""
+
+    issuer: Annotated[str, Meta(description="What a token's `iss` must be.", examples=["https://auth.example.com"])]
+    roles: Annotated[tuple[str, ...], Meta(description="The roles that tokens may log in as. Superusers can't.", examples=[["web"]])]
+    audience: Annotated[str | None, Meta(description="What a token's `aud` must be, or have. Left out or null: whatever it is.")] = None
+    role_claim: Annotated[
+        str | None, Meta(description="The claim that names the role. Left out or null: there is one role.", examples=["role"])
+    ] = None
+    jwks_url: Annotated[
+        str | None,
+        Meta(description="Where the issuer's key set (JWKS) is.", examples=["https://auth.example.com/.well-known/jwks.json"]),
+    ] = None
+    jwks: Annotated[str | None, Meta(description="Or the key set itself: JSON, of public keys.")] = None
+
+
 class AccessBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Access lists that take the place of the present ones. Entries are addresses (203.0.113.7) or networks (203.0.113.0/24)."""
 

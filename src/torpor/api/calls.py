@@ -27,6 +27,7 @@ from torpor.api.ports import (
     Recovery,
     Restores,
     Rewinds,
+    Tokens,
     Upgrades,
     Workspaces,
 )
@@ -53,6 +54,7 @@ class Services:
         drains: Drains | None = None,
         *,
         access: Access,
+        tokens: Tokens,
         jobs: Jobs,
         branches: Branches,
         archiving: Archiving,
@@ -68,6 +70,7 @@ class Services:
         self.keys = keys
         self.audit = audit
         self.access = access
+        self.tokens = tokens
         self.jobs = jobs
         self.branches = branches
         self.histories = histories

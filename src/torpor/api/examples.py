@@ -14,6 +14,7 @@ from torpor.model.pool import PoolMode, PoolOverrides, PoolPolicy
 from torpor.model.recovery_views import RecoverableList, RecoverableView, Recovering
 from torpor.model.size import GIB, MIB, Pace, ScaleReason, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
+from torpor.model.tokens import TokenRulesView, TokenView
 from torpor.model.views import (
     Created,
     Credentials,
@@ -136,6 +137,13 @@ _DRILL = DrillView(
     ("checksums", "amcheck", "rows"),
 )  # fmt: skip
 DRILLS = DrillList((_DRILL,), 3600.0, 1, 0, 0)
+TOKENS = TokenView(
+    TokenRulesView(
+        "https://auth.example.com", "shop", "role", ("web", "staff"), "https://auth.example.com/.well-known/jwks.json", 2,
+        "3c9909afec25354d",
+    ),
+)  # fmt: skip
+TOKENS_NONE = TokenView(None, 3)
 ACCESS = AccessView(("203.0.113.0/24",), ("203.0.113.7",), "9f86d081884c7d65")
 HOST = HostView(
     version="0.1.0",

@@ -23,6 +23,7 @@ from torpor.model.pool import PoolOverrides
 from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, Tier
+from torpor.model.tokens import TokenRules, TokenView
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
 from torpor.model.workspace import AccessScope, Caller, KeyId, Workspace, WorkspaceId
 from torpor.model.workspace_views import AuditPage, CreatedKey, KeyList, KeyView, WorkspacePage, WorkspaceView
@@ -326,6 +327,22 @@ class Access(Protocol):
 
     async def replace(self, key: ScopeKey, allow: Iterable[str], deny: Iterable[str], version: str | None, by: str) -> AccessView:
         """Replace them; when it returns they are in force. Raises Conflict when they aren't those of `version` any more."""
+        ...
+
+
+class Tokens(Protocol):
+    """The use cases on tokens by which clients log in. They don't ask whether the database is there."""
+
+    def show(self, id: DatabaseId) -> TokenView:
+        """Which tokens a database takes."""
+        ...
+
+    async def replace(self, id: DatabaseId, rules: TokenRules, by: str) -> TokenView:
+        """Have it take these, and no others. Raises InvalidRequest when the keys are none, or can't be fetched."""
+        ...
+
+    async def remove(self, id: DatabaseId, by: str) -> TokenView:
+        """Have it take none."""
         ...
 
 

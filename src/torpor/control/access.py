@@ -104,7 +104,7 @@ class AccessControl:
         if barred:
             if len(barred) > _LINES:
                 log.warning("more sessions closed", sessions=len(barred) - _LINES, by=by)
-            self._tasks.spawn(_sever(barred), "sever forbidden sessions")
+            self._tasks.spawn(sever(barred), "sever forbidden sessions")
         return len(barred)
 
     def forget(self, key: ScopeKey) -> None:
@@ -114,7 +114,7 @@ class AccessControl:
             self._publish(self._book)
 
 
-async def _sever(barred: Iterable[tuple[Compute, Session]]) -> None:
+async def sever(barred: Iterable[tuple[Compute, Session]]) -> None:
     """Cut off whoever is still there. A backend in the middle of a statement doesn't notice: it is told to end."""
     await asyncio.sleep(_GRACE_S)
     left: dict[Compute, list[Session]] = {}

@@ -4,7 +4,7 @@ Concurrency: everything is called on the door's event loop; only the `async` one
 """
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torpor.metering.traffic import Carrier
 from torpor.model.database import Database, Role
 from torpor.model.pool import PoolMode
 from torpor.model.sleep import WakeReason
+from torpor.model.tokens import Admission
 from torpor.pgwire.startup import StartupMessage
 
 
@@ -29,6 +30,14 @@ class Session(Protocol):
 
     def cut(self) -> None:
         """Sever the connection at once."""
+        ...
+
+    def dismiss(self, farewell: bytes) -> None:
+        """End it when it waits for its client, and tell that why."""
+        ...
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call `callback` when the backend has ended."""
         ...
 
 
@@ -81,6 +90,22 @@ class Computes(Protocol):
 
     def cancel(self, client_host: str, pid: int) -> Sequence[AwakeCompute]:
         """The awake computes in which a client from `client_host` has a live session with that pid."""
+        ...
+
+
+class Tokens(Protocol):
+    """Who looks at tokens, by which one can log in instead of by a password."""
+
+    def takes(self, database: Database, role: str) -> bool:
+        """Whether a token can be the way in for a role."""
+        ...
+
+    async def admit(self, database: Database, token: str) -> Admission:
+        """Whom a token admits. Takes seconds when keys are fetched. Raises WrongToken, Unavailable."""
+        ...
+
+    def begun(self, database: Database, session: Session, admission: Admission) -> bool:
+        """A session began by a token, and is to end with it. False when the database takes other tokens by now."""
         ...
 
 

@@ -13,6 +13,9 @@ from torpor.model.names import SERVICE_ROLE
 from torpor.pgwire.passwords import is_md5_verifier
 from torpor.pgwire.scram import DEFAULT_ITERATIONS, Verifier, mock_salt, parse_verifier
 
+MAX_TOKEN_BYTES = 8_193
+"""Longest body of a message with a token, its NUL included."""
+
 _SOMEBODYS = Verifier(DEFAULT_ITERATIONS, bytes(16), bytes(32), bytes(32)).encode()
 
 
@@ -63,6 +66,26 @@ def password_check(role: Role | None, name: str, now: float, mock_secret: bytes)
 def wrong_password(name: str) -> WrongPassword:
     """The refusal for a wrong password, and for everything that a stranger must not tell from one."""
     return WrongPassword(f'password authentication failed for user "{printable(name)}"')
+
+
+def may_bring_token(role: Role) -> bool:
+    """Whether the role can be asked for a token: it has no password that could be asked for otherwise."""
+    return role.verifier is None and not role.tickets
+
+
+def admitted_role(admitted: str, wanted: str, role: Role | None) -> None:
+    """Raise LoginForbidden when the role that a token admits isn't the one that the client named, if it did, or may not log in so."""
+    if wanted and wanted != admitted:
+        raise LoginForbidden(
+            f'the token is for role "{printable(admitted)}", not for "{printable(wanted)}"', "name that role in the URL, or none"
+        )
+    if role is None:
+        raise LoginForbidden(f'role "{printable(admitted)}", which the token is for, does not exist', "create it, WITH LOGIN")
+    if role.rules:
+        raise LoginForbidden(
+            f'role "{printable(admitted)}" is a superuser, or can become one: no token makes anybody that', "use a role without that"
+        )
+    check_may_log_in(role)
 
 
 def check_may_log_in(role: Role) -> None:

@@ -20,6 +20,7 @@ TorporError
 │   │   └── HandshakeFailed     08P01  400   the client and the door could not agree on TLS
 │   ├── RoutingConflict         08004  400   two forms of address name different databases, or none is given
 │   ├── WrongPassword           28P01  401   also for a role that doesn't exist, so that nobody can probe
+│   │   └── WrongToken          28P01  401   a token isn't taken: of another issuer, expired, not signed by a key that is registered
 │   ├── LoginForbidden          28000  403   the role exists and its password is right, or it is Torpor's own
 │   ├── EncryptionRequired      28000  403   a client from another machine must use TLS
 │   ├── LoginTimeout            08006  408   the client took too long before it was logged in
@@ -153,6 +154,11 @@ class RoutingConflict(Refused):
 class WrongPassword(Refused):
     kind, sqlstate, http_status = "wrong_password", "28P01", 401
     usual_hint = "check user, password and database: each database has roles of its own"
+
+
+class WrongToken(WrongPassword):
+    kind = "wrong_token"
+    usual_hint = "ask its issuer for a new one; `torpor jwt` shows which tokens the database takes"
 
 
 class LoginForbidden(Refused):

@@ -41,6 +41,11 @@ def authentication_ok() -> bytes:
     return _authentication(0)
 
 
+def authentication_cleartext() -> bytes:
+    """AuthenticationCleartextPassword."""
+    return _authentication(3, b"")
+
+
 def authentication_md5(salt: bytes) -> bytes:
     """AuthenticationMD5Password with its four bytes of salt."""
     return _authentication(5, salt)

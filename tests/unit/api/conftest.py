@@ -42,6 +42,7 @@ from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides, PoolPolicy
 from torpor.model.recovery_views import RecoverableList, Recovering
 from torpor.model.size import NO_OVERRIDES, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides, SleepPolicy, Tier, WakeReason
+from torpor.model.tokens import TokenRules, TokenRulesView, TokenView
 from torpor.model.views import Created, Credentials, DatabaseDetail, DatabasePage, DatabaseView, HostView, SizeView, WakeView
 from torpor.model.workspace import DEFAULT_WORKSPACE, AccessScope, Caller, WorkspaceId
 from torpor.model.workspace_views import CreatedKey
@@ -363,6 +364,26 @@ def databases(tmp_path: Path) -> TwinDatabases:
     return TwinDatabases(tmp_path)
 
 
+class TwinTokens:
+    """Which tokens databases take, in memory."""
+
+    def __init__(self) -> None:
+        self.rules: dict[DatabaseId, TokenRules] = {}
+
+    def show(self, id: DatabaseId) -> TokenView:
+        rules = self.rules.get(id)
+        if rules is None:
+            return TokenView(None)
+        return TokenView(TokenRulesView(rules.issuer, rules.audience, rules.role_claim, rules.roles, rules.jwks_url, 1, rules.version))
+
+    async def replace(self, id: DatabaseId, rules: TokenRules, by: str) -> TokenView:
+        self.rules[id] = rules
+        return self.show(id)
+
+    async def remove(self, id: DatabaseId, by: str) -> TokenView:
+        return TokenView(None, int(self.rules.pop(id, None) is not None))
+
+
 class NoFleet:
     """No sessions that an access list could forbid."""
 
@@ -395,6 +416,7 @@ class Desk:
             self.audit,
             self.telemetry.render,
             access=self.access,
+            tokens=TwinTokens(),
             jobs=self.jobs,
             branches=TwinBranches(databases),
             archiving=TwinArchiving(),

@@ -52,6 +52,12 @@ class HandedOver:
     def cut(self) -> None:
         self.was_cut = True
 
+    def dismiss(self, farewell: bytes) -> None:
+        self.was_cut = True
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        pass
+
     @property
     def startup(self) -> StartupMessage:
         assert isinstance(self.packet, StartupMessage)

@@ -7,6 +7,7 @@ nobody knows the length before its end has come.
 import hmac
 import ipaddress
 import struct
+from collections.abc import Iterator
 from functools import cache
 
 from torpor.model.errors import ProtocolViolation
@@ -29,6 +30,7 @@ _TLV_HEADER_BYTES = 3
 _AUTHORITY = 0x02
 _CRC32C = 0x03
 _GATEWAY_SECRET = 0xE0  # of the numbers that are everybody's own
+_GATEWAY_TOKEN = 0xE1
 _CRC32C_BYTES = 4
 _CRC32C_POLYNOMIAL = 0x82F63B78
 _MAX_PORT = 65535
@@ -107,16 +109,25 @@ def server_name_for(secret: bytes, header: bytes, rest: bytes) -> str | None:
     The gateway makes it in gateway/http/proxyheader.py. What is malformed is refused by `parse_v2`.
     """
     is_proven, name = False, ""
-    start = _ADDRESS_BYTES.get(header[13] >> 4, 0)
-    while start + _TLV_HEADER_BYTES <= len(rest):
-        kind, length = struct.unpack_from("!BH", rest, start)
-        value = rest[start + _TLV_HEADER_BYTES : start + _TLV_HEADER_BYTES + length]
+    for kind, value in _additions(header, rest):
         if kind == _GATEWAY_SECRET:
             is_proven = bool(secret) and hmac.compare_digest(value, secret)
         elif kind == _AUTHORITY:
             name = value.decode("ascii", "replace")
-        start += _TLV_HEADER_BYTES + length
     return name if is_proven else None
+
+
+def brings_token(header: bytes, rest: bytes) -> bool:
+    """Whether the gateway, which has proven to be that, brings a client with a token instead of a password."""
+    return any(kind == _GATEWAY_TOKEN for kind, _ in _additions(header, rest))
+
+
+def _additions(header: bytes, rest: bytes) -> Iterator[tuple[int, bytes]]:
+    start = _ADDRESS_BYTES.get(header[13] >> 4, 0)
+    while start + _TLV_HEADER_BYTES <= len(rest):
+        kind, length = struct.unpack_from("!BH", rest, start)
+        yield kind, rest[start + _TLV_HEADER_BYTES : start + _TLV_HEADER_BYTES + length]
+        start += _TLV_HEADER_BYTES + length
 
 
 def crc32c(data: bytes) -> int:
