@@ -384,7 +384,7 @@ class Backend:
         if name == _SIGNS:
             self.serves_signs = True
             return True
-        if name == READS or name == WATCHED:
+        if name in (READS, WATCHED):
             if self.watch is not None and not muted:
                 self.watch.note(name, value)
             return True

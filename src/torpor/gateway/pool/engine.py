@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from torpor.gateway.cache.store import Store
 from torpor.gateway.pool import extended
 from torpor.gateway.pool.backend import Backend
+from torpor.gateway.pool.caching import DEFAULT_BYTES, Caching
 from torpor.gateway.pool.client import Client
-from torpor.gateway.pool.values import PREFIX, STALE, Key, Limits, Link, Settings, Statement, apply_settings
+from torpor.gateway.pool.values import NOWHERE, PREFIX, STALE, Key, Limits, Link, Settings, Statement, apply_settings
 from torpor.pgwire.replies import authentication_ok, error_response
 
 _APPLICATION_NAME = b"application_name"
@@ -24,6 +26,8 @@ _NO_SIGNS = "a compute that gives no signs: it was started by an older Torpor"
 _DISCARD = b"DISCARD ALL"
 _FLUSH = b"H\0\0\0\4"
 """Tells the library in the backend that another client begins (native/signs.h), and PostgreSQL nothing."""
+_WATCH = _FLUSH + _FLUSH
+"""Tells it to watch what runs up to the next ReadyForQuery; twice: up to the one after it, as the next one ends what is the pool's own."""
 
 
 class Port(Protocol):
@@ -81,7 +85,7 @@ class Group:
 class Pool:
     """The pool of one database."""
 
-    def __init__(self, label: str, port: Port, limits: Limits, now: Callable[[], float]) -> None:
+    def __init__(self, label: str, port: Port, limits: Limits, now: Callable[[], float], store: Store | None = None) -> None:
         self.label = label
         self.limits = limits
         self.clients: set[Client] = set()
@@ -94,6 +98,8 @@ class Pool:
         self._port = port
         self._now = now
         self._groups: dict[Key, Group] = {}
+        self.cares = False  # whether any statement may concern the cache
+        self.caching = Caching(self, store if store is not None else Store(DEFAULT_BYTES), now)
 
     def __repr__(self) -> str:
         return f"<Pool {self.label} {len(self.clients)} clients, {len(self.waiting)} waiting, {len(self.backends)} backends>"
@@ -118,10 +124,19 @@ class Pool:
         else:
             self._queue(client)
 
+    def adopt(self, client: Client) -> None:
+        """A client of the pool's own. It is as any other, but knows already what PostgreSQL says."""
+        client.greeted = True
+        self.clients.add(client)
+        client.group.clients += 1
+
     def client_gone(self, client: Client) -> None:
         """It has left, or was sent away."""
-        if client not in self.clients:
-            return
+        if client in self.clients:
+            self._lose(client)
+            self.caching.gone(client)
+
+    def _lose(self, client: Client) -> None:
         self.clients.discard(client)
         client.last = None
         client.group.clients -= 1
@@ -145,6 +160,8 @@ class Pool:
         if client.backend is not None and client.backend.outstanding:
             client.backend.canceling += 1
             self._port.cancel(client.backend)
+        else:
+            self.caching.cancel(client)
 
     def cancel_done(self, backend: Backend) -> None:
         """PostgreSQL has heard it."""
@@ -352,13 +369,16 @@ class Pool:
         backend.client, client.backend = client, backend
         backend.doubtful.clear()
         client.link.feed(backend.link)
-        backend.link.feed(client.link)
+        backend.link.feed(client.link if client.link is not NOWHERE else None)
+        watched = client.session is not None and self.caching.begin(client, backend)
         sql = b""
         if client.carried is not backend.carried:
             sql = apply_settings(client.carried, backend.carried)
             if not sql:
                 backend.carried = client.carried
         backend.prelude = b"" if backend.last is client else _FLUSH
+        if watched:
+            backend.prelude += _WATCH if not sql else _WATCH + _WATCH
         backend.last, client.last = client, backend
         if sql:
             backend.ask(sql, wait=True)
@@ -369,7 +389,7 @@ class Pool:
                 client.link.send(b"".join([extended.parameter_status(*pair) for pair in news]))
 
     def _separate(self, client: Client, backend: Backend) -> None:
-        backend.client = client.backend = None
+        backend.client = client.backend = backend.watch = None
         client.link.feed(None)
         backend.link.feed(None)
         client.tracked = False
