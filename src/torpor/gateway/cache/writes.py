@@ -42,6 +42,13 @@ class Writes:
             os.close(self._fd)
             self._fd = -1
 
+    def is_same(self, other: "Writes") -> bool:
+        """Whether both count in one file."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.fstat(other._fd))
+        except OSError:
+            return False
+
     def read(self, oids: Sequence[int]) -> tuple[int, ...]:
         """The epoch, and the counter of each table. Raises nothing: what can't be read gives a value that is equal to no other."""
         if len(oids) > _FEW:

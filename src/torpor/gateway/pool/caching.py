@@ -99,7 +99,7 @@ class Caching:
         self._flights: dict[Hashable, Flight] = {}
         self._running: set[Flight] = set()
         self._resumable: list[Client] = []
-        self._refreshing = 0
+        self.refreshing = 0  # the pool's own clients that make something anew
 
     def __repr__(self) -> str:
         return f"<Caching {self._shelf!r} {len(self._running)} misses>"
@@ -115,10 +115,11 @@ class Caching:
 
     def count_writes(self, writes: Writes) -> None:
         """These are the counters from now on. What was kept by others can't be compared."""
-        if self._writes is not None:
-            self._writes.close()
-            self.purge("all", ())
-        self._writes = writes
+        before, self._writes = self._writes, writes
+        if before is not None:
+            if not before.is_same(writes):
+                self.purge("all", ())
+            before.close()
 
     def purge(self, by: str, values: Sequence[str]) -> int:
         """Drop what was made so far, and what is being made. How many results there were."""
@@ -145,11 +146,6 @@ class Caching:
             "evicted": shelf.evicted,
             "purged": figures.purged,
         }
-
-    def tick(self) -> bool:
-        """Now and then. Whether it wants to be called again."""
-        self._shelf.expire(self._now())
-        return bool(self._shelf.entries)
 
     # -- what clients say
 
@@ -651,7 +647,7 @@ class Caching:
         if self._flights.get(flight.ask.key) is flight:
             del self._flights[flight.ask.key]
         if flight.is_internal:
-            self._refreshing -= 1
+            self.refreshing -= 1
         for waiter in flight.waiters:
             session = waiter.session
             if session is not None and session.awaits is flight:
@@ -662,9 +658,12 @@ class Caching:
 
     def _refresh(self, asker: Client, ask: Ask, entry: Entry, now: float) -> None:
         """Make it anew, for nobody: by a client of the pool's own, that waits and is limited as any other."""
-        if ask.key in self._flights or self._refreshing >= _MOST_REFRESHES or now - entry.refreshed_at < _REFRESH_AGAIN_S:
-            return
-        if self.pool.finishing:
+        if (
+            self.pool.finishing
+            or ask.key in self._flights
+            or self.refreshing >= _MOST_REFRESHES
+            or now - entry.refreshed_at < _REFRESH_AGAIN_S
+        ):
             return
         entry.refreshed_at = now
         client = Client(self.pool, asker.group, NOWHERE, pid=0, key=b"", application_name=b"", auto=False)
@@ -682,7 +681,7 @@ class Caching:
         session.flight = flight = Flight(again, client, self._store.largest_bytes, self._closing, True)
         self._flights[ask.key] = flight
         self._running.add(flight)
-        self._refreshing += 1
+        self.refreshing += 1
         self.pool.adopt(client)
         client.received(said)
 

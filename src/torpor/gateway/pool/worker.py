@@ -20,6 +20,8 @@ from collections import deque
 from typing import Any
 
 from torpor.gateway.pool.backend import Backend
+from torpor.gateway.pool.cachedesk import CacheDesk, take_option
+from torpor.gateway.pool.caching import DEFAULT_BYTES
 from torpor.gateway.pool.client import Client
 from torpor.gateway.pool.engine import Pool
 from torpor.gateway.pool.links import SocketLink, Sockets
@@ -42,7 +44,8 @@ _SHUTTING_DOWN = error_response("57P01", "Torpor is shutting down", "connect aga
 class Worker:
     """All that one process does. Also the engine's port to Torpor."""
 
-    def __init__(self, control: socket.socket, counters: "memoryview[int]") -> None:
+    def __init__(self, control: socket.socket, counters: "memoryview[int]", cache_bytes: int = DEFAULT_BYTES) -> None:
+        self._desk = CacheDesk(cache_bytes)
         control.setblocking(False)
         self._control = control
         self._sockets = Sockets(control.fileno(), counters, self._closed)
@@ -119,6 +122,7 @@ class Worker:
     def _tick(self, now: float) -> None:
         for pool in self._pools.values():
             pool.tick()
+        self._desk.expire(now)
         closing = self._sockets.expire(now)
         if now - self._shown_at >= 1.0 - _TICK_S / 2:
             self._shown_at = now
@@ -165,10 +169,14 @@ class Worker:
             if not packet:
                 self._is_over = True
                 return
+            said = unpack(packet)
+            if said["op"] == ToWorker.WRITES:
+                self._ask_desk(said, fds[0] if fds else -1)
+                continue
             sock = socket.socket(fileno=fds[0]) if fds else None
             if sock is not None:
                 sock.setblocking(False)
-            self._obey(unpack(packet), sock)
+            self._obey(said, sock)
 
     def _obey(self, said: dict[str, Any], sock: socket.socket | None) -> None:
         match said["op"]:
@@ -200,6 +208,8 @@ class Worker:
                 client_or_none = self._clients.get(said["client"])
                 if client_or_none is not None:
                     client_or_none.dismiss(bytes.fromhex(said["farewell"]))
+            case ToWorker.CACHE | ToWorker.PURGE:
+                self._ask_desk(said, -1)
             case ToWorker.FINISH:
                 self._finishing = True
                 for pool in self._pools.values():
@@ -207,18 +217,25 @@ class Worker:
             case _:
                 pass
 
+    def _ask_desk(self, said: dict[str, Any], fd: int) -> None:
+        dropped = self._desk.obey(said, fd)
+        if dropped is not None and said["ticket"]:
+            self._tell(FromWorker.PURGED, ticket=said["ticket"], dropped=dropped)
+
     def _join(self, said: dict[str, Any], sock: socket.socket) -> None:
         database: str = said["database"]
         pool, limits = self._pools.get(database), Limits(**said["limits"])
         if pool is None:
-            pool = self._pools[database] = Pool(said["label"], self, limits, time.monotonic)
+            pool = self._pools[database] = Pool(said["label"], self, limits, time.monotonic, self._desk.store)
             self._names[pool] = database
+            self._desk.add(database, pool)
         pool.limits = limits
         if sock.family != socket.AF_UNIX:  # as PostgreSQL does: a client that vanished is noticed
             for option, value in _KEEPALIVE:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
         link = SocketLink(self._sockets, sock)
-        parameters = tuple((name, value) for name, value in said["parameters"])
+        asked, words = take_option(said["parameters"])
+        parameters = tuple((name, value) for name, value in asked)
         number: int = said["client"]
         client = Client(
             pool,
@@ -229,6 +246,8 @@ class Worker:
             application_name=said["application_name"].encode("utf-8", "surrogateescape"),
             auto=said["auto"],
         )
+        if words is not None:
+            pool.caching.start_with(client, words)
         link.owner = client
         self._clients[number] = client
         self._numbers[client] = number
@@ -244,7 +263,7 @@ def _view(pool: Pool) -> dict[str, object]:
         for client, _ in zip(pool.pinned, range(_MOST_PINNED_SHOWN), strict=False)
     ]
     return {
-        "clients": len(pool.clients),
+        "clients": len(pool.clients) - pool.caching.refreshing,
         "working": working,
         "waiting": len(pool.waiting),
         "pinned": len(pool.pinned),
@@ -255,6 +274,7 @@ def _view(pool: Pool) -> dict[str, object]:
         "waited_s": round(pool.waited_s, 6),
         "longest_wait_s": round(pool.longest_wait_s, 6),
         "pinned_clients": pinned,
+        "cache": pool.caching.view(),
     }
 
 
@@ -270,13 +290,14 @@ def become(uid: int) -> None:
 
 
 def main() -> None:
-    """Run as a process of its own: the argument is the user to become, 0 for none."""
+    """Run as a process of its own: the arguments are the user to become, 0 for none, and the bytes that the cache may have."""
     control = socket.socket(fileno=CONTROL_FD)
     memory = mmap.mmap(COUNTERS_FD, 0)
     os.close(COUNTERS_FD)
     become(int(sys.argv[1]))
+    cache_bytes = int(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_BYTES
     gc.set_threshold(*_GARBAGE)
-    Worker(control, memoryview(memory).cast("Q")).run()
+    Worker(control, memoryview(memory).cast("Q"), cache_bytes).run()
 
 
 if __name__ == "__main__":
