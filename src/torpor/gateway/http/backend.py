@@ -180,7 +180,7 @@ class Wire(asyncio.Protocol):
             self._transport.resume_reading()
 
 
-async def dial(door: Door, client: tuple[str, int], server_name: str) -> Wire:
+async def dial(door: Door, client: tuple[str, int], server_name: str, by_token: bool = False) -> Wire:
     """Connect to the door for `client`. Raises Failure."""
     loop = asyncio.get_running_loop()
     try:
@@ -188,7 +188,7 @@ async def dial(door: Door, client: tuple[str, int], server_name: str) -> Wire:
             _, wire = await loop.create_connection(Wire, door.host, door.port)
     except OSError as error:
         raise gone("Torpor's door can't be reached just now") from error
-    wire.send(vouch(door.secret, client, server_name))
+    wire.send(vouch(door.secret, client, server_name, by_token))
     return wire
 
 
@@ -212,7 +212,7 @@ class Backend:
     @classmethod
     async def log_in(cls, door: Door, client: tuple[str, int], target: Target) -> "Backend":
         """Connect, and log in as `target` says. Raises Failure, with what the door or PostgreSQL said."""
-        wire = await dial(door, client, target.host)
+        wire = await dial(door, client, target.host, target.by_token)
         try:
             self = cls(door, wire, client, target.host)
             wire.send(StartupMessage(target.startup()).encode())

@@ -225,7 +225,7 @@ class Reply:
         """The error as JSON."""
         more = {"retry-after": str(error.retry_after_s)} if error.retry_after_s is not None else {}
         if error.status == 401:
-            more["www-authenticate"] = 'Basic realm="Torpor", charset="UTF-8"'
+            more["www-authenticate"] = 'Basic realm="Torpor", charset="UTF-8", Bearer realm="Torpor"'
         self.whole(error.status, _JSON.encode(error.as_json()), more=more)
 
     async def begin(self, media: str) -> None:

@@ -5,8 +5,10 @@ Nothing is checked here but the form: the door says whether the database exists 
 
 import base64
 import binascii
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
 
 from torpor.gateway.http.failures import Failure, failure
 
@@ -26,6 +28,20 @@ class Target:
     """The host's name in the connection string: it may say which database is meant."""
     options: str = ""
     application_name: str = ""
+    by_token: bool = False
+    """Whether `password` is a token. Then it says who this is, and `user` may be empty."""
+
+    @property
+    def bearer(self) -> tuple[str, ...]:
+        """Whom the token is of, once the door has admitted it: the same with the next token of the same person. Empty without a token."""
+        if not self.by_token:
+            return ()
+        payload = self.password.split(".")[1] if self.password.count(".") == 2 else ""
+        try:
+            claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+            return str(claims["iss"]), str(claims["sub"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return (self.password,)
 
     def startup(self) -> dict[str, str]:
         """The parameters of the startup message."""
@@ -37,8 +53,26 @@ class Target:
         return found
 
 
-def from_connection_string(text: str) -> Target:
-    """Read a connection string. Raises Failure, which never shows the password."""
+def token_in(header: str) -> str | None:
+    """The token in an Authorization header, if there is one."""
+    kind, _, value = header.strip().partition(" ")
+    return value.strip() if kind.lower() == "bearer" else None
+
+
+def from_token(header: str, connection_string: str = "", database: str = "", host: str = "") -> Target:
+    """Read `Bearer …` of an Authorization header, and what a connection string says beside it. Raises Failure."""
+    token = token_in(header) or ""
+    if not token or len(token) > _MAX_BYTES or not token.isascii() or not token.isprintable() or " " in token:
+        raise failure(401, "28000", "the bearer token can't be read", "send it as Authorization: Bearer TOKEN")
+    if connection_string:
+        return replace(from_connection_string(connection_string, token), by_token=True)
+    if "\0" in database:
+        raise _wrong("holds a NUL")
+    return Target("", token, database, host.lower(), by_token=True)
+
+
+def from_connection_string(text: str, token: str = "") -> Target:
+    """Read a connection string; a `token` takes its password's place. Raises Failure, which never shows the password."""
     if len(text) > _MAX_BYTES:
         raise _wrong("is too long")
     try:
@@ -50,17 +84,22 @@ def from_connection_string(text: str) -> Target:
         raise _wrong("can't be read") from None
     if parts.scheme not in ("postgresql", "postgres"):
         raise _wrong("is none of PostgreSQL's")
-    return _target(user, password, database, host, query)
+    return _target(user, token or password, database, host, query, bool(token))
 
 
 def from_basic(header: str, database: str, host: str, in_percents: bool = False) -> Target:
-    """Read `Basic …` of an Authorization header. Raises Failure.
+    """Read `Basic …` or `Bearer …` of an Authorization header. Raises Failure.
 
     `in_percents` is for clients that take credentials out of a URL as they are there (@prisma/ppg).
     """
     kind, _, value = header.strip().partition(" ")
+    if kind.lower() == "bearer":
+        return from_token(header, database=database, host=host)
     if kind.lower() != "basic":
-        raise failure(401, "28000", "this way of authorization isn't known here", "use basic credentials: the role's name and its password")
+        raise failure(
+            401, "28000", "this way of authorization isn't known here",
+            "use basic credentials: the role's name and its password; or a bearer token, where the database takes them",
+        )  # fmt: skip
     try:
         user, colon, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError):
@@ -77,8 +116,8 @@ def from_login(user: str, password: str, database: str, host: str) -> Target:
     return _target(unquote(user), unquote(password), database, host, {})
 
 
-def _target(user: str, password: str, database: str, host: str, query: dict[str, str]) -> Target:
-    if not user:
+def _target(user: str, password: str, database: str, host: str, query: dict[str, str], nameless: bool = False) -> Target:
+    if not user and not nameless:
         raise _wrong("names no user", 401)
     if not password:
         raise _wrong("has no password", 401)

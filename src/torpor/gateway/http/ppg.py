@@ -12,7 +12,7 @@ from websockets.frames import CloseCode
 from torpor.gateway.http.backend import Backend, Door
 from torpor.gateway.http.connection import ClientGone, Reply, Request
 from torpor.gateway.http.cors import admit
-from torpor.gateway.http.credentials import Target, from_basic, from_login
+from torpor.gateway.http.credentials import Target, from_basic, from_login, from_token, token_in
 from torpor.gateway.http.failures import Failure, bad_request, error_fields, failure
 from torpor.gateway.http.kept import Kept
 from torpor.gateway.http.places import Places
@@ -92,7 +92,11 @@ class Ppg:
             if login is None:
                 raise ClientGone
             told = read_login(login)
-            target = from_login(told.get("username", ""), told.get("password", ""), request.parameters.get("db", ""), request.host)
+            database, header = request.parameters.get("db", ""), request.headers.get("authorization", "")
+            if token_in(header) is not None:
+                target = from_token(header, database=database, host=request.host)
+            else:
+                target = from_login(told.get("username", ""), told.get("password", ""), database, request.host)
             backend = await self._converse(socket, request, target)
         except (ClientGone, TimeoutError):
             pass

@@ -67,7 +67,7 @@ class Receipts:
     @asynccontextmanager
     async def running(self, target: Target, key: str) -> AsyncIterator[str]:
         """Be the only one with that key meanwhile; gives its name. Raises Failure."""
-        name = f"{_hash(target.host, target.database)[:16]}-{_hash(target.user, key)[:40]}"
+        name = f"{_hash(target.host, target.database)[:16]}-{_hash(target.user, *target.bearer, key)[:40]}"
         if name in self._running:
             raise failure(409, "55006", "a request with this idempotency key is running", "wait for its end, then ask again", 1)
         self._running.add(name)

@@ -9,7 +9,7 @@ import asyncio
 from torpor.gateway.http.backend import Backend
 from torpor.gateway.http.connection import Reply, Request
 from torpor.gateway.http.cors import admit
-from torpor.gateway.http.credentials import Target, from_basic, from_connection_string
+from torpor.gateway.http.credentials import Target, from_basic, from_connection_string, from_token, token_in
 from torpor.gateway.http.execution import Transaction, ask, run, run_recorded
 from torpor.gateway.http.failures import Failure, failure
 from torpor.gateway.http.kept import Kept
@@ -126,11 +126,15 @@ async def _was_committed(backend: Backend, transaction: Transaction) -> bool:
 def target_of(request: Request) -> Target:
     """Whom the request says it is from. Raises Failure."""
     headers = request.headers
-    if text := headers.get("neon-connection-string"):
+    text, header = headers.get("neon-connection-string", ""), headers.get("authorization", "")
+    if text and token_in(header) is not None:  # as Neon's driver says it with `authToken`
+        return from_token(header, text)
+    if text:
         return from_connection_string(text)
     if header := headers.get("authorization"):
         return from_basic(header, request.parameters.get("db", ""), request.host)
     raise failure(
         401, "28000", "the request says not who it is from",
-        "give postgresql://USER:PASSWORD@HOST/DATABASE in the header Neon-Connection-String, or basic credentials and ?db=DATABASE",
+        "give postgresql://USER:PASSWORD@HOST/DATABASE in the header Neon-Connection-String; or basic credentials or a token, and "
+        "?db=DATABASE",
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 The client says its startup message and, without waiting for an answer, its password in the clear and its first query: a round trip over
 the internet for each would cost more than all else. So the password is asked for in the clear here, inside of what encrypts the WebSocket,
-and we log in at the door with it, by SCRAM. From then on bytes are passed on as they are: cancel requests, too.
+and we log in at the door with it, by SCRAM; a token in the head of the request takes its place. From then on bytes are passed on as they
+are: cancel requests, too.
 
 Concurrency: the request's task, and one more for the way back. Bounded by the limits of both ends: whoever doesn't read slows the other
 down. When either end is gone, so is the other.
@@ -15,16 +16,18 @@ from websockets.frames import CloseCode
 
 from torpor.gateway.http.backend import Door, Wire, dial, respond
 from torpor.gateway.http.connection import ClientGone, Request
+from torpor.gateway.http.credentials import token_in
 from torpor.gateway.http.failures import Failure
 from torpor.gateway.http.websocket import WebSocket
 from torpor.model.errors import ProtocolViolation
 from torpor.pgwire.frames import MESSAGE_HEADER_BYTES, STARTUP_HEADER_BYTES, frame, message_body_length, startup_body_length
-from torpor.pgwire.passwords import MAX_PASSWORD_BYTES, PASSWORD_TAG
+from torpor.pgwire.passwords import PASSWORD_TAG
 from torpor.pgwire.replies import ENCRYPTION_REFUSED, error_response
 from torpor.pgwire.scramclient import ScramClient
 from torpor.pgwire.startup import CancelRequest, EncryptionRequest, StartupMessage, parse_first_packet
 
 _LOGIN_S = 30.0
+_MAX_PASSWORD_BYTES = 8_193  # it may be a token
 _ASK_PASSWORD = frame(b"R", (3).to_bytes(4, "big"))
 _ENCRYPTION_REQUESTS = 2
 _AUTHENTICATION, _ERROR = ord("R"), ord("E")
@@ -39,17 +42,19 @@ async def tunnel(request: Request, door: Door, server_name: str) -> None:
         stream = _Stream(socket)
         async with asyncio.timeout(_LOGIN_S) as limit:
             packet = await _first_packet(socket, stream)
-            wire = await dial(door, request.client, server_name)
+            token = token_in(request.headers.get("authorization", "")) if isinstance(packet, StartupMessage) else None
+            wire = await dial(door, request.client, server_name, token is not None)
             wire.send(packet.encode())
             if isinstance(packet, StartupMessage):
                 await socket.send(_ASK_PASSWORD)
-                tag, body = await stream.message(MAX_PASSWORD_BYTES)
+                tag, body = await stream.message(_MAX_PASSWORD_BYTES)
                 if tag != PASSWORD_TAG or body.count(0) != 1 or not body.endswith(b"\0"):
                     raise ProtocolViolation(
                         "expected a password in the clear", "this way in asks for one; the WebSocket has to be encrypted"
                     )
                 limit.reschedule(None)  # a start may take its time; the door has limits of its own
-                await _log_in(wire, socket, packet.parameters.get("user", ""), body[:-1].decode("utf-8", "surrogateescape"))
+                password = token or body[:-1].decode("utf-8", "surrogateescape")
+                await _log_in(wire, socket, packet.parameters.get("user", ""), password)
         socket.trust()
         await _carry(socket, stream, wire)
     except ProtocolViolation as error:

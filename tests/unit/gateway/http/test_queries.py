@@ -99,7 +99,16 @@ def test_basic_credentials() -> None:
     assert (plain.user, plain.password, plain.database, plain.host) == ("u", "p:%41", "shop", "h")
     assert from_basic(header("u:p%41"), "", "h", in_percents=True).password == "pA"
     assert from_login("u%20", "p", "", "h").user == "u "
-    for wrong in ("Bearer x", "Basic !", "Basic " + base64.b64encode(b"\xff:x").decode(), header("u"), header(":p"), header("u:")):
+    for wrong in (
+        "Digest x",
+        "Bearer ",
+        "Bearer a b",
+        "Basic !",
+        "Basic " + base64.b64encode(b"\xff:x").decode(),
+        header("u"),
+        header(":p"),
+        header("u:"),
+    ):
         with pytest.raises(Failure) as refused:
             from_basic(wrong, "shop", "h")
         assert refused.value.status == 401
