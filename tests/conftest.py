@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.leftovers import Leftovers
-from tests.support.server import remove_orphans
+from tests.support.server import remove_orphans, templates
 
 TESTS = Path(__file__).parent
 
@@ -20,6 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Leftovers(config))
     if not hasattr(config, "workerinput"):  # once, by whom the workers belong to
         remove_orphans()
+    templates.is_on = True
+
+
+def pytest_unconfigure() -> None:
+    templates.remove()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

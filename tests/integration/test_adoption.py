@@ -84,7 +84,9 @@ def test_pgbench_on_ten_databases_does_not_notice() -> None:
         kept = [connect(database) for database in databases]
         for number, connection in enumerate(kept):
             connection.execute("CREATE TEMP TABLE kept AS SELECT %s::int AS x", (number,))
-        command = [program("pgbench"), "-T", "600", "-c", "2", "-n"]  # its own alarm ends it; ours comes first, when all has been seen
+        # Its own alarm ends it; ours comes first, when all has been seen. So many transactions that each of them is amid some all the time,
+        # and so few that the next Torpor has a processor to start on.
+        command = [program("pgbench"), "-T", "600", "-c", "2", "-n", "-R", "40"]
         benches = [subprocess.Popen([*command, d.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for d in databases]
         history = "SELECT count(*) FROM pgbench_history"
         eventually(lambda: all((c.execute(history).fetchone() or (0,))[0] for c in kept))
@@ -359,7 +361,7 @@ def test_killed_during_a_delete(server: Server, database: MadeDatabase, seed: in
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_while_the_template_is_made(seed: int) -> None:
     """The first create needs it; what initdb had done is thrown away, and no initdb goes on behind the next one's back."""
-    with Server() as server:
+    with Server(own_templates=True) as server:
         creator, _ = in_thread(server.create)
         time.sleep(random.Random(seed).uniform(0.1, 1.0))
         server.kill()

@@ -40,6 +40,44 @@ def _new_directory(on_disk: bool) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_MEMORY if in_memory else _DISK))
 
 
+class Templates:
+    """Template clusters that servers of this process have made, for those that come later: they are the same for all, and to make one
+    takes a second of processor. Off until a test run says otherwise: benchmarks begin with nothing."""
+
+    def __init__(self) -> None:
+        self.is_on = False
+
+    def lend(self, server: "Server") -> None:
+        """Before its first start."""
+        stock, volumes = self._stock(server), server.data_dir / "volumes"
+        if self._fits(server) and stock.exists() and not volumes.exists():
+            volumes.mkdir(mode=0o711)
+            subprocess.run(["cp", "--archive", str(stock), str(volumes / ".templates")], check=True)
+
+    def keep(self, server: "Server") -> None:
+        """When it has ended: those that aren't here yet. Under its final name one is whole, whatever killed its Torpor."""
+        stock = self._stock(server)
+        if self._fits(server):
+            for made in (server.data_dir / "volumes" / ".templates").glob("[0-9]*"):
+                if not (stock / made.name).exists():
+                    stock.mkdir(mode=0o711, exist_ok=True)
+                    made.rename(stock / made.name)
+
+    def remove(self) -> None:
+        """At the end of the run."""
+        for place in (_DISK, _MEMORY):
+            shutil.rmtree(place / f"{_PREFIX}{os.getpid()}-templates", ignore_errors=True)
+
+    def _fits(self, server: "Server") -> bool:
+        return self.is_on and server.borrows and server.data_dir.exists() and server.data_dir.stat().st_uid == os.geteuid()
+
+    def _stock(self, server: "Server") -> Path:
+        return server.data_dir.parent / f"{_PREFIX}{os.getpid()}-templates"
+
+
+templates = Templates()
+
+
 def _is_mapped(path: Path) -> bool:
     """Whether a process that we may look into has the file in its memory."""
     for maps in Path("/proc").glob("[0-9]*/maps"):
@@ -69,9 +107,11 @@ class MadeDatabase:
 
 
 class Server:
-    """One Torpor. Use as a context manager; settings are those of `torpor serve`. What measures memory or disk wants it `on_disk`."""
+    """One Torpor. Use as a context manager; settings are those of `torpor serve`. What measures memory or disk wants it `on_disk`; what is
+    about its template clusters has it make its own."""
 
-    def __init__(self, data_dir: Path | None = None, on_disk: bool = False, **settings: object) -> None:
+    def __init__(self, data_dir: Path | None = None, on_disk: bool = False, own_templates: bool = False, **settings: object) -> None:
+        self.borrows = data_dir is None and not on_disk and not own_templates
         # Computes run under users of their own: every directory above must let them through, as pytest's don't.
         self.data_dir = data_dir or _new_directory(on_disk)
         self.data_dir.chmod(0o711)
@@ -131,6 +171,7 @@ class Server:
 
     def start(self) -> None:
         """Start it (again) and wait until it serves."""
+        templates.lend(self)
         announcement, told = self.data_dir / "api.json", len(self.log)
         with contextlib.suppress(FileNotFoundError):
             before: str | None = announcement.read_text()
@@ -212,6 +253,7 @@ class Server:
             self._remove_cgroups()
             self._remove_shared_memory()
             self._unmount_images()
+            templates.keep(self)
             shutil.rmtree(self.data_dir, ignore_errors=True)
 
     def remains(self) -> list[int]:
