@@ -1,5 +1,5 @@
 """Every driver connects with the URL unchanged, and doesn't notice that its database slept; by every way in: with a connection of its own,
-pooled by the name of the database, and pooled where the user's URL says `auto`.
+pooled by the name of the database, and on the plain URL of a database that is set to `auto`.
 
 Each makes a table, inserts and selects with parameters, prepares a statement, and opens a transaction. With that transaction open the
 database is put to sleep; the next statement on the same connection must find its transaction and its prepared statement intact.
@@ -24,6 +24,7 @@ import sqlalchemy
 
 from tests.support.dialogue import Dialogue
 from tests.support.running import RunningDatabase, RunningTorpor, newest_wake, put_to_sleep
+from tests.support.server import Server
 from torpor.compute import binaries
 from torpor.daemon.configuration import load
 
@@ -43,10 +44,9 @@ class Address:
 
 
 @pytest.fixture(params=["direct", "pooled", "auto"])
-def database(torpor: RunningTorpor, request: pytest.FixtureRequest) -> RunningDatabase:
-    made = torpor.create()
-    way = {"direct": "", "pooled": "@pool", "auto": "@auto"}[request.param]
-    return Address(made.name, made.url + way, made.password)
+def database(torpor: Server, request: pytest.FixtureRequest) -> RunningDatabase:
+    made = torpor.create(pool={"mode": "auto" if request.param == "auto" else "off"})
+    return Address(made.name, made.url + ("@pool" if request.param == "pooled" else ""), made.password)
 
 
 def by_session_only(database: RunningDatabase) -> None:

@@ -1,7 +1,10 @@
 """Who is pooled: by what the database is set to, and by the port; and that both outlive branches, restarts and upgrades of Torpor."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -12,6 +15,7 @@ from tests.support.server import MadeDatabase, Server
 
 pytestmark = pytest.mark.integration
 
+SUPPORT = Path(__file__).parents[1] / "support"
 _MODE = "SELECT coalesce(current_setting('torpor.pool', true), 'off')"
 
 
@@ -57,6 +61,15 @@ def test_a_database_is_set_to_auto(torpor: Server) -> None:
         assert is_pooled(made.url, options="pool=auto")
     torpor.call("PATCH", f"/v1/databases/{made.name}", {"pool": {"mode": None, "size": None}})
     assert not is_pooled(made.url)
+
+
+def test_migrations_just_work_where_all_is_auto(torpor: Server) -> None:
+    """Django's; Drizzle's are in test_drivers_elsewhere.py."""
+    made = torpor.create(pool={"mode": "auto"})
+    command: list[str | Path] = [sys.executable, SUPPORT / "django_migrations.py", made.url]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
+    assert eventually(lambda: torpor.view(made.name)["database"]["pool"])["transactions"] > 0
 
 
 def test_a_branch_is_pooled_as_its_parent(torpor: Server) -> None:
