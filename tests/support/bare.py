@@ -36,12 +36,13 @@ _FLUSH = b"H\0\0\0\4"
 class Bare:
     """A running PostgreSQL. Use as a context manager."""
 
-    def __init__(self, postgres: Postgres, with_counters: bool = True, **settings: str) -> None:
+    def __init__(self, postgres: Postgres, **settings: str) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="torpor-bare-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else "/var/tmp"))
         self.place.chmod(0o711)
         self.data = self.place / "data"
         self.counters = self.place / "writes"
-        self._postgres, self._with_counters = postgres, with_counters
+        self._postgres = postgres
+        self.with_counters = True
         self._settings = {"fsync": "off", "max_prepared_transactions": "4", "wal_level": "logical", "autovacuum": "off", **settings}
         self._process: subprocess.Popen[bytes] | None = None
         self._door: socket.socket | None = None
@@ -67,7 +68,17 @@ class Bare:
         if os.geteuid() == 0:
             os.chown(self.data, UID, UID)
             identity = {"user": UID, "group": UID, "extra_groups": ()}
-        line = [self._postgres.bindir / "initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync", "--no-instructions"]
+        line = [
+            str(self._postgres.bindir / "initdb"),
+            "-D",
+            str(self.data),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "--no-instructions",
+        ]
         subprocess.run(line, check=True, capture_output=True, timeout=120, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, **identity)
         (self.data / "pg_hba.conf").write_text("local all all trust\nhost all all all trust\nhost replication all all trust\n")
 
@@ -87,7 +98,7 @@ class Bare:
             "TORPOR_LISTENER_FD": str(listener.fileno()),
             "TORPOR_READY_FD": str(ready_write.fileno()),
         }
-        if self._with_counters:
+        if self.with_counters:
             environment["TORPOR_WRITES_FD"] = str(counters)
         if os.geteuid() == 0:
             environment["TORPOR_UID"] = str(UID)

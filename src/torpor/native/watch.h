@@ -42,14 +42,12 @@ static void note_read(unsigned oid)
     for (int i = 0; i < watch.reads; i++)
         if (watch.oids[i] == oid)
             return;
-    if (watch.reads == MOST_READS) {
-        watch.too_many = 1;
-        return;
-    }
     name = rel_name(oid);
     space = name ? space_name(rel_space(oid)) : NULL;
-    if (!space) {
-        watch.failed = 1; /* it has just gone */
+    if (!space)
+        return; /* a constant of the type oid: what is read is locked, and has a name */
+    if (watch.reads == MOST_READS) {
+        watch.too_many = 1;
         return;
     }
     if (rel_kind(oid) == 'S') /* what a sequence says is no part of any transaction */
