@@ -8,6 +8,7 @@ from pathlib import Path
 from torpor.door.encryption import Encryption
 from torpor.gateway.http.control import Configuration
 from torpor.gateway.http.service import HttpService
+from torpor.model.errors import Unavailable
 from torpor.model.settings import Settings
 
 _LONGEST_KEEP_S = 0.8  # less than a delete or a stop waits for connections that are just ending
@@ -41,7 +42,10 @@ def make_http(
             certificates=_texts(encryption.pairs),
         )
 
-    service = HttpService(settings.http_host, settings.http_port, configuration)
+    async def purge(startup: dict[str, str], host: str, tags: list[str] | None) -> int:
+        raise Unavailable("the cache can't be purged this way yet")
+
+    service = HttpService(settings.http_host, settings.http_port, configuration, purge)
     encryption.on_pairs = lambda pairs: service.use_certificates(_texts(pairs))
     return service
 

@@ -22,6 +22,7 @@ from torpor.gateway.http.backend import Door
 from torpor.gateway.http.control import CONTROL_FD, PACKET_BYTES, Configuration, configuration, decode, encode
 from torpor.gateway.http.kept import Kept
 from torpor.gateway.http.places import Places
+from torpor.gateway.http.purging import Purger
 from torpor.gateway.http.receipts import Receipts
 from torpor.gateway.http.server import Server
 from torpor.model.encryption import TlsMode
@@ -55,20 +56,22 @@ async def _serve(control: socket.socket, listener: socket.socket, wanted: Config
     receipts = Receipts(Path(wanted.directory) / "receipts")
     receipts.load()
     kept = Kept(door, wanted.keep_s, tasks)
-    app = App(door, kept, Places(), receipts, TlsMode(wanted.tls), wanted.proxies)
+    purger = Purger(control)
+    app = App(door, kept, Places(), receipts, TlsMode(wanted.tls), wanted.proxies, tasks, purger.purge)
     server = Server(listener, app.handle, tasks)
     server.certificates = _certificates(wanted.certificates, Path(wanted.directory))
     server.start()
     tasks.spawn_endless(receipts.tidy, "tidy receipts")
     control.send(encode({"ready": True}))
-    grace_s = await _obey(control, server, Path(wanted.directory))
+    grace_s = await _obey(control, server, purger, Path(wanted.directory))
     await server.stop(grace_s)
+    app.close()
     kept.close()
     await tasks.stop()
     return 0
 
 
-async def _obey(control: socket.socket, server: Server, directory: Path) -> float:
+async def _obey(control: socket.socket, server: Server, purger: Purger, directory: Path) -> float:
     """Do as the daemon says until the end: how much grace there is then."""
     loop = asyncio.get_running_loop()
     while True:
@@ -81,6 +84,8 @@ async def _obey(control: socket.socket, server: Server, directory: Path) -> floa
         packet = decode(data)
         if "stop" in packet:
             return float(packet["stop"])
+        if "purged" in packet:
+            purger.hear(packet["purged"])
         if "pause" in packet:
             server.pause()
         if "certificates" in packet:

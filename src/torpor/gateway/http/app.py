@@ -5,6 +5,8 @@ Concurrency: belongs to one event loop; a handler runs in the task of its reques
 
 from collections.abc import Sequence
 
+from torpor.base.tasks import TaskOwner
+from torpor.gateway.http.accelerate import Accelerate, Purge
 from torpor.gateway.http.backend import Door
 from torpor.gateway.http.connection import Reply, Request
 from torpor.gateway.http.cors import preflight
@@ -26,10 +28,21 @@ _MAX_HOP_CHARACTERS = 64
 class App:
     """All that is served."""
 
-    def __init__(self, door: Door, kept: Kept, places: Places, receipts: Receipts, tls: TlsMode, proxies: Sequence[str]) -> None:
+    def __init__(
+        self,
+        door: Door,
+        kept: Kept,
+        places: Places,
+        receipts: Receipts,
+        tls: TlsMode,
+        proxies: Sequence[str],
+        tasks: TaskOwner,
+        purge: Purge,
+    ) -> None:
         self._door = door
         self._sql = Sql(kept, places, receipts)
         self._ppg = Ppg(door, kept, places)
+        self._accelerate = Accelerate(kept, places, tasks, purge)
         self._tls = tls
         self._proxies = NetworkSet(proxies)
 
@@ -60,10 +73,16 @@ class App:
             case "/v0/session":
                 _check_method(request, reply, "GET")
                 await self._ppg.session(request)
+            case path if self._accelerate.takes(request.method, path):
+                await self._accelerate.handle(request, reply)
             case _:
                 raise failure(
                     404, "42704", "there is nothing at this address", "POST /sql takes a query; /v2 is for Neon's driver, /v0 for Prisma's"
                 )
+
+    def close(self) -> None:
+        """End what outlives its request. Idempotent."""
+        self._accelerate.close()
 
     def _see_through_proxies(self, request: Request) -> bool:
         """Find out whose request it is; whether it came encrypted."""

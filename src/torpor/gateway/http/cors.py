@@ -17,8 +17,8 @@ from torpor.gateway.http.failures import failure
 SETTING = "torpor.http_origins"
 
 _ALLOWED_HEADERS = (
-    "authorization, content-type, idempotency-key, neon-array-mode, neon-batch-deferrable, neon-batch-isolation-level, "
-    "neon-batch-read-only, neon-connection-string, neon-raw-text-output, torpor-statement-timeout"
+    "authorization, cache-control, cache-tags, content-type, idempotency-key, neon-array-mode, neon-batch-deferrable, "
+    "neon-batch-isolation-level, neon-batch-read-only, neon-connection-string, neon-raw-text-output, torpor-statement-timeout"
 )
 _PREFLIGHT_KEPT_S = 600
 _QUERY = f"""
@@ -61,6 +61,6 @@ async def admit(backend: Backend, headers: Mapping[str, str]) -> dict[str, str]:
 def _allow(origin: str) -> dict[str, str]:
     return {
         "access-control-allow-origin": origin,
-        "access-control-expose-headers": "idempotency-replayed, retry-after",
+        "access-control-expose-headers": "age, cache-status, idempotency-replayed, retry-after, torpor-cache",
         "vary": "origin",
     }

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from torpor.gateway.http.backend import Backend
+from torpor.gateway.http.cached import Status
 from torpor.gateway.http.failures import Failure, error_fields, failure
 from torpor.gateway.http.queries import Asked, Query
 from torpor.gateway.http.results import Result, read_row
@@ -22,7 +23,7 @@ from torpor.pgwire.requests import SYNC, statement
 MAX_RECORDED_BYTES = 1 << 20
 """How long the answer to a request with an idempotency key may be."""
 
-_ROW, _COLUMNS, _COMPLETE, _EMPTY, _ERROR, _READY, _COPY_IN, _COPY_OUT, _COPY_BOTH = map(ord, "DTCIEZGHW")
+_ROW, _COLUMNS, _COMPLETE, _EMPTY, _ERROR, _READY, _NOTICE, _COPY_IN, _COPY_OUT, _COPY_BOTH = map(ord, "DTCIEZNGHW")
 _WHICH_TRANSACTION = (
     "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, "
     "pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)"
@@ -40,15 +41,15 @@ class Transaction:
     timeline: str
 
 
-async def run(backend: Backend, asked: Asked, write: Write) -> None:
-    """Run a request without a key. Raises Failure; then some of the answer may have been written."""
+async def run(backend: Backend, asked: Asked, write: Write, status: Status | None = None) -> None:
+    """Run a request without a key. Raises Failure; then some of the answer may have been written. `status` hears what the cache says."""
     before = _before(asked)
     if asked.is_batch:
         before.append(query(asked.begin))
         after = [query("COMMIT")]
     else:
         after = []
-    await _Run(backend, asked, write).exchange(before, after)
+    await _Run(backend, asked, write, status).exchange(before, after)
 
 
 async def run_recorded(backend: Backend, asked: Asked, record: Callable[[Transaction, bytes], Awaitable[None]]) -> bytes:
@@ -116,10 +117,11 @@ def _before(asked: Asked) -> list[bytes]:
 class _Run:
     """One exchange: what goes before, the queries, what goes after; each part ends with PostgreSQL being ready."""
 
-    def __init__(self, backend: Backend, asked: Asked, write: Write) -> None:
+    def __init__(self, backend: Backend, asked: Asked, write: Write, status: Status | None = None) -> None:
         self._backend = backend
         self._asked = asked
         self._write = write
+        self._status = status
         self._current = 0
         self._result: Result | None = None
         self._refusal: Failure | None = None
@@ -149,6 +151,9 @@ class _Run:
                         raise self._refusal
                 elif tag in (_COPY_IN, _COPY_OUT, _COPY_BOTH):
                     raise failure(400, "0A000", "COPY from and to the client doesn't go over HTTP", "use a connection, or a WebSocket")
+                elif tag == _NOTICE:
+                    if self._status is not None:
+                        self._status.hear(error_fields(data[start:end]))
                 elif done == shown:
                     self._other(tag, data, start, end, out)
             if self._refusal is None:

@@ -56,13 +56,19 @@ class Kept:
             backend.wire.close()  # PostgreSQL said something to nobody: that it is going away, mostly
         return await Backend.log_in(self._door, client, target)
 
-    def give_back(self, backend: Backend, client: tuple[str, int], target: Target) -> None:
-        """Keep it for the next, once nothing of this user is left in it. What still runs in it is given up, and it is closed."""
+    def give_back(self, backend: Backend, client: tuple[str, int], target: Target, is_untouched: bool = False) -> None:
+        """Keep it for the next, once nothing of this user is left in it. What still runs in it is given up, and it is closed.
+
+        `is_untouched`: PostgreSQL had nothing to do with it, so there is nothing to discard; to ask for it would wake the database.
+        """
         if backend.is_busy:
             self._throw_away(backend)
             return
         if backend.wire.is_lost or backend.status != "I" or self._keep_s <= 0:
             backend.wire.leave()
+            return
+        if is_untouched:
+            self._wait(backend, self._kind(client, target))
             return
         try:
             self._tasks.spawn(self._reset(backend, self._kind(client, target)), "reset a connection")
@@ -97,6 +103,9 @@ class Kept:
         except BaseException:
             backend.wire.close()
             raise
+        self._wait(backend, kind)
+
+    def _wait(self, backend: Backend, kind: Kind) -> None:
         if backend.status != "I" or len(self._by_kind.get(kind, ())) >= _MOST_OF_ONE:
             backend.wire.leave()
             return

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from websockets.frames import CloseCode
 
 from torpor.gateway.http.backend import Backend, Door
+from torpor.gateway.http.cached import Status, in_words_of_client, pooled, words_of
 from torpor.gateway.http.connection import ClientGone, Reply, Request
 from torpor.gateway.http.cors import admit
 from torpor.gateway.http.credentials import Target, from_basic, from_login, from_token, token_in
@@ -45,7 +46,7 @@ from torpor.pgwire.requests import SYNC, statement
 
 _LOGIN_S = 30.0
 _FORBIDDEN = 403
-_ROW, _COLUMNS, _COMPLETE, _ERROR, _READY, _COPY_IN, _COPY_OUT, _COPY_BOTH = map(ord, "DTCEZGHW")
+_ROW, _COLUMNS, _COMPLETE, _ERROR, _READY, _NOTICE, _COPY_IN, _COPY_OUT, _COPY_BOTH = map(ord, "DTCEZNGHW")
 
 Tell = Callable[[list[tuple[str, bytes]]], Awaitable[None]]
 """Takes frames: URN and content."""
@@ -63,7 +64,12 @@ class Ppg:
         """One statement. Raises Failure for what can't be understood, or is too much."""
         target = from_basic(request.headers.get("authorization", ""), request.parameters.get("db", ""), request.host, in_percents=True)
         asked = read_multipart(request.headers.get("content-type", ""), await request.body(MAX_BODY_BYTES))
-        answer = Answer(reply, MEDIA)
+        words, status = words_of(request.headers), Status()
+        if words is not None:
+            target = pooled(target)
+            status.expect(words)
+            asked.sql = words.in_front_of(asked.sql)
+        answer = Answer(reply, MEDIA, status)
 
         async def tell(frames: list[tuple[str, bytes]]) -> None:
             await answer.write(b"".join(content + b"\n" for _, content in frames))
@@ -73,9 +79,11 @@ class Ppg:
                 backend = await self._kept.take(request.client, target)
                 try:
                     reply.headers |= await admit(backend, request.headers)
-                    await _run(backend, asked, tell)
+                    with in_words_of_client(words):
+                        await _run(backend, asked, tell, status)
                 finally:
-                    self._kept.give_back(backend, request.client, target)
+                    is_untouched = status.is_served and "origin" not in request.headers
+                    self._kept.give_back(backend, request.client, target, is_untouched)
             except Failure as refusal:
                 if refusal.status == _FORBIDDEN:
                     raise
@@ -174,8 +182,8 @@ async def _next_statement(socket: WebSocket) -> Statement | None:
     return found
 
 
-async def _run(backend: Backend, asked: Statement, tell: Tell) -> None:
-    """Run one statement. Raises Failure."""
+async def _run(backend: Backend, asked: Statement, tell: Tell, status: Status | None = None) -> None:
+    """Run one statement. Raises Failure. `status` hears what the cache says."""
     # Without parameters as a simple query: that may be a script.
     is_script = not asked.values
     sent = query(asked.sql) if is_script else statement(asked.sql, asked.values, asked.binary) + SYNC
@@ -201,6 +209,8 @@ async def _run(backend: Backend, asked: Statement, tell: Tell) -> None:
                 refusal = refusal or Failure(error_fields(data[start:end]))
                 if refusal.is_last:
                     raise refusal
+            elif tag == _NOTICE and status is not None:
+                status.hear(error_fields(data[start:end]))
             elif tag == _READY:
                 backend.status = chr(data[start])
                 backend.is_busy = False

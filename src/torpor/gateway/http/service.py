@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,7 +21,7 @@ from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle
 from torpor.base.tasks import TaskOwner
 from torpor.gateway.http.control import CONTROL_FD, PACKET_BYTES, Configuration, decode, encode
-from torpor.model.errors import AddressInUse, BadSettings, HostError
+from torpor.model.errors import AddressInUse, BadSettings, HostError, TorporError
 
 log = get_logger(__name__)
 
@@ -35,11 +36,17 @@ _LONG_RUN_S = 60.0
 _SPARE_FD = 10
 
 
+Purge = Callable[[dict[str, str], str, list[str] | None], Awaitable[int]]
+"""Drops results from the cache of a database: which one is said by the parameters of a startup message and a server name, as the door
+reads them; by tags, or all. How many were dropped. Raises TorporError."""
+
+
 class HttpService:
     """SQL over HTTP as the daemon sees it. `bind`, then `start`; at the end `stop` or `release`."""
 
-    def __init__(self, host: str, port: int, configuration: Callable[[], Configuration]) -> None:
+    def __init__(self, host: str, port: int, configuration: Callable[[], Configuration], purge: Purge) -> None:
         """`configuration` is asked at each start of the process."""
+        self._purge = purge
         self._host, self._port = host, port
         self._configuration = configuration
         self._tasks = TaskOwner("http")
@@ -148,8 +155,21 @@ class HttpService:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
             return
         with contextlib.suppress(ValueError):
-            if decode(data).get("ready") is True and self._ready is not None and not self._ready.done():
+            packet = decode(data)
+            if packet.get("ready") is True and self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
+            if isinstance(asked := packet.get("purge"), dict):
+                with contextlib.suppress(RuntimeError):  # we are stopping
+                    self._tasks.spawn(self._purge_for(asked), "purge")
+
+    async def _purge_for(self, asked: dict[str, Any]) -> None:
+        """Purge as the process asks; it has seen that somebody may."""
+        answer: dict[str, object] = {"ticket": asked.get("ticket")}
+        try:
+            answer["dropped"] = await self._purge(asked["startup"], asked["host"], asked["tags"])
+        except TorporError as error:
+            answer["error"] = error.message
+        self._say({"purged": answer})
 
     def _gone(self) -> None:
         """The process has ended."""

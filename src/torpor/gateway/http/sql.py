@@ -5,8 +5,10 @@ be the answer. After that an error can only cut the answer off, which every clie
 """
 
 import asyncio
+from dataclasses import replace
 
 from torpor.gateway.http.backend import Backend
+from torpor.gateway.http.cached import IN_TRANSACTION, Status, in_words_of_client, pooled, words_of
 from torpor.gateway.http.connection import Reply, Request
 from torpor.gateway.http.cors import admit
 from torpor.gateway.http.credentials import Target, from_basic, from_connection_string, from_token, token_in
@@ -26,9 +28,11 @@ _LOOK_S = 0.05
 class Answer:
     """The sink of a result: whole when it is short, else in pieces as they come."""
 
-    def __init__(self, reply: Reply, media: str = "application/json") -> None:
+    def __init__(self, reply: Reply, media: str = "application/json", cached: Status | None = None) -> None:
+        """`cached`: what the cache says goes with the head, as far as it is known then."""
         self._reply = reply
         self._media = media
+        self._cached = cached or Status()
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -39,6 +43,7 @@ class Answer:
             self._size += len(data)
             if self._size <= _WHOLE_BYTES:
                 return
+            self._reply.headers |= self._cached.headers()
             await self._reply.begin(self._media)
             data, self._parts = b"".join(self._parts), []
         await self._reply.send(data)
@@ -48,7 +53,8 @@ class Answer:
         if self._reply.is_begun:
             self._reply.end()
         else:
-            self._reply.whole(200, b"".join(self._parts), self._media)
+            self._cached.settle()
+            self._reply.whole(200, b"".join(self._parts), self._media, self._cached.headers())
 
 
 class Sql:
@@ -64,18 +70,29 @@ class Sql:
         target = target_of(request)
         body = await request.body(MAX_BODY_BYTES)
         asked = read(request.headers, body)
+        words = words_of(request.headers)
+        if words is not None:
+            target = pooled(target)
+        status = Status()
         async with self._places.place(request.client[0], f"{target.host}/{target.database}"):
             backend = await self._kept.take(request.client, target)
             try:
                 reply.headers |= await admit(backend, request.headers)
+                if words is not None and (asked.is_batch or asked.key is not None):
+                    status.refuse(IN_TRANSACTION)
+                elif words is not None:
+                    status.expect(words)
+                    asked = replace(asked, queries=(replace(asked.queries[0], sql=words.in_front_of(asked.queries[0].sql)),))
                 if asked.key is None:
-                    answer = Answer(reply)
-                    await run(backend, asked, answer.write)
+                    answer = Answer(reply, cached=status)
+                    with in_words_of_client(words):
+                        await run(backend, asked, answer.write, status)
                     answer.finish()
                 else:
+                    reply.headers |= status.headers()
                     await self._once(backend, asked, target, fingerprint(body, request.headers), reply)
             finally:
-                self._kept.give_back(backend, request.client, target)
+                self._kept.give_back(backend, request.client, target, is_untouched=status.is_served and "origin" not in request.headers)
 
     async def _once(self, backend: Backend, asked: Asked, target: Target, what: str, reply: Reply) -> None:
         """Run a request with a key, unless that was done."""
@@ -131,7 +148,7 @@ def target_of(request: Request) -> Target:
         return from_token(header, text)
     if text:
         return from_connection_string(text)
-    if header := headers.get("authorization"):
+    if header:
         return from_basic(header, request.parameters.get("db", ""), request.host)
     raise failure(
         401, "28000", "the request says not who it is from",
