@@ -18,6 +18,8 @@ from psycopg.rows import tuple_row
 from tests.support.faults import eventually
 from tests.support.server import MadeDatabase, Server
 from torpor.base.processes import start_ticks
+from torpor.compute import binaries
+from torpor.daemon.configuration import load
 
 pytestmark = pytest.mark.integration
 
@@ -72,6 +74,9 @@ CREATE TRIGGER leave AFTER INSERT ON watched FOR EACH ROW EXECUTE FUNCTION leave
 """
 
 _SHOWN = "SELECT current_setting('TimeZone'), current_setting('application_name')"
+
+OLDER = sorted(binaries.find(Path(load({}, os.environ).postgres_home), "").keys() & {16, 17})
+"""Supported majors before the newest, of which this host has the programs."""
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -138,6 +143,30 @@ def test_in_auto_mode_everything_stays_with_its_client(database: MadeDatabase, w
         assert state(one) == left
     with pooled(database) as three:
         assert state(three) == clean
+
+
+@pytest.mark.parametrize("major", OLDER)
+def test_the_same_with_older_majors(torpor: Server, major: int) -> None:
+    made, quiet = torpor.create(major=major), {"prepare_threshold": None}  # a statement that is prepared sees its own portal as a cursor
+    with psycopg.connect(made.url, autocommit=True) as connection:
+        connection.execute(_MAKE)
+    with only_one_backend(made), pooled(made, **quiet) as one, pooled(made, **quiet) as two:
+        clean, before = state(two), backend(two)
+        for what, statement in _LEAVES.items():
+            one.execute(statement)
+            assert (state(two), backend(two)) == (clean, before), what
+            if what != "the time zone":
+                one.execute("SET TimeZone = 'UTC'")
+                assert state(one) == clean, what
+    with pooled(made, "auto", **quiet) as two:
+        for what, statement in _LEAVES.items():
+            with pooled(made, "auto", **quiet) as one:
+                one.execute(statement)
+                left = state(one)
+                assert left != clean, what
+                assert state(two)[:11] == clean[:11], what
+                assert state(one) == left, what
+        assert state(two) == clean
 
 
 def test_what_ends_with_its_transaction_costs_nothing(database: MadeDatabase) -> None:
