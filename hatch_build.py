@@ -1,17 +1,21 @@
 """Compiles what is written in C, for wheels and for editable installs: the library that receives sockets inside a compute, the program
-that copies volumes, and the relay that terminates TLS.
+that copies volumes, and the relay that terminates TLS; and the pool's hot path, which is Python that Cython makes C of.
 
 `CC`, `CFLAGS` and `LDFLAGS` are respected. Each is written beside its source and replaced atomically, since a running Torpor may have
-just mapped the one that is there. The relay needs OpenSSL's headers; where they are missing Torpor is built without it, and says so.
+just mapped the one that is there. The relay needs OpenSSL's headers; where they are missing Torpor is built without it, and says so. So
+it is with the pool and Python's headers: it is interpreted then. `python hatch_build.py` compiles the pool if it has changed, and no more.
 """
 
+import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -22,8 +26,11 @@ COPIER_SOURCE = Path("src/torpor/native/copier.c")
 COPIER = Path("src/torpor/native/torpor-copier")
 RELAY_SOURCES = Path("src/torpor/native/relay")
 RELAY = Path("src/torpor/native/torpor-relay")
+POOL = Path("src/torpor/gateway/pool")
 FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
 LIBRARY_FLAGS = ("-fPIC", "-shared")
+CYTHON_FLAGS = ("-3", "-X", "annotation_typing=False")  # types are those of the .pxd files; annotations stay what mypy reads
+MODULE_FLAGS = ("-O2", "-fPIC", "-shared", "-fno-strict-overflow", "-fwrapv", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
 PROGRAM_FLAGS = ("-fPIE", "-pie", "-D_FORTIFY_SOURCE=2")
 
 
@@ -63,8 +70,83 @@ def _has_header(compiler: list[str], name: str) -> bool:
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
 
+def compile_pool(root: Path) -> bool:
+    """Compile the pool's hot path below `root`, unless it is compiled as it is. Whether there is a compiled form now."""
+    package = root / POOL
+    forms = _load(package / "forms.py")
+    folder = package / forms.COMPILED
+    now = forms.stamp(package)
+    if (folder / forms.STAMP).is_file() and (folder / forms.STAMP).read_text() == now:
+        return True
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    lacking = _lacking(compiler)
+    if lacking:
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"Torpor's pool of connections is interpreted, not compiled: {lacking}, and install Torpor again", file=sys.stderr)
+        return False
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial.mkdir()
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for _ in threads.map(lambda each: _compile_module(compiler, root, partial, *each), forms.modules(package).items()):
+                pass
+        (partial / forms.STAMP).write_text(now)
+        shutil.rmtree(folder, ignore_errors=True)  # what is running has it mapped, and keeps it
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _lacking(compiler: list[str]) -> str:
+    """What is to be done before Python modules can be compiled; empty when nothing is."""
+    if shutil.which(compiler[0]) is None:
+        return "install gcc and libc6-dev, or set CC"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return f"install python{sys.version_info.major}.{sys.version_info.minor}-dev"
+    if importlib.util.find_spec("Cython") is None:
+        return "install Cython"
+    return ""
+
+
+def _compile_module(compiler: list[str], root: Path, folder: Path, name: str, source: Path) -> None:
+    code = folder / f"{name}.c"
+    module = ".".join((*POOL.parts[1:], name))
+    cython = [
+        sys.executable,
+        "-m",
+        "cython",
+        *CYTHON_FLAGS,
+        "--module-name",
+        module,
+        "-o",
+        str(code),
+        str(source.relative_to(root / "src")),
+    ]
+    _run(cython, root / "src", f"{source} can't be made C of")
+    extra = shlex.split(os.environ.get("CFLAGS", "")), shlex.split(os.environ.get("LDFLAGS", ""))
+    product = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = f"-I{sysconfig.get_path('include')}"
+    _run([*compiler, *MODULE_FLAGS, *extra[0], include, "-o", str(product), str(code), *extra[1]], root, f"{source} doesn't compile")
+    code.unlink()
+
+
+def _run(command: list[str], directory: Path, trouble: str) -> None:
+    run = subprocess.run(command, cwd=directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise SystemExit(f"{trouble} with {shlex.join(command)}:\n{run.stdout.strip()}\n{run.stderr.strip()}")
+
+
 class NativeLibraryHook(BuildHookInterface[Any]):
-    """Puts what was compiled into the wheel, which is then good for this platform only but for any Python 3."""
+    """Puts what was compiled into the wheel: good for this platform only, and for this Python only if the pool is compiled."""
 
     PLUGIN_NAME = "custom"
 
@@ -75,4 +157,9 @@ class NativeLibraryHook(BuildHookInterface[Any]):
         compile_native(Path(self.root))
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-        build_data["tag"] = f"py3-none-{platform}"
+        python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+        build_data["tag"] = f"{python}-{python}-{platform}" if compile_pool(Path(self.root)) else f"py3-none-{platform}"
+
+
+if __name__ == "__main__":
+    compile_pool(Path(__file__).parent)

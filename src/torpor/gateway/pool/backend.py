@@ -25,8 +25,10 @@ from torpor.gateway.pool.values import (
     PARSE_OWN,
     QUERY,
     QUERY_CARRIED,
+    READS,
     STALE,
     SYNC,
+    WATCHED,
     Link,
     Parsing,
     Settings,
@@ -62,7 +64,6 @@ _ENDS = {
 }
 """Which kinds of what is outstanding an answer is the last to."""
 _LEFT, _SIGNS = b"torpor.left", b"torpor.signs"
-READS, WATCHED = b"torpor.reads", b"torpor.watched"
 _CLEANED_BY_DISCARD = frozenset(
     {STALE, "SET", "set_config", "LISTEN", "PREPARE", "DEALLOCATE", "pg_advisory_lock", "CREATE TEMPORARY", "DECLARE CURSOR WITH HOLD"}
 )

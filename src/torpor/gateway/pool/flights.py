@@ -8,8 +8,8 @@ import struct
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
-from torpor.gateway.pool.backend import WATCHED
 from torpor.gateway.pool.units import EXECUTE, PORTAL, Unit
+from torpor.gateway.pool.values import WATCHED
 from torpor.model.cachewords import Words
 from torpor.model.fingerprint import fingerprint
 

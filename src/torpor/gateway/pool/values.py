@@ -82,6 +82,9 @@ class Limits:
     idle_s: float = 3.0  # how long a backend is kept that nobody needs
 
 
+READS, WATCHED = b"torpor.reads", b"torpor.watched"
+"""What the library in the backend says of what it watched."""
+
 PREFIX = b"torpor_"
 """What the names of prepared statements in backends begin with."""
 

@@ -1,0 +1,48 @@
+# What is compiled to C and with which types; the code is in links.py (docs/decisions/0032-the-pool-is-compiled.md).
+cimport cython
+
+cdef int _IN, _OUT, _HANGUP
+
+
+cdef class Sockets:
+    cdef public object counters
+    cdef int _control_fd
+    cdef object _closed
+    cdef object _epoll
+    cdef dict _links
+    cdef list _broken
+    cdef list _closing
+    cdef bint _is_over
+
+    @cython.locals(fd=int, events=int, said=int, link=SocketLink)
+    cpdef int turn(self, double timeout_s) except? -1
+    cpdef modify(self, int fd, int mask)
+    cpdef broke(self, SocketLink link)
+
+
+cdef class SocketLink:
+    cdef Sockets _sockets
+    cdef object _sock
+    cdef int _fd
+    cdef object _pending
+    cdef SocketLink _partner
+    cdef bint _wanted
+    cdef double _closing_since
+    cdef public object owner
+    cdef readonly Py_ssize_t slot
+    cdef int _mask
+
+    @cython.locals(sent=Py_ssize_t)
+    cpdef send(self, bytes data)
+    cpdef close(self)
+    @cython.locals(before=SocketLink)
+    cpdef feed(self, other)
+    cpdef listen(self, bint on)
+    @cython.locals(data=bytes)
+    cpdef happened(self, int events)
+    @cython.locals(sent=Py_ssize_t)
+    cpdef _write(self)
+    @cython.locals(partner=SocketLink, held=bint, mask=int)
+    cpdef _update(self)
+    cpdef _ended(self)
+    cpdef _shut(self)

@@ -1,0 +1,11 @@
+# What is compiled to C and with which types; the code is in values.py (docs/decisions/0032-the-pool-is-compiled.md).
+
+cdef class Statement:
+    cdef public bytes body
+    cdef public bytes name
+    cdef public bint only_carried
+    cdef public bint speaks
+    cdef object __weakref__
+
+cpdef bint sets_only_carried(bytes text)
+cpdef bytes apply_settings(dict wanted, dict now)
