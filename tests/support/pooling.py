@@ -1,7 +1,8 @@
 """The pool's engine without sockets: links that remember, a port whose backends are twins of PostgreSQL, and clients that speak to them.
 
 The twin answers the simple and the extended protocol for a tiny language: `begin`, `commit`, `rollback`, `fail`, `select X`, and statements
-that leave something (`set`, `temp`), which it gives the signs of. It knows prepared statements and portals, and what errors do to a
+that leave something (`set`, `temp`), which it gives the signs of. What it is asked to watch it says the reads of (`public.…` in the text)
+and what it thinks of it (`select volatile`, `insert`). It knows prepared statements and portals, and what errors do to a
 pipeline. So what a client hears through the pool can be compared with what it hears alone.
 """
 
@@ -15,6 +16,8 @@ from torpor.gateway.pool.extended import backend_key_data, command_complete, par
 from torpor.gateway.pool.values import Key, Limits, Link
 from torpor.pgwire.frames import FrameBuffer, frame
 from torpor.pgwire.replies import authentication_ok, error_response
+
+S, H, X = frame(b"S"), frame(b"H"), frame(b"X")
 
 SIGNS = {"set": "SET", "temp": "CREATE TEMPORARY", "listen": "LISTEN", "lock": "pg_advisory_lock", "next": "", "load": "LOAD"}
 
@@ -60,6 +63,8 @@ class Twin:
         self.is_over = False
         self.state: set[str] = set()
         self.ran: list[str] = []
+        self.watching = 0  # ReadyForQuery messages until it says what it has seen
+        self.seen: list[bytes] = []
         self._frames = FrameBuffer()
 
     def greeting(self) -> bytes:
@@ -71,6 +76,12 @@ class Twin:
 
     def hear(self, data: bytes) -> bytes:
         said = b""
+        flushes = (len(data) - len(data.lstrip(b"H\0\4"))) // 5 if data[:5] == H else 0
+        if flushes and self.status == b"I":
+            if flushes % 2:
+                self.state.discard("next")
+            self.watching = flushes // 2
+            self.seen = []
         for tag, body in self._frames.feed(data):
             if tag == b"X":
                 self.is_over = True
@@ -90,12 +101,12 @@ class Twin:
                     said += answer
                     if failed:
                         break
-                return said + ready_for_query(self.status)
+                return said + self._ready()
             case b"S":
                 self.skipping = False
                 if self.status == b"I":
                     self.portals.clear()
-                return ready_for_query(self.status)
+                return self._ready()
             case b"P":
                 name, _, rest = body.partition(b"\0")
                 text = rest[: rest.index(b"\0")]
@@ -104,7 +115,7 @@ class Twin:
                 if name and name in self.statements:
                     return self._fail("42P05")
                 # In a failed transaction PostgreSQL would refuse some. The pool answers for those that it knows, and their Bind is refused.
-                if text == b"bad":
+                if _without_comment(text) == b"bad":
                     return self._fail("42601")
                 self.statements[name] = text
                 return frame(b"1")
@@ -120,7 +131,7 @@ class Twin:
                 known = self.statements if kind == b"S" else self.portals
                 if name not in known:
                     return self._fail("26000" if kind == b"S" else "34000")
-                rows = frame(b"T", b"\0\0") if known[name].startswith(b"select") else frame(b"n")
+                rows = frame(b"T", b"\0\0") if _without_comment(known[name]).startswith(b"select") else frame(b"n")
                 return (frame(b"t", b"\0\0") if kind == b"S" else b"") + rows
             case b"E":
                 portal = body[: body.index(b"\0")]
@@ -132,11 +143,20 @@ class Twin:
             case b"C":
                 (self.statements if body[:1] == b"S" else self.portals).pop(body[1:-1], None)
                 return frame(b"3")
-            case b"H" if self.status == b"I":
-                self.state.discard("next")
-                return b""
             case _:
                 return b""
+
+    def _ready(self) -> bytes:
+        said = b""
+        if self.watching == 1 and self.signs:
+            words = [word for text in self.seen for word in text.split()]
+            for number, table in enumerate(sorted({word for word in words if word.startswith(b"public.")})):
+                said += parameter_status(b"torpor.reads", b"%d %b" % (number + 1, table))
+            verdict = b"writes" if b"insert" in words else b"volatile now" if b"volatile" in words else b"ok"
+            said += parameter_status(b"torpor.watched", verdict)
+        self.watching = max(0, self.watching - 1)
+        self.seen = []
+        return said + ready_for_query(self.status)
 
     def _fail(self, code: str) -> bytes:
         self.skipping = True
@@ -145,12 +165,15 @@ class Twin:
         return error_response(code, "no", severity="ERROR")
 
     def _run(self, text: bytes) -> tuple[bytes, bool]:
+        self.seen.append(text)
+        text = _without_comment(text)
         words = text.decode().split(" ")
         self.ran.append(text.decode())
         verb = words[0]
         if verb in ("commit", "rollback"):
             done = b"ROLLBACK" if self.status == b"E" else verb.upper().encode()
             self.status = b"I"
+            self.portals.clear()
             return command_complete(done), False
         if self.status == b"E" or verb == "fail":
             if self.status == b"T":
@@ -170,15 +193,22 @@ class Twin:
         if text.startswith(b"SELECT pg_catalog.set_config"):
             values = [part.split(b"'") for part in text.removeprefix(b"SELECT ").split(b",pg_catalog")]
             return self._sign("set_config") + b"".join(parameter_status(v[1], v[3]) for v in values) + command_complete(b"SELECT 1"), False
+        if words[1:2] == ["torpor.cache"]:  # as the pool says: in its place, PostgreSQL hears it only in a transaction that has more to say
+            return command_complete(b"SET"), False
         if verb == "SET" and words[1] == "timezone":
             return self._sign("SET") + parameter_status(b"TimeZone", words[3].strip("'").encode()) + command_complete(b"SET"), False
         if verb == "state":
             shown = ",".join(sorted(self.state)).encode()
             return frame(b"T", b"\0\0") + frame(b"D", shown) + command_complete(b"SELECT 1"), False
-        return frame(b"T", b"\0\0") + frame(b"D", text) + command_complete(b"SELECT 1"), False
+        said = frame(b"T", b"\0\0") + frame(b"D", bytes(2) + text * (10_000 if "big" in words else 1)) + command_complete(b"SELECT 1")
+        return (b"N" + error_response("00000", "look", severity="INFO")[1:] if "notice" in words else b"") + said, False
 
     def _sign(self, what: str) -> bytes:
         return parameter_status(b"torpor.left", what.encode()) if self.signs and what else b""
+
+
+def _without_comment(text: bytes) -> bytes:
+    return text.partition(b"*/")[2].strip() if text.startswith(b"/*") else text
 
 
 class House:
@@ -297,9 +327,6 @@ def c(name: str, kind: str = "S") -> bytes:
     return frame(b"C", f"{kind}{name}\0".encode())
 
 
-S, H, X = frame(b"S"), frame(b"H"), frame(b"X")
-
-
 def brief(data: bytes) -> str:
     """Messages in short: `1 2 D(x) C(SELECT 1) E(26000) N(01000) S(TimeZone=UTC) ZI`."""
     words = []
@@ -308,7 +335,7 @@ def brief(data: bytes) -> str:
             case b"Z":
                 words.append(f"Z{body.decode()}")
             case b"D":
-                words.append(f"D({body.decode()})")
+                words.append(f"D({body.removeprefix(bytes(2)).decode()})")
             case b"C":
                 words.append(f"C({body[:-1].decode()})")
             case b"E" | b"N":

@@ -15,6 +15,7 @@ BAD = Words(-1)
 _BAD_TOLD = Words(-1, status=True)
 
 _SPACE = b" \t\r\n\f\v"
+_BEGINS = frozenset((b"/", b" ", b"\t", b"\r", b"\n", b"\f", b"\v"))
 _HEAD_BYTES = MAX_WORDS_BYTES + 16
 _SPEAKS = re.compile(rb"(?:\A|[ \t\r\n])(?:ttl|swr|tags)=")
 _READS = re.compile(
@@ -25,7 +26,7 @@ _READS = re.compile(
 
 def leading_words(text: bytes) -> Words | None:
     """What the comment in front says; None when there is none that is about the cache, one whose ttl is below 0 when it can't be used."""
-    if text[:1] not in (b"/", *_BLANKS):
+    if text[:1] not in _BEGINS:
         return None
     head = text[:_HEAD_BYTES].lstrip(_SPACE)
     if head[:2] != b"/*":
@@ -37,9 +38,6 @@ def leading_words(text: bytes) -> Words | None:
 def may_read(text: bytes) -> bool:
     """Whether the statement begins like one that reads. One that says yes may write all the same."""
     return _READS.match(text) is not None
-
-
-_BLANKS = tuple(_SPACE[at : at + 1] for at in range(len(_SPACE)))
 
 
 @lru_cache(maxsize=512)

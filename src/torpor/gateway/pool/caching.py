@@ -166,6 +166,8 @@ class Caching:
         """A client that has a backend begins a statement; where it ends, if it is answered here. Nothing is served from the cache."""
         backend, session = client.backend, client.session
         assert backend is not None
+        if data[at] != 0x51 and after > end:
+            return at
         text = data[at + 5 : min(after, end) - 1]
         if data[at] == 0x50:
             text = text.partition(b"\0")[2].partition(b"\0")[0]

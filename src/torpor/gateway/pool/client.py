@@ -177,7 +177,7 @@ class Client:
                 assert backend is not None
             elif self.offered:
                 self.offered = False
-            elif tag in b"QPB" and (self.cares or self.pool.cares or self._asks(tag, data, at, after, end)):
+            elif tag in b"QPB" and not self.unsynced and (self.cares or self.pool.cares or self._asks(tag, data, at, after, end)):
                 next_at = self.pool.caching.passes(self, data, at, after, end)
                 if next_at > at:
                     self._send(out, data, run, at)
@@ -301,9 +301,11 @@ class Client:
         if tag == 0x50:
             at = data.find(b"\0", at, end) + 1
             if not at:
-                return False
+                return after > end
         elif tag != 0x51:
             return False
+        if end - at < 3 and after > end:
+            return True  # perhaps
         head = data[at : at + 3]
         return head[:1] in _COMMENT or head in _TO_THE_CACHE
 

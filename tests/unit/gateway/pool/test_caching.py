@@ -1,0 +1,626 @@
+"""The cache in the pool's engine as scripts: what clients hear, and what reaches PostgreSQL."""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.pooling import House, S, Talker, X, b, brief, c, d, e, p, q
+from torpor.gateway.cache.store import Store
+from torpor.gateway.cache.writes import FILE_BYTES, Writes, word_of
+from torpor.gateway.pool.caching import Caching
+from torpor.gateway.pool.engine import Pool
+from torpor.gateway.pool.values import Limits
+from torpor.model.fingerprint import fingerprint
+from torpor.pgwire.frames import frame
+
+T60 = "/* ttl=60 */ select 1"
+T60S = "/* ttl=60 swr=300 tags=a,b status */ select 1"
+ROW = "T D(select 1) C(SELECT 1) ZI"
+
+
+class Shop(House):
+    """A pool whose cache can be looked at."""
+
+    def __init__(self, limits: Limits | None = None, signs: bool = True, cache_bytes: int = 1 << 20) -> None:
+        super().__init__(limits, signs)
+        self.pool = Pool("shop", self, limits or Limits(), lambda: self.now, Store(cache_bytes))
+
+    @property
+    def cache(self) -> Caching:
+        return self.pool.caching
+
+    @property
+    def ran(self) -> list[str]:
+        """What PostgreSQL ran so far, but for what the pool itself asked."""
+        return [text for twin in self.twins.values() for text in twin.ran if "set_config" not in text]
+
+    def opened_one(self, **named: object) -> Talker:
+        """A client that has been greeted."""
+        talker = self.join(**named)  # type: ignore[arg-type]
+        self.settle()
+        talker.heard()
+        return talker
+
+    def all_idle(self) -> bool:
+        return not any((self.cache._flights, self.cache._running, self.cache._resumable, self.cache.refreshing, self.pool.waiting))
+
+
+@pytest.fixture
+def shop() -> Shop:
+    return Shop(Limits(size=2))
+
+
+def status(heard: bytes) -> str:
+    """What the notices among these messages say of the cache."""
+    found = []
+    at = 0
+    while at < len(heard):
+        (length,) = struct.unpack_from("!I", heard, at + 1)
+        body = heard[at + 5 : at + 1 + length]
+        if heard[at : at + 1] == b"N":
+            fields = {part[:1]: part[1:].decode() for part in body.split(b"\0") if part}
+            assert (fields[b"C"], fields[b"S"]) == ("00000", "INFO")
+            found.append(fields[b"M"].removeprefix("cache: ") + (f" {fields[b'D']}" if b"D" in fields else ""))
+        at += 1 + length
+    return ", ".join(found)
+
+
+def unit(text: str, name: str = "") -> bytes:
+    return p(name, text) + b(name) + d("", "P") + e() + S
+
+
+UNIT = "1 2 T D(select 1) C(SELECT 1) ZI"
+
+
+# -- hits and misses
+
+
+def test_a_hit_touches_nothing(shop: Shop) -> None:
+    one, two = shop.opened_one(name="one"), shop.opened_one(name="two")
+    assert one.run(T60) == ROW
+    for backend in list(shop.twins):
+        shop.kill(backend)
+    assert (one.run(T60), two.run(T60)) == (ROW, ROW)
+    assert not shop.twins and not shop.opened, "nothing was woken"
+    assert shop.cache.view() | {"bytes": 0} == {
+        "entries": 1, "bytes": 0, "hits": 2, "stale": 0, "misses": 1, "bypasses": {}, "fills": 1, "evicted": 0, "purged": 0,
+    }  # fmt: skip
+
+
+def test_without_words_nothing_is_kept(shop: Shop) -> None:
+    one = shop.opened_one()
+    for text in ("select 1", "/* hello */ select 1", "/* ttl */ select 1", "-- ttl=60\nselect 1", "select /* ttl=60 */ 1"):
+        one.run(text)
+        one.run(text)
+    assert len(shop.ran) == 10
+    assert not shop.cache.view()["entries"]
+
+
+def test_the_status_is_told(shop: Shop) -> None:
+    one = shop.opened_one()
+    said = [status(one.ask(q(T60S)))]
+    for at in (7.0, 60.0, 60.5, 1000.0):
+        shop.now = at
+        said.append(status(one.ask(q(T60S))))
+    assert said == ["miss", "hit age=7s ttl=60s swr=300s", "stale age=60s ttl=60s swr=300s", "hit age=0s ttl=60s swr=300s", "miss"]
+    assert brief(one.ask(q(T60S))) == "T D(select 1) C(SELECT 1) N(00000) ZI"
+    one.run("begin")
+    assert status(one.ask(q(T60S))) == "bypass (in a transaction)"
+    one.run("commit")
+    for text, reason in (
+        ("/* ttl=60 status */ insert x", "not a read"),
+        ("/* ttl=60 status */ select volatile", "volatile now"),
+        ("/* ttl=60 status */ with insert", "writes"),
+        ("/* ttl=60 status */ select 1;select 2", "several statements"),
+        ("/* ttl=60 status */ select notice", "notices"),
+        ("/* ttl=60 status */ select big", "too large"),
+        ("/* ttl=x status */ select 1", "bad words"),
+    ):
+        for _ in range(2):
+            assert f"bypass ({reason})" in status(one.ask(q(text))).split(", ")
+    assert shop.all_idle()
+
+
+def test_volatile_ones_are_kept_if_forced(shop: Shop) -> None:
+    one = shop.opened_one()
+    for _ in range(3):
+        one.run("/* ttl=60 force */ select volatile")
+    assert shop.ran == ["select volatile"]
+    one.run("/* ttl=60 force */ with insert")
+    one.run("/* ttl=60 force */ with insert")
+    assert len(shop.ran) == 3, "what writes is never kept"
+
+
+def test_a_mark_lasts_for_some_seconds_only(shop: Shop) -> None:
+    one = shop.opened_one()
+    one.run("/* ttl=60 */ select volatile")
+    (backend,) = shop.twins
+    one.run("/* ttl=60 */ select volatile")
+    assert shop.cache.view()["bypasses"] == {"volatile": 2}
+    shop.now = 11.0
+    one.run("/* ttl=60 */ select volatile")
+    assert shop.cache.view()["bypasses"] == {"volatile": 3} and len(shop.twins[backend].ran) == 3
+
+
+def test_errors_are_not_kept(shop: Shop) -> None:
+    one = shop.opened_one()
+    assert brief(one.ask(q("/* ttl=60 status */ select 1;fail"))) == "T D(select 1) C(SELECT 1) E(XX000) N(00000) ZI"
+    for _ in range(2):
+        assert brief(one.ask(unit("/* ttl=60 */ fail"))) == "1 2 n E(XX000) ZI"
+        assert brief(one.ask(unit("/* ttl=60 */ bad"))) == "E(42601) ZI"
+    assert not shop.cache.view()["entries"]
+
+
+def test_a_backend_without_signs_fills_nothing() -> None:
+    shop = Shop(signs=False)
+    one = shop.opened_one()
+    assert status(one.ask(q(T60S))) == "bypass (no signs)"
+    assert status(one.ask(q(T60S))) == "bypass (no signs)"
+    assert not shop.cache.view()["fills"]
+
+
+# -- the extended protocol
+
+
+@pytest.mark.parametrize(
+    ("asked", "heard"),
+    [
+        ([unit(T60)], [UNIT]),
+        ([p("", T60) + b() + e() + S], ["1 2 D(select 1) C(SELECT 1) ZI"]),
+        ([p("a", T60) + S, b("a") + d("", "P") + e() + S], ["1 ZI", "2 T D(select 1) C(SELECT 1) ZI"]),
+        ([p("a", T60) + d("a") + S, b("a") + e() + S], ["1 t T ZI", "2 D(select 1) C(SELECT 1) ZI"]),
+        ([p("a", T60) + d("a") + b("a") + e() + S], ["1 t T 2 D(select 1) C(SELECT 1) ZI"]),
+        ([p("a", T60) + d("a") + b("a", "x") + d("x", "P") + e("x") + S], ["1 t T 2 T D(select 1) C(SELECT 1) ZI"]),
+    ],
+)
+def test_drivers_are_served_asleep(shop: Shop, asked: list[bytes], heard: list[str]) -> None:
+    one = shop.opened_one()
+    first = [brief(one.ask(each)) for each in asked]
+    assert first == heard
+    for backend in list(shop.twins):
+        shop.kill(backend)
+    two = shop.opened_one()
+    for _ in range(2):
+        assert [brief(two.ask(each)) for each in asked] == heard
+        assert not shop.twins and not shop.opened
+        for name in list(two.client.statements):
+            assert brief(two.ask(c(name.decode()) + S)) == "3 ZI"
+    assert two.run("select 2").endswith("D(select 2) C(SELECT 1) ZI")
+
+
+def test_what_was_prepared_by_the_cache_works_without_it(shop: Shop) -> None:
+    one, two = shop.opened_one(), shop.opened_one()
+    for talker in (one, two):
+        assert brief(talker.ask(p("a", T60) + d("a") + S)) == "1 t T ZI"
+    two.run("begin")
+    assert brief(two.ask(b("a") + e() + S)) == "2 D(select 1) C(SELECT 1) ZT"
+    two.run("commit")
+    assert brief(two.ask(p("a", "select 2") + S)) == "E(42P05) ZI"
+    assert brief(two.ask(c("a"), b("a"), e(), S)) == "3 E(26000) ZI"
+
+
+def test_parameters_and_formats_are_part_of_it(shop: Shop) -> None:
+    one = shop.opened_one()
+    binds = [
+        bytes(6),
+        struct.pack("!HHi1sH", 0, 1, 1, b"1", 0),
+        struct.pack("!HHi1sH", 0, 1, 1, b"2", 0),
+        struct.pack("!HHi1sHH", 0, 1, 1, b"2", 1, 1),
+    ]
+    for _ in range(2):
+        for rest in binds:
+            assert brief(one.ask(p("", T60), frame(b"B", b"\0\0" + rest), e(), S)) == "1 2 D(select 1) C(SELECT 1) ZI"
+    assert len(shop.ran) == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (p("", T60S) + b() + frame(b"E", b"\0\0\0\0\5") + S, "row limit"),
+        (p("", T60S) + b() + e() + e() + S, "a portal"),
+        (p("", T60S) + frame(b"H") + b() + e() + S, "flush"),
+        (p("", T60S) + b() + e() + p("", T60S) + b() + e() + S, "several statements"),
+        (p("", T60S) + d("", "P") + S, "a portal"),
+    ],
+)
+def test_what_is_no_unit_goes_by(shop: Shop, said: bytes, reason: str) -> None:
+    one = shop.opened_one()
+    for _ in range(2):
+        assert f"bypass ({reason})" in status(one.ask(said))
+    assert not shop.cache.view()["entries"]
+
+
+def test_columns_that_have_changed_are_not_served_to_whom_was_told_others(shop: Shop) -> None:
+    one, two = shop.opened_one(), shop.opened_one()
+    one.ask(p("a", T60) + d("a") + S)
+    two.ask(p("a", T60) + d("a") + S)
+    one.ask(b("a") + e() + S)
+    session = two.client.session
+    assert session is not None
+    body, columns = session.told[b"a"]
+    session.told[b"a"] = (body, columns + b"other")
+    before = len(shop.ran)
+    assert brief(two.ask(b("a") + e() + S)) == "2 D(select 1) C(SELECT 1) ZI"
+    assert len(shop.ran) == before + 1
+
+
+# -- whose it is
+
+
+def test_roles_settings_and_parameters_have_entries_of_their_own(shop: Shop) -> None:
+    clients = [
+        shop.opened_one(role="ann"), shop.opened_one(role="bob"), shop.opened_one(role="ann", search_path="x"), shop.opened_one(role="ann")
+    ]  # fmt: skip
+    clients[3].run("SET timezone = 'CET'")
+    for turn in range(1, 3):
+        for client in clients:
+            client.run(T60)
+        assert shop.cache.view()["hits"] == 4 * (turn - 1)
+    same = shop.opened_one(role="ann", name="another name")
+    same.run(T60)
+    assert shop.cache.view()["hits"] == 5
+
+
+def test_many_settings_do_not_mix(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torpor.gateway.pool.caching._MOST_SCOPES", 2)
+    one, two = shop.opened_one(), shop.opened_one(role="bob")
+    for zone in ("A", "B", "C", "D"):
+        one.run(f"SET timezone = '{zone}'")
+        one.run(T60)
+        two.run(T60)
+    scopes = {entry.key[0] for entry in shop.cache._shelf.entries.values()}  # type: ignore[index]
+    assert len(scopes) == 5
+
+
+# -- the session's setting, and rules
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_the_setting_of_the_session(shop: Shop, extended: bool) -> None:
+    one = shop.opened_one()
+
+    def say(text: str) -> str:
+        return brief(one.ask(unit(text) if extended else q(text)))
+
+    ok = "1 2 n C(SET) ZI" if extended else "C(SET) ZI"
+    assert say("SET torpor.cache = 'ttl=60 tags=x'") == ok
+    say("select 1"), say("select 1"), say("/* ttl=0 */ select 1"), say("/* ttl=0 */ select 1")
+    assert shop.ran == ["select 1"] * 3
+    assert shop.cache.purge("tag", ["x"]) == 1
+    assert say("reset TORPOR.cache;") == ok
+    say("select 1"), say("select 1")
+    assert len(shop.ran) == 5
+    assert say("set session torpor.cache to 'ttl=60 nonsense'") == ok
+    say("select 1"), say("select 1")
+    assert shop.cache.view()["bypasses"] == {"bad words": 2}
+    say("set torpor.cache to 'ttl=60'"), say("DISCARD ALL")
+    say("select 1"), say("select 1")
+    assert len(shop.ran) == 10 and shop.cache.view()["entries"] in (0, 1)
+    one.run("begin")
+    if not extended:
+        assert say("SET torpor.cache = 'ttl=60'") == "C(SET) ZT"
+    one.run("commit")
+    assert not any("torpor" in text for text in shop.ran)
+
+
+def test_the_setting_of_the_startup_message(shop: Shop) -> None:
+    one = shop.opened_one()
+    shop.cache.start_with(one.client, "ttl=60")
+    one.run("select 1"), one.run("select 1")
+    one.run("set torpor.cache = off"), one.run("select 1")
+    assert len(shop.ran) == 2
+    one.run("RESET ALL")
+    one.run("select 1")
+    assert len(shop.ran) == 3
+
+
+def test_rules_by_fingerprint_are_the_last_to_be_asked(shop: Shop) -> None:
+    one = shop.opened_one()
+    shop.cache.rule({fingerprint(b"select 7"): "ttl=60 tags=r", fingerprint(b"select volatile"): "nonsense"}, False)
+    one.run("select 1"), one.run("select 1"), one.run("select 2"), one.run("select volatile")
+    one.ask(unit("select 1")), one.ask(unit("select 1"))
+    one.run("/* ttl=0 */ select 1")
+    assert shop.ran == ["select 1", "select 2", "select volatile", "select 1", "select 1"]
+    assert shop.cache.purge("tag", ["r"]) == 3
+    shop.cache.rule({}, False)
+    assert not shop.pool.cares
+
+
+# -- one flight for many
+
+
+def test_one_asks_for_all(shop: Shop) -> None:
+    clients = [shop.opened_one() for _ in range(5)]
+    for client in clients:
+        client.say(q(T60S))
+    assert [client.link.listens for client in clients] == [True, False, False, False, False]
+    shop.settle()
+    assert shop.ran == ["select 1"]
+    assert [status(client.heard()) for client in clients] == ["miss", *["hit age=0s ttl=60s swr=300s"] * 4]
+    assert all(client.link.listens for client in clients) and shop.all_idle()
+
+
+def test_when_the_first_fails_each_goes_its_own_way(shop: Shop) -> None:
+    clients = [shop.opened_one() for _ in range(4)]
+    for client in clients:
+        client.say(unit("/* ttl=60 */ fail"))
+    shop.settle()
+    assert [brief(client.heard()) for client in clients] == ["1 2 n E(XX000) ZI"] * 4
+    assert shop.ran == ["fail"] * 4 and shop.all_idle()
+
+
+@pytest.mark.parametrize("how", ["leaves", "is killed", "leaves while it queues"])
+def test_when_the_first_is_lost_another_is_the_first(shop: Shop, how: str) -> None:
+    clients = [shop.opened_one() for _ in range(4)]
+    holders = [shop.opened_one(), shop.opened_one()] if how == "leaves while it queues" else []
+    for holder in holders:
+        holder.run("begin")
+    for client in clients:
+        client.say(q(T60))
+    if how == "is killed":
+        backend = clients[0].client.backend
+        assert backend is not None
+        shop.kill(backend)
+        assert brief(clients[0].heard()) == "E(57P02)"
+    else:
+        clients[0].client.left()
+    assert clients[1].client.session is not None and clients[1].client.session.flight is not None
+    for holder in holders:
+        holder.run("commit")
+    shop.settle()
+    assert [brief(client.heard()) for client in clients[1:]] == [ROW] * 3
+    assert shop.ran.count("select 1") == 1 and shop.all_idle()
+
+
+def test_who_waits_can_leave_and_can_cancel(shop: Shop) -> None:
+    clients = [shop.opened_one() for _ in range(4)]
+    clients[0].say(unit(T60))
+    clients[1].say(unit(T60))
+    clients[2].say(unit(T60), q("select 2"))
+    clients[3].say(unit(T60))
+    clients[1].client.left()
+    shop.pool.cancel(clients[2].client)
+    shop.settle()
+    assert brief(clients[2].heard()) == "E(57014) ZI T D(select 2) C(SELECT 1) ZI"
+    assert [brief(client.heard()) for client in (clients[0], clients[3])] == [UNIT] * 2
+    assert shop.all_idle()
+
+
+def test_a_cancel_of_the_first_reaches_postgresql(shop: Shop) -> None:
+    one = shop.opened_one()
+    one.say(q(T60))
+    shop.pool.cancel(one.client)
+    assert shop.canceled == [one.client.backend]
+
+
+def test_what_follows_in_a_pipeline_is_heard_in_order(shop: Shop) -> None:
+    one = shop.opened_one()
+    one.run(T60)
+    said = one.ask(q(T60), unit("select 2"), unit(T60), q(T60))
+    assert brief(said) == f"{ROW} 1 2 T D(select 2) C(SELECT 1) ZI {UNIT} {ROW}"
+    said = one.ask(unit(T60), q("begin"), q(T60), q("commit"), q(T60))
+    assert brief(said) == f"{UNIT} C(BEGIN) ZI {ROW}".replace("C(BEGIN) ZI", "C(BEGIN) ZT T D(select 1) C(SELECT 1) ZT C(COMMIT) ZI")
+
+
+# -- stale ones
+
+
+def test_stale_ones_are_made_anew_once_by_nobody(shop: Shop) -> None:
+    clients = [shop.opened_one() for _ in range(3)]
+    clients[0].ask(unit(T60S))
+    shop.now = 100.0
+    for client in clients:
+        client.say(unit(T60S))
+        assert "stale" in status(client.heard())
+    assert shop.cache.view()["stale"] == 3
+    shop.settle()
+    assert shop.ran == ["select 1", "select 1"] and shop.all_idle()
+    assert "hit" in status(clients[0].ask(unit(T60S)))
+    assert len(shop.pool.clients) == 3
+
+
+def test_a_backend_that_dies_while_it_makes_something_anew(shop: Shop) -> None:
+    one = shop.opened_one()
+    one.run(T60S)
+    shop.now = 100.0
+    one.say(q(T60S))
+    (working,) = [backend for backend in shop.twins if backend.client is not None]
+    shop.kill(working)
+    assert "stale" in status(one.heard()) and shop.all_idle() and shop.pool.clients == {one.client}
+    one.run(T60S)
+    assert not shop.cache.refreshing, "not again at once"
+    shop.now = 102.0
+    one.run(T60S)
+    assert "hit" in status(one.ask(q(T60S)))
+
+
+def test_a_full_queue_only_delays_what_is_made_anew() -> None:
+    shop = Shop(Limits(size=1, queue=1))
+    one, holder, waiter = (shop.opened_one() for _ in range(3))
+    one.run(T60S)
+    shop.now = 100.0
+    holder.run("begin")
+    waiter.say(q("select 2"))
+    assert "stale" in status(one.ask(q(T60S)))
+    holder.run("commit")
+    shop.settle()
+    assert shop.all_idle() and shop.pool.clients == {one.client, holder.client, waiter.client}
+    assert shop.ran.count("select 1") == 1
+
+
+# -- purges and writes
+
+
+@pytest.mark.parametrize(
+    ("by", "values", "dropped"),
+    [
+        ("tag", ["a"], 2),
+        ("tag", ["a", "b", "c"], 2),
+        ("table", ["t"], 1),
+        ("table", ["public.t", "other.t"], 1),
+        ("statement", [fingerprint(b"select 7")], 1),
+        ("all", [], 3),
+    ],
+)
+def test_purges(shop: Shop, by: str, values: list[str], dropped: int) -> None:
+    one = shop.opened_one()
+    for text in ("/* ttl=60 tags=a,b */ select 1", "/* ttl=60 tags=b,a */ select x public.t", "/* ttl=60 */ select x public.u"):
+        one.run(text)
+    assert shop.cache.purge(by, values) == dropped
+    assert shop.cache.view()["purged"] == dropped and shop.cache.view()["entries"] == 3 - dropped
+    assert shop.cache.purge(by, values) == 0
+
+
+@pytest.mark.parametrize(("by", "value"), [("tag", "x"), ("table", "t"), ("statement", ""), ("all", "")])
+def test_what_is_on_its_way_is_purged_too(shop: Shop, by: str, value: str) -> None:
+    text = "/* ttl=60 tags=x status */ select 1 public.t"
+    one, two, late = (shop.opened_one() for _ in range(3))
+    for each in (one, two):
+        each.say(q(text))
+    shop.cache.purge(by, [value or fingerprint(text.encode())])
+    late.say(q(text))
+    assert late.client.session is not None and late.client.session.awaits is None, "it mustn't be given what is older than the purge"
+    shop.settle()
+    assert status(one.heard()) == "miss"
+    assert len(shop.ran) in (2, 3) and shop.all_idle()
+
+
+@pytest.fixture
+def counters(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "writes"
+    path.write_bytes(bytes(FILE_BYTES))
+    yield path
+
+
+def count(path: Path, word: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(8 * word)
+        (value,) = struct.unpack("=Q", file.read(8))
+        file.seek(8 * word)
+        file.write(struct.pack("=Q", value + 1))
+
+
+def test_a_write_drops_what_was_read_from_its_table(shop: Shop, counters: Path) -> None:
+    shop.cache.rule({}, True)
+    one = shop.opened_one()
+    text = "/* ttl=60 swr=60 */ select 1 public.t"
+    assert one.run(text) and shop.cache.view()["fills"] == 0, "nobody counts"
+    shop.now = 20.0
+    shop.cache.count_writes(Writes(os.open(counters, os.O_RDONLY)))
+    one.run(text), one.run(text)
+    assert shop.cache.view()["hits"] == 1
+    count(counters, word_of(77))
+    one.run(text)
+    assert shop.cache.view()["hits"] == 2
+    for word in (word_of(1), 0):
+        count(counters, word)
+        one.run(text)
+        assert shop.cache.view()["hits"] == 2
+    one.say(unit(text))
+    count(counters, word_of(1))  # while the statement runs
+    shop.settle()
+    one.ask(unit(text))
+    assert shop.cache.view()["hits"] == 2
+    counters.write_bytes(b"short")
+    one.run(text), one.run(text)
+    assert shop.cache.view()["hits"] == 2
+    shop.cache.rule({}, False)
+    one.run(text), one.run(text)
+    assert shop.cache.view()["hits"] == 3 + 1
+
+
+def test_who_waited_is_not_given_what_is_older_than_a_write(shop: Shop, counters: Path) -> None:
+    shop.cache.rule({}, True)
+    shop.cache.count_writes(Writes(os.open(counters, os.O_RDONLY)))
+    one, two = shop.opened_one(), shop.opened_one()
+    text = "/* ttl=60 */ select 1 public.t"
+    one.say(q(text))
+    count(counters, word_of(1))
+    two.say(q(text))
+    shop.settle()
+    assert shop.cache.view()["hits"] == 0 and len(shop.ran) == 2
+
+
+def test_counters_of_another_file_cannot_be_compared(shop: Shop, counters: Path, tmp_path: Path) -> None:
+    shop.cache.rule({}, True)
+    shop.cache.count_writes(Writes(os.open(counters, os.O_RDONLY)))
+    one = shop.opened_one()
+    one.run(T60)
+    shop.cache.count_writes(Writes(os.open(counters, os.O_RDONLY)))
+    assert shop.cache.view()["entries"] == 1
+    other = tmp_path / "other"
+    other.write_bytes(bytes(FILE_BYTES))
+    shop.cache.count_writes(Writes(os.open(other, os.O_RDONLY)))
+    assert shop.cache.view()["entries"] == 0
+
+
+# -- pinned clients, memory, hostile texts
+
+
+def test_a_pinned_client_is_told_so(shop: Shop) -> None:
+    one = shop.opened_one(auto=True)
+    one.run("temp it")
+    assert status(one.ask(q(T60S))) == "bypass (pinned)"
+    assert shop.cache.view()["bypasses"] == {"pinned": 1}
+
+
+def test_large_results_stream_through(shop: Shop) -> None:
+    one = shop.opened_one()
+    one.say(q("/* ttl=60 */ select big"))
+    backend = one.client.backend
+    assert backend is not None
+    answer = shop.twins[backend].hear(backend.link.take())  # type: ignore[attr-defined]
+    heard = 0
+    for at in range(0, len(answer), 4096):
+        backend.received(answer[at : at + 4096])
+        heard += len(one.heard())
+        if backend.watch is not None and at > 70_000:
+            assert not backend.watch._pieces
+    assert heard == len(answer) - len(frame(b"S", b"torpor.watched\0ok\0"))
+
+
+def test_memory_is_bounded_and_the_cheapest_go_first() -> None:
+    shop = Shop(Limits(size=1), cache_bytes=100_000)
+    one = shop.opened_one()
+    one.run("/* ttl=60 */ select dear")
+    for number in range(300):
+        one.run("/* ttl=60 */ select dear")
+        one.run(f"/* ttl=60 */ select {number}")
+    assert shop.cache._store.bytes <= 100_000
+    assert shop.cache._shelf.evicted > 100
+    assert shop.ran.count("select dear") == 1, "what is asked for stays"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/* ttl=60 /* */ */ select 1", "/* ttl=60", "/* ttl=60 " + "x" * 100_000 + " */ select 1", "/* ttl=99999999999 */ select 1",
+        "/* ttl=-1 */ select 1", "/* ttl=60 tags=*/ select 1", "/* ttl=60 ttl=60 */ select 1", "/* ttl=60 tags=ä */ select 1",
+        "/* ttl=60 tags=" + ",".join(f"t{n}" for n in range(17)) + " */ select 1", "/* ttl=60 tags=" + "a" * 65 + " */ select 1",
+        "/* ttl=60\0 */ select 1", "/* ttl=٣ */ select 1", "/* swr=5 */ select 1",
+    ],
+)  # fmt: skip
+def test_poisoned_comments_are_no_words(shop: Shop, text: str) -> None:
+    one = shop.opened_one()
+    for _ in range(2):
+        one.say(q(text))
+        shop.settle()
+        one.say(p("", text.replace("\0", "x")), b(), e(), S)
+        shop.settle()
+    assert not one.client.is_gone and shop.cache.view()["entries"] == 0
+    one.say(frame(b"Q", b"/* ttl=60 tags=\xff\xfe */ select 1\0"))
+    assert shop.cache.view()["entries"] == 0
+    one.say(X)
+
+
+def test_cut_into_pieces_it_is_the_same(shop: Shop) -> None:
+    one = shop.opened_one()
+    said = q("SET torpor.cache = 'ttl=60'") + q("select 1") + unit("select 1") * 2 + q(T60) * 2
+    for at in range(len(said)):
+        one.say(said[at : at + 1])
+        shop.settle()
+    assert brief(one.heard()) == f"C(SET) ZI {ROW} {UNIT} {UNIT} {ROW} {ROW}"
+    assert shop.cache.view()["hits"] == 2 and shop.ran == ["select 1"] * 3
