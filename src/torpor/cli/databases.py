@@ -101,19 +101,29 @@ def create(
 @click.argument("name")
 @click.option("--reset-password", is_flag=True, help="Make a new password. The old one stops working; open connections stay.")
 @click.option("--tls", "is_encrypted", is_flag=True, help="With what libpq needs to encrypt and to be sure of the server (verify-full).")
+@click.option("--accelerate", "for_accelerate", is_flag=True, help="As the accelerateUrl of Prisma's client, with the login as its key.")
 @with_invocation
-def url(invocation: Invocation, name: str, reset_password: bool, is_encrypted: bool) -> None:
+def url(invocation: Invocation, name: str, reset_password: bool, is_encrypted: bool, for_accelerate: bool) -> None:
     """Print a database's URL with its password, when this machine knows it."""
+    from torpor.cli.accelerate import with_key
     from torpor.cli.tls import authority, with_tls
 
+    if is_encrypted and for_accelerate:
+        raise CommandError(
+            "--tls and --accelerate are for different clients", "give one; Prisma's uses https:// unless it is on this machine"
+        )
     root = authority(invocation) if is_encrypted else ""
+
+    def shown(full: str) -> str:
+        return with_tls(full, root) if root else with_key(invocation, full) if for_accelerate else full
+
     client = invocation.connect()
     view = client.fetch(DatabaseDetail, database_path(name)).database
     if reset_password:
         with invocation.waiting(f"making a new password for {name}"):
             answer = client.post(database_path(name, "password"))
         credentials = client.decode(Credentials, answer)
-        invocation.emit(answer, with_tls(credentials.url, root) if root else credentials.url)
+        invocation.emit(answer, shown(credentials.url))
         keep(invocation, client, view.id, credentials)
         return
     known = invocation.passwords(client).get(view.id)
@@ -121,7 +131,7 @@ def url(invocation: Invocation, name: str, reset_password: bool, is_encrypted: b
         message = f"the password of {name} isn't known on this machine, as it is shown once, at creation"
         raise CommandError(message, f"`torpor url {name} --reset-password` makes a new one", kind="password_unknown")
     full = with_login(view.url, known.role, known.password)
-    full = with_tls(full, root) if root else full
+    full = shown(full)
     invocation.emit({"url": full, "role": known.role, "password": known.password}, full)
 
 

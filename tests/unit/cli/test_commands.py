@@ -1,9 +1,11 @@
 """Each command against the twin: what it asks, what it prints where, and how it ends."""
 
+import base64
 import json
 import os
 import stat
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -80,6 +82,20 @@ def test_a_password_made_elsewhere_is_explained_and_can_be_reset(torpor: Run, ru
     assert reset.startswith("postgresql://owner:")
     assert torpor("url", "shop").out == reset
     assert torpor("url", "shop", "--json").json == {"url": reset.strip(), "role": "owner", "password": "s/e c@1"}
+
+
+def test_urls_for_prismas_accelerate_url(torpor: Run, running: Twin, home: Path) -> None:
+    url = torpor("create", "shop").out.strip()
+    refused = torpor("url", "shop", "--accelerate")
+    assert (refused.code, "doesn't serve SQL over HTTP" in refused.err) == (1, True)
+    announcement = home / "data" / "api.json"
+    for address, host in (("http://127.0.0.1:5480", "127.0.0.1:5480"), ("http://0.0.0.0:5480", f"{urlsplit(url).hostname}:5480")):
+        announcement.write_text(json.dumps({**json.loads(announcement.read_text()), "http": address}))
+        shown = torpor("url", "shop", "--accelerate").out.strip()
+        assert shown.startswith(f"prisma+postgres://{host}/?api_key=")
+        key = shown.partition("api_key=")[2]
+        assert base64.urlsafe_b64decode(key + "=" * (-len(key) % 4)).decode() == url
+    assert torpor("url", "shop", "--accelerate", "--tls").code == 1
 
 
 def test_urls_with_what_encryption_needs(torpor: Run, running: Twin, home: Path) -> None:
