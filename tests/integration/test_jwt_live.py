@@ -4,6 +4,7 @@ import contextlib
 import json
 import struct
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from tests.support.attacks.kit import make_superuser
 from tests.support.faults import eventually
 from tests.support.overhttp import http_url, post
 from tests.support.server import MadeDatabase, Server
@@ -200,7 +202,8 @@ def test_what_is_no_good_token_is_refused(server: Server, database: MadeDatabase
 
 
 def test_no_token_makes_a_superuser(server: Server) -> None:
-    made = server.create(superuser=True)
+    made = server.create()
+    make_superuser(server, made)
     with psycopg.connect(made.url, autocommit=True) as connection:
         connection.execute("CREATE ROLE web LOGIN; CREATE ROLE rich LOGIN SUPERUSER; CREATE ROLE heir LOGIN; GRANT rich TO heir")
     register(server, made, roles=["web", "rich", "heir", "gone"])
@@ -273,7 +276,7 @@ def test_other_rules_end_the_sessions_of_before(server: Server) -> None:
                 removing = f"/v1/databases/{made.name}/tokens"
                 told = register(server, made, audience=None) if again else server.call("DELETE", removing)
                 assert told["closed"] == 1
-                eventually(lambda ended=connection: _is_over(ended), 30)
+                eventually(partial(_is_over, connection), 30)
             assert owner.execute("SELECT 1").fetchone() == (1,), "who came by a password stays"
         assert refusal(server, made, ONE.token()) == ("28P01", f'database "{made.name}" takes no tokens')
     server.call("DELETE", f"/v1/databases/{made.name}?force=true")
