@@ -2,12 +2,14 @@
 
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from torpor.base.telemetry import Reading, Readings, Telemetry
 from torpor.door.encryption import Encryption
 from torpor.gateway.http.control import Configuration
 from torpor.gateway.http.service import HttpService
+from torpor.gateway.http.figures import Figures
 from torpor.model.errors import Unavailable
 from torpor.model.settings import Settings
 
@@ -62,3 +64,31 @@ def _keep_s(freeze_after_s: float | None) -> float:
 def _reachable(host: str) -> str:
     """All addresses (0.0.0.0, ::) is a way to listen, not a place to connect to."""
     return host if host.strip("0.:") else "::1" if ":" in host else "127.0.0.1"
+def register_http(telemetry: Telemetry, service: HttpService | None) -> None:
+    """Add what the process counts. Figures are some seconds old; counters begin again when the process is started anew."""
+    if service is None:
+        return
+
+    def one(value: Callable[[Figures], float]) -> Callable[[], Iterable[Reading]]:
+        return lambda: [((), value(service.figures))]
+
+    for family in (
+        Readings(
+            "torpor_http_requests_total", "Requests over HTTP by their kind and what became of them.",
+            lambda: (((kind, result), n) for kind, of_one in service.figures.requests.items() for result, n in of_one.items()),
+            ("kind", "result"), "counter",
+        ),
+        Readings(
+            "torpor_http_request_seconds_total", "How long requests over HTTP took in all; WebSockets aren't among them.",
+            lambda: (((kind,), seconds) for kind, seconds in service.figures.seconds.items()), ("kind",), "counter",
+        ),
+        Readings("torpor_http_received_bytes_total", "Bytes from clients over HTTP.", one(lambda f: f.received), type="counter"),
+        Readings("torpor_http_sent_bytes_total", "Bytes to clients over HTTP.", one(lambda f: f.sent), type="counter"),
+        Readings("torpor_http_connections", "Open connections of clients over HTTP.", one(lambda f: f.connections)),
+        Readings("torpor_http_running", "Requests over HTTP that run.", one(lambda f: f.taken)),
+        Readings("torpor_http_waiting", "Requests over HTTP that wait for others on their database.", one(lambda f: f.waiting)),
+        Readings("torpor_http_kept", "Connections to databases that wait for the next request of the same client.", one(lambda f: f.kept)),
+    ):  # fmt: skip
+        telemetry.add(family)
+
+

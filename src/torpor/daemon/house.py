@@ -57,7 +57,7 @@ from torpor.daemon.drills import make_drills
 from torpor.daemon.encryption import make_encryption
 from torpor.daemon.exchanging import make_exchanges
 from torpor.daemon.facts import host_facts
-from torpor.daemon.gateway import make_http, new_gateway_secret
+from torpor.daemon.gateway import make_http, new_gateway_secret, register_http
 from torpor.daemon.ground import Ground
 from torpor.daemon.handoff import Estate
 from torpor.daemon.metrics import register, register_guard, register_pool, register_shares
@@ -284,6 +284,8 @@ class House:
             every_s = settings.drill_every_s
             self._drills = make_drills(
                 self._catalog, restores, self._histories, fleet, around, self._jobs, every_s, self._clock, self._tasks, telemetry
+            register_http(telemetry, self.http)
+            self._caching = make_caching(self._catalog, fleet, self._pools, self._volumes, around, telemetry)
             )
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._use_lists)
             self._recovery = None

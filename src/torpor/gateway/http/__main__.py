@@ -20,6 +20,7 @@ from torpor.base.tasks import TaskOwner
 from torpor.gateway.http.app import App
 from torpor.gateway.http.backend import Door
 from torpor.gateway.http.control import CONTROL_FD, PACKET_BYTES, Configuration, configuration, decode, encode
+from torpor.gateway.http.figures import COUNT, tell
 from torpor.gateway.http.kept import Kept
 from torpor.gateway.http.places import Places
 from torpor.gateway.http.purging import Purger
@@ -57,11 +58,13 @@ async def _serve(control: socket.socket, listener: socket.socket, wanted: Config
     receipts.load()
     kept = Kept(door, wanted.keep_s, tasks)
     purger = Purger(control)
-    app = App(door, kept, Places(), receipts, TlsMode(wanted.tls), wanted.proxies, tasks, purger.purge)
+    places = Places()
+    app = App(door, kept, places, receipts, TlsMode(wanted.tls), wanted.proxies, tasks, purger.purge)
     server = Server(listener, app.handle, tasks)
     server.certificates = _certificates(wanted.certificates, Path(wanted.directory))
     server.start()
     tasks.spawn_endless(receipts.tidy, "tidy receipts")
+    tasks.spawn_endless(lambda: tell(control, lambda: COUNT.figures(len(server), places.taken, places.waiting, len(kept))), "tell figures")
     control.send(encode({"ready": True}))
     grace_s = await _obey(control, server, purger, Path(wanted.directory))
     await server.stop(grace_s)

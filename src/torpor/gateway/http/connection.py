@@ -17,6 +17,7 @@ import msgspec
 
 from torpor.base.logs import get_logger
 from torpor.gateway.http.failures import Failure, failure
+from torpor.gateway.http.figures import COUNT
 from torpor.model.access import address_key
 
 log = get_logger(__name__)
@@ -33,6 +34,7 @@ _DISCARD_S = 2.0
 _CHUNKS_AHEAD = 1024
 _PIPELINED = 8
 _SHARE = 4
+_SWITCHED = 101
 _MAX_PARAMETERS = 50
 _JSON = msgspec.json.Encoder()
 _REASONS = {
@@ -208,6 +210,7 @@ class Reply:
         self._request = request
         self.headers: dict[str, str] = {}
         """What goes with whatever is answered."""
+        self.status = 0
         self.is_begun = False
         self.is_ended = False
         self._chunked = False
@@ -246,6 +249,7 @@ class Reply:
 
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self.is_begun = True
+        self.status = status
         lines = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"")), _ALWAYS]
         lines += [f"{name}: {value}\r\n".encode("latin-1", "replace") for name, value in headers.items()]
         if not self._request.keep_alive:
@@ -316,6 +320,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._upgraded is not None:
+            COUNT.received += len(data)
             self._upgraded.data_received(data)
             return
         if self._request is not None and self._request.is_upgrade:
@@ -324,6 +329,7 @@ class Connection(asyncio.Protocol):
                 self.abort()
             return
         self._head_bytes += len(data)
+        COUNT.received += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -416,6 +422,7 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Without waiting."""
         if self._transport is not None and not self.is_lost:
+            COUNT.sent += len(data)
             self._transport.write(data)
 
     async def drain(self) -> None:
@@ -493,7 +500,7 @@ class Connection(asyncio.Protocol):
             self._task = self._loop.create_task(self._answer(self._request), name=f"request of {self.client[0]}")
 
     async def _answer(self, request: Request) -> None:
-        reply = Reply(self, request)
+        reply, begun = Reply(self, request), self._loop.time()
         try:
             try:
                 await self._handler(request, reply)
@@ -529,6 +536,10 @@ class Connection(asyncio.Protocol):
             return
         finally:
             request.over()
+            if self._upgraded is not None:
+                COUNT.answered(request.path, _SWITCHED, True, None)
+            else:
+                COUNT.answered(request.path, reply.status, reply.is_ended, self._loop.time() - begun)
             self._request = self._task = None
         if not request.keep_alive:
             self.close()

@@ -3,6 +3,7 @@
 daemon    {"configure": {…}} with the listener
 process   {"ready": true}, or {"failed": "why"} and its end
 daemon    {"certificates": [[chain, key], …]} when there are others
+process   {"figures": {…}} every second that changed some
 process   {"purge": {…}} when somebody may have a cache purged
 daemon    {"purged": {…}} when that is done, or why not
 daemon    {"stop": seconds of grace}; the end of the daemon says the same

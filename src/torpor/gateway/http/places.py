@@ -33,6 +33,11 @@ class Places:
         """How many requests are under way."""
         return self._of_database.total()
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+        return sum(map(len, self._waiting.values()))
+
     @asynccontextmanager
     async def place(self, address: str, database: str) -> AsyncIterator[None]:
         """Hold one of each while inside. Raises Failure."""

@@ -45,6 +45,9 @@ class Server:
     def __repr__(self) -> str:
         return f"<Server {len(self._connections)} connections, {len(self._silent)} silent>"
 
+    def __len__(self) -> int:
+        return len(self._connections)
+
     def start(self) -> None:
         """Begin to accept."""
         self._pause = None

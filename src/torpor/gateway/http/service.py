@@ -21,6 +21,7 @@ from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle
 from torpor.base.tasks import TaskOwner
 from torpor.gateway.http.control import CONTROL_FD, PACKET_BYTES, Configuration, decode, encode
+from torpor.gateway.http.figures import Figures
 from torpor.model.errors import AddressInUse, BadSettings, HostError, TorporError
 
 log = get_logger(__name__)
@@ -57,6 +58,8 @@ class HttpService:
         self._stopping = False
         self._pause_s = _FIRST_PAUSE_S
         self._started_at = 0.0
+        self.figures = Figures()
+        """What the process has counted, some seconds ago at most; it begins again with each process."""
 
     def __repr__(self) -> str:
         return f"<HttpService {self._host}:{self._port} {self._process or 'no process'}>"
@@ -158,6 +161,8 @@ class HttpService:
             packet = decode(data)
             if packet.get("ready") is True and self._ready is not None and not self._ready.done():
                 self._ready.set_result(None)
+            if (figures := packet.get("figures")) is not None:
+                self.figures = msgspec.convert(figures, Figures)
             if isinstance(asked := packet.get("purge"), dict):
                 with contextlib.suppress(RuntimeError):  # we are stopping
                     self._tasks.spawn(self._purge_for(asked), "purge")
