@@ -16,6 +16,7 @@ import pytest
 from psycopg.rows import tuple_row
 
 from tests.support.faults import eventually
+from tests.support.poolworkers import rss, workers
 from tests.support.server import MadeDatabase, Server
 from torpor.base.processes import start_ticks
 from torpor.compute import binaries
@@ -83,7 +84,9 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 @pytest.fixture(scope="module")
 def torpor() -> Iterator[Server]:
-    with Server(freeze_after_s=1, page_after_s="never", stop_after_s="never", pool_size=2, pool_queue=3, pool_wait_s=30) as server:
+    with Server(
+        freeze_after_s=1, page_after_s="never", stop_after_s="never", pool_size=2, pool_queue=3, pool_wait_s=30, pool_workers=1
+    ) as server:
         yield server
         assert "Traceback" not in server.log, server.log[-6000:]
 
@@ -147,10 +150,11 @@ def test_in_auto_mode_everything_stays_with_its_client(database: MadeDatabase, w
 
 @pytest.mark.parametrize("major", OLDER)
 def test_the_same_with_older_majors(torpor: Server, major: int) -> None:
-    made, quiet = torpor.create(major=major), {"prepare_threshold": None}  # a statement that is prepared sees its own portal as a cursor
+    # What is prepared would see its own portal as a cursor.
+    made = torpor.create(major=major)
     with psycopg.connect(made.url, autocommit=True) as connection:
         connection.execute(_MAKE)
-    with only_one_backend(made), pooled(made, **quiet) as one, pooled(made, **quiet) as two:
+    with only_one_backend(made), pooled(made, prepare_threshold=None) as one, pooled(made, prepare_threshold=None) as two:
         clean, before = state(two), backend(two)
         for what, statement in _LEAVES.items():
             one.execute(statement)
@@ -158,9 +162,9 @@ def test_the_same_with_older_majors(torpor: Server, major: int) -> None:
             if what != "the time zone":
                 one.execute("SET TimeZone = 'UTC'")
                 assert state(one) == clean, what
-    with pooled(made, "auto", **quiet) as two:
+    with pooled(made, "auto", prepare_threshold=None) as two:
         for what, statement in _LEAVES.items():
-            with pooled(made, "auto", **quiet) as one:
+            with pooled(made, "auto", prepare_threshold=None) as one:
                 one.execute(statement)
                 left = state(one)
                 assert left != clean, what
@@ -365,15 +369,15 @@ def test_a_database_that_is_removed_takes_its_clients_along(torpor: Server) -> N
 def test_a_reader_that_is_slow_costs_no_memory(torpor: Server, database: MadeDatabase) -> None:
     with pooled(database) as one, pooled(database) as two:
         two.execute("SELECT 1")
-        (worker,) = _workers(torpor)
-        before = _rss(worker)
+        (worker,) = workers(torpor)
+        before = rss(worker)
         with one.cursor() as cursor:
             rows = cursor.stream("SELECT repeat('x', 10000) FROM generate_series(1, 10000)")
             next(rows)
             assert two.execute("SELECT 2").fetchone() == (2,)
-            assert _rss(worker) - before < 20_000_000
+            assert rss(worker) - before < 20_000_000
             assert sum(1 for _ in rows) == 9_999
-        assert _rss(worker) - before < 20_000_000
+        assert rss(worker) - before < 20_000_000
 
 
 def test_when_a_worker_is_killed_clients_see_their_connection_end(torpor: Server, database: MadeDatabase) -> None:
@@ -381,7 +385,7 @@ def test_when_a_worker_is_killed_clients_see_their_connection_end(torpor: Server
     try:
         one.execute("BEGIN")
         one.execute("INSERT INTO numbered (b) VALUES ('lost')")
-        (worker,) = _workers(torpor)
+        (worker,) = workers(torpor)
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(psycopg.OperationalError):
             one.execute("COMMIT")
@@ -436,22 +440,3 @@ def _by_host_and_encrypted(torpor: Server, made: MadeDatabase) -> None:
 def _pool_of(torpor: Server, made: MadeDatabase) -> dict[str, Any]:
     view: dict[str, Any] = torpor.view(made.name)["database"]["pool"] or {"clients": 0, "pinned": 0}
     return view
-
-
-def _workers(torpor: Server) -> list[int]:
-    """The workers of this Torpor's pool."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if b"torpor.gateway.pool.worker" in words and _parent(process) == torpor.pid:
-                found.append(int(process.name))
-    return found
-
-
-def _parent(process: Path) -> int:
-    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
-
-
-def _rss(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
