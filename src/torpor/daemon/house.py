@@ -285,7 +285,6 @@ class House:
             self._drills = make_drills(
                 self._catalog, restores, self._histories, fleet, around, self._jobs, every_s, self._clock, self._tasks, telemetry
             register_http(telemetry, self.http)
-            self._caching = make_caching(self._catalog, fleet, self._pools, self._volumes, around, telemetry)
             )
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._use_lists)
             self._recovery = None
