@@ -35,6 +35,9 @@ cdef class Client:
     cdef public bint cares
     cdef public bint offered
     cdef bytes _rest
+    cdef list _pieces
+    cdef Py_ssize_t _missing
+    cdef Py_ssize_t _reserved
     cdef Py_ssize_t _skip
     cdef bint _skip_passes
 
@@ -43,10 +46,12 @@ cdef class Client:
     cpdef left(self)
     cpdef received(self, bytes data)
     @cython.locals(backend=Backend, out=list, at=Py_ssize_t, run=Py_ssize_t, end=Py_ssize_t, after=Py_ssize_t, length=Py_ssize_t,
-                   rest_at=Py_ssize_t, text_end=Py_ssize_t, tag="unsigned char", carried=bint, statement=Statement)
+                   rest_at=Py_ssize_t, text_end=Py_ssize_t, missing=Py_ssize_t, tag="unsigned char", carried=bint, statement=Statement)
     cpdef _hear(self, bytes data)
     @cython.locals(head=bytes)
     cpdef bint _asks(self, unsigned char tag, bytes data, Py_ssize_t at, Py_ssize_t after, Py_ssize_t end)
+    cpdef _keep(self, bytes rest, Py_ssize_t missing)
+    cpdef _make_room(self)
     @cython.locals(backend=Backend)
     cpdef _send(self, list out, bytes data, Py_ssize_t run, Py_ssize_t at)
     cpdef Py_ssize_t _pass_on(self, Py_ssize_t after, Py_ssize_t end, bint passes)

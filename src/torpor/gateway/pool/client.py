@@ -26,6 +26,7 @@ from torpor.gateway.pool.values import (
     QUERY,
     QUERY_CARRIED,
     SYNC,
+    HeldStatement,
     Link,
     Settings,
     Statement,
@@ -43,6 +44,7 @@ _LONGEST = (1 << 30) - 1  # PostgreSQL takes no longer ones either
 _MOST_STATEMENT_BYTES = 16 << 20
 _SHORT_STATEMENT_BYTES = 2_048
 _MOST_STATEMENTS = 5_000
+_SHORT_REST_BYTES = 65_536  # a read's worth
 _DEALLOCATE = re.compile(rb'\s*DEALLOCATE\s+(?:PREPARE\s+)?(?:"([^"\0]+)"|([A-Za-z_][A-Za-z0-9_$]*))\s*;?\s*', re.IGNORECASE)
 _TO_THE_CACHE = frozenset((b"SET", b"set", b"Set", b"RES", b"res", b"Res"))
 _COMMENT = b"/ \t\r\n"
@@ -54,9 +56,9 @@ class Client:
     """One client. `pid` and `key` are what it cancels with."""
 
     __slots__ = (
-        "_rest", "_skip", "_skip_passes", "application_name", "auto", "backend", "cares", "carried", "greeted", "group", "is_gone",
-        "is_stalled", "is_waiting", "key", "last", "link", "offered", "pid", "pinned_by", "pool", "reported", "session", "statements",
-        "tracked", "unsynced", "waiting_since", "warned",
+        "_missing", "_pieces", "_reserved", "_rest", "_skip", "_skip_passes", "application_name", "auto", "backend", "cares", "carried",
+        "greeted", "group", "is_gone", "is_stalled", "is_waiting", "key", "last", "link", "offered", "pid", "pinned_by", "pool",
+        "reported", "session", "statements", "tracked", "unsynced", "waiting_since", "warned",
     )  # fmt: skip
 
     def __init__(self, pool: "Pool", group: "Group", link: Link, *, pid: int, key: bytes, application_name: bytes, auto: bool) -> None:
@@ -79,6 +81,8 @@ class Client:
         self.cares = False  # whether that is more than what comments say
         self.offered = False  # what it said while it waits for a backend: the cache has seen it
         self._rest = b""
+        self._pieces: list[bytes] = []
+        self._missing = self._reserved = 0
         self._skip = 0
         self._skip_passes = False
 
@@ -113,12 +117,24 @@ class Client:
         if not self.is_gone:
             self.is_gone = True
             self._rest = b""
+            self._pieces.clear()
+            self._missing = 0
+            self._make_room()
             self.link.close()
             self.pool.client_gone(self)
+            self.statements = {}
 
     def received(self, data: bytes) -> None:
         """Bytes from the client."""
         try:
+            if self._missing:
+                self._pieces.append(data)
+                self._missing -= len(data)
+                if self._missing > 0:
+                    return
+                self._missing = 0
+                self._rest, data = b"", b"".join(self._pieces)
+                self._pieces.clear()
             self._hear(data)
         except ProtocolViolation as error:
             self.unsynced = True  # what its backend was sent may end amid a message: nobody else must get that one
@@ -128,10 +144,13 @@ class Client:
         if self._rest:
             data = self._rest + data
             self._rest = b""
+        if self._reserved:
+            self._make_room()
         at, end = 0, len(data)
         out: list[bytes] = []
         backend = self.backend
         run = 0  # data[run:at] is for the backend
+        missing = 0  # of a message that must be whole
         if self._skip:
             at = min(self._skip, end)
             self._skip -= at
@@ -171,7 +190,7 @@ class Client:
                         continue
                 if not self.pool.acquire(self):
                     self.offered = True
-                    self._rest = data[at:]
+                    self._keep(data[at:], 0)
                     return
                 backend = self.backend
                 assert backend is not None
@@ -262,10 +281,12 @@ class Client:
                         f"up to {_LONGEST_PARSE} bytes are; without the pool there is no such limit",
                     )
                 if after > end:
+                    missing = after - end
                     break
                 if length > 4 and data[at + 5] == 0:  # the unnamed one goes as it is
                     self.unsynced = True
-                    statement = Statement(data[at + 6 : after], b"")
+                    body = data[at + 6 : after]
+                    statement = Statement(body, b"") if length < _SHORT_STATEMENT_BYTES else HeldStatement(body, b"", self.pool.room)
                     backend.ops.append((PARSE, statement, b"", self.statements.get(b""), backend.segment))
                     backend.doubtful[b""] = backend.unconfirmed[statement] = backend.segment
                     backend.unnamed = self.statements[b""] = statement
@@ -289,7 +310,7 @@ class Client:
                 raise ProtocolViolation(f"invalid frontend message type {tag}")
             at = self._pass_on(after, end, passes=True)
         if at < end:
-            self._rest = data[at:]
+            self._keep(data[at:], missing)
         self._send(out, data, run, at)
         backend = self.backend
         if backend is not None and not backend.outstanding and not backend.ops and backend.status == b"I" and not self.is_amid:
@@ -308,6 +329,23 @@ class Client:
             return True  # perhaps
         head = data[at : at + 3]
         return head[:1] in _COMMENT or head in _TO_THE_CACHE
+
+    def _keep(self, rest: bytes, missing: int) -> None:
+        """Hear this again with what comes next; what has `missing` bytes until it makes sense, with all of them. Whoever dribbles isn't
+        listened to for each drop. Raises ProtocolViolation."""
+        if missing:
+            self._pieces.append(rest)
+            self._missing = missing
+        else:
+            self._rest = rest
+        size = len(rest) + missing
+        if size > _SHORT_REST_BYTES:
+            self.pool.room.take(size)
+            self._reserved = size
+
+    def _make_room(self) -> None:
+        self.pool.room.give_back(self._reserved)
+        self._reserved = 0
 
     def _send(self, out: list[bytes], data: bytes, run: int, at: int) -> None:
         backend = self.backend

@@ -11,6 +11,7 @@ from torpor.gateway.pool.values cimport Statement, apply_settings
 
 cdef class Group:
     cdef public object key
+    cdef public object room
     cdef public dict idle
     cdef public Py_ssize_t opening
     cdef public Py_ssize_t waiters
@@ -26,6 +27,7 @@ cdef class Group:
 
 
 cdef class Pool:
+    cdef public object room
     cdef public bint cares
     cdef public object caching
     cdef public str label

@@ -16,7 +16,19 @@ from torpor.gateway.pool import extended
 from torpor.gateway.pool.backend import Backend
 from torpor.gateway.pool.caching import DEFAULT_BYTES, Caching
 from torpor.gateway.pool.client import Client
-from torpor.gateway.pool.values import NOWHERE, PREFIX, STALE, Key, Limits, Link, Settings, Statement, apply_settings
+from torpor.gateway.pool.values import (
+    NOWHERE,
+    PREFIX,
+    STALE,
+    HeldStatement,
+    Key,
+    Limits,
+    Link,
+    Room,
+    Settings,
+    Statement,
+    apply_settings,
+)
 from torpor.pgwire.replies import authentication_ok, error_response
 
 _APPLICATION_NAME = b"application_name"
@@ -45,8 +57,8 @@ class Port(Protocol):
 class Group:
     """Clients and backends that began the same way."""
 
-    def __init__(self, key: Key) -> None:
-        self.key = key
+    def __init__(self, key: Key, room: Room) -> None:
+        self.key, self.room = key, room
         self.idle: dict[Backend, None] = {}  # the one that was used last at the end
         self.opening = self.waiters = self.clients = self.backends = 0  # backends: without the pinned ones, those being opened too
         self.carried: Settings | None = None  # as PostgreSQL gives them; None while nobody knows
@@ -63,7 +75,7 @@ class Group:
         found = self._statements.get(body)
         if found is None:
             self._named += 1
-            found = self._statements[body] = Statement(body, b"%b%d" % (PREFIX, self._named))
+            found = self._statements[body] = HeldStatement(body, b"%b%d" % (PREFIX, self._named), self.room)
         return found
 
     def settings_for(self, application_name: bytes) -> Settings:
@@ -88,6 +100,7 @@ class Pool:
     def __init__(self, label: str, port: Port, limits: Limits, now: Callable[[], float], store: Store | None = None) -> None:
         self.label = label
         self.limits = limits
+        self.room = Room()
         self.clients: set[Client] = set()
         self.backends: set[Backend] = set()
         self.pinned: set[Client] = set()
@@ -112,7 +125,7 @@ class Pool:
         if group is None:
             if len(self._groups) >= _MOST_GROUPS:
                 self._groups = {k: g for k, g in self._groups.items() if g.clients or g.backends}
-            group = self._groups[key] = Group(key)
+            group = self._groups[key] = Group(key, self.room)
         return group
 
     def join(self, client: Client) -> None:

@@ -85,6 +85,9 @@ class Limits:
 READS, WATCHED = b"torpor.reads", b"torpor.watched"
 """What the library in the backend says of what it watched."""
 
+MOST_HELD_BYTES = 256 << 20
+"""What the statements of one database's clients may take in a worker."""
+
 PREFIX = b"torpor_"
 """What the names of prepared statements in backends begin with."""
 
@@ -120,6 +123,45 @@ Parsing = tuple[int, Statement | None, bytes, Statement | None, int]
 
 STALE = "a stale statement"
 """Left in a backend: a plan that no longer fits its tables."""
+
+
+class Room:
+    """How many bytes clients of one database have in this process that only they know an end of: what they have prepared, and long
+    messages that aren't whole. Bounded, since the clients of all others are here, too."""
+
+    __slots__ = ("taken",)
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def take(self, size: int) -> None:
+        """Raises ProtocolViolation when there is no room."""
+        if self.taken + size > MOST_HELD_BYTES:
+            raise ProtocolViolation(
+                f"the statements of this database's pooled clients take more than {MOST_HELD_BYTES} bytes",
+                "close prepared statements that aren't needed, send long values as parameters, or connect without the pool",
+            )
+        self.taken += size
+
+    def give_back(self, size: int) -> None:
+        """What was taken is gone."""
+        self.taken -= size
+
+
+class HeldStatement(Statement):
+    """One that takes room as long as anybody knows it."""
+
+    __slots__ = ("_room", "_size")
+
+    def __init__(self, body: bytes, name: bytes, room: Room) -> None:
+        self._size = 0
+        self._room = room
+        super().__init__(body, name)
+        room.take(len(body))
+        self._size = len(body)
+
+    def __del__(self) -> None:
+        self._room.give_back(self._size)
 
 
 @dataclass(frozen=True, slots=True)

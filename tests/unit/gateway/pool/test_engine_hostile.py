@@ -2,6 +2,7 @@
 lets another client notice."""
 
 import contextlib
+import gc
 import random
 import struct
 
@@ -138,3 +139,47 @@ def _mutated(chance: random.Random, data: bytes) -> bytes:
             return chance.randbytes(chance.randrange(30))
         case _:
             return data[:place] + bytes([data[place] ^ 1 << chance.randrange(8)]) + data[place + 1 :] if data else b"\0"
+
+
+def test_statements_of_one_database_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole or not, named or not; and whoever leaves makes room."""
+    monkeypatch.setattr("torpor.gateway.pool.values.MOST_HELD_BYTES", 1_000_000)
+    house = House(Limits(size=2))
+    talkers = [house.join() for _ in range(8)]
+    house.settle()
+    text = "select " + "x" * 300_000
+    talkers[0].ask(p("a", text), S)
+    talkers[1].ask(p("b", text), S)
+    assert house.pool.room.taken < 310_000, "they share one"
+    talkers[2].ask(p("", text), S)
+    talkers[3].say(p("c", text + "y")[:-1_000])
+    assert house.pool.room.taken > 900_000
+    talkers[4].heard()
+    talkers[4].say(p("d", text + "z")[:-1_000])
+    assert brief(talkers[4].heard()) == "E(08P01)"
+    talkers[5].heard()
+    assert brief(talkers[5].ask(p("", text), S)) == "E(08P01)"
+    talkers[3].client.left()
+    assert brief(talkers[6].ask(p("", text), S)).endswith("1 ZI")
+    assert talkers[7].run("select 1").endswith("C(SELECT 1) ZI")
+    for talker in talkers:
+        talker.client.left()
+    for backend in list(house.pool.backends):
+        house.kill(backend)
+    gc.collect()
+    assert house.pool.room.taken == 0
+
+
+def test_a_message_that_comes_in_drops_is_heard_once() -> None:
+    house = House(Limits(size=1))
+    one, two = house.join(), house.join()
+    house.settle()
+    message = p("a", "select " + "x" * 100_000) + b("a") + e() + S
+    one.heard()
+    for at in range(0, len(message), 1_000):
+        assert one.client.backend is None, "what isn't whole takes nobody's place"
+        one.say(message[at : at + 1_000])
+    house.settle()
+    assert brief(one.heard()).startswith("1 2 D(select ")
+    assert two.run("select 2").endswith("ZI")
+    assert house.pool.room.taken < 101_000
