@@ -58,6 +58,32 @@ async function overHttp() {
   assert.strictEqual(many[19999].n, 20000);
 }
 
+// The pool's cache, by headers: added by the fetch function, or by fetchOptions, whose headers replace the driver's own.
+async function cached() {
+  const said = [];
+  neonConfig.fetchFunction = async (address, options) => {
+    const answer = await fetch(address, options);
+    said.push(answer.headers.get("torpor-cache"));
+    return answer;
+  };
+  const sql = neon(url);
+  const headers = {
+    "Neon-Connection-String": url, "Neon-Raw-Text-Output": "true", "Neon-Array-Mode": "true",
+    "cache-control": "max-age=600, stale-while-revalidate=600", "cache-tags": "books",
+  };
+  for (const pages of [300, 300, 700]) await sql.query("SELECT title FROM book WHERE pages > $1", [pages], { fetchOptions: { headers } });
+  await sql`SELECT title FROM book WHERE pages > ${300}`;
+  const always = neonConfig.fetchFunction;
+  neonConfig.fetchFunction = (address, options) => always(address, { ...options, headers: { ...options.headers, "cache-control": "max-age=600" } });
+  assert.deepStrictEqual([await sql`SELECT pages FROM book`, await sql`SELECT pages FROM book`], [[{ pages: 635 }], [{ pages: 635 }]]);
+  // Without any header: the words stand in the statement, and the connection is the pool's.
+  neonConfig.fetchFunction = always;
+  const pooled = neon(`${url}@auto`);
+  for (let turn = 0; turn < 2; turn++) await pooled.query("/* ttl=600 status */ SELECT max(pages) FROM book");
+  neonConfig.fetchFunction = undefined;
+  assert.deepStrictEqual(said, ["miss", "hit", "miss", null, "miss", "hit", "miss", "hit"]);
+}
+
 async function overWebSocket() {
   const pool = new Pool({ connectionString: url, max: 3 });
   const client = await pool.connect();
@@ -90,6 +116,7 @@ async function overWebSocket() {
 }
 
 overHttp()
+  .then(cached)
   .then(overWebSocket)
   .then(() => console.log("done"))
   .then(() => process.exit(0))
