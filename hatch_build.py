@@ -30,7 +30,7 @@ POOL = Path("src/torpor/gateway/pool")
 FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
 LIBRARY_FLAGS = ("-fPIC", "-shared")
 CYTHON_FLAGS = ("-3", "-X", "annotation_typing=False")  # types are those of the .pxd files; annotations stay what mypy reads
-MODULE_FLAGS = ("-O2", "-fPIC", "-shared", "-fno-strict-overflow", "-fwrapv", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
+MODULE_FLAGS = ("-O1", "-fPIC", "-shared", "-fno-strict-overflow", "-fwrapv", "-fstack-protector-strong", "-Wl,-z,relro,-z,now")
 PROGRAM_FLAGS = ("-fPIE", "-pie", "-D_FORTIFY_SOURCE=2")
 
 

@@ -49,7 +49,6 @@ _MOST_STATEMENTS = 1_000
 
 DOUBTFUL = -1
 
-_STREAMED = frozenset(b"DdHWVcNA")
 _NOTHING: frozenset[int] = frozenset()
 _EXECUTED = frozenset((EXECUTE, EXECUTE_CARRIED))
 _ENDS = {
@@ -179,7 +178,7 @@ class Backend:
         while end - at >= 5:
             tag, length = data[at], length_at(data, at)
             after = at + 1 + length
-            if tag in _STREAMED:
+            if tag in b"DdHWVcNA":  # only passed on, whatever is in it
                 if after > end:
                     self._skip, self._skip_muted = after - end, muted
                     after = end

@@ -45,12 +45,21 @@ cdef class Pool:
     cdef object _port
     cdef object _now
     cdef dict _groups
+    cdef Py_ssize_t _hungry
 
     @cython.locals(idle=dict, backend=Backend)
     cpdef bint acquire(self, Client client)
     @cython.locals(client=Client)
     cpdef transaction_ended(self, Backend backend)
     cpdef bytes weigh(self, Backend backend, Client client)
+    @cython.locals(group=Group, head=Client, client=Client)
+    cpdef backend_rests(self, Backend backend)
+    @cython.locals(group=Group, client=Client, backend=Backend)
+    cpdef _open_more(self)
+    @cython.locals(backends=Py_ssize_t, of_role=Py_ssize_t, each=Group)
+    cpdef bint _has_room(self, Group group)
+    @cython.locals(other=Group)
+    cpdef bint _evict(self, Group group, str role)
     cpdef _queue(self, Client client)
     @cython.locals(waited_s=double)
     cpdef _no_longer_waits(self, Client client)

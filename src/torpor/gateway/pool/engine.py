@@ -111,6 +111,7 @@ class Pool:
         self._port = port
         self._now = now
         self._groups: dict[Key, Group] = {}
+        self._hungry = 0  # groups of which someone waits
         self.cares = False  # whether any statement may concern the cache
         self.caching = Caching(self, store if store is not None else Store(DEFAULT_BYTES), now)
 
@@ -208,14 +209,15 @@ class Pool:
         if self.finishing:
             client.dismiss(self.finishing)
             return
-        kept = backend.left - {STALE}
-        if client.auto and (kept or not backend.serves_signs):
-            if not client.pinned_by:
-                backend.group.backends -= 1
-                self.pinned.add(client)
-            client.pinned_by = ", ".join(sorted(kept)) or _NO_SIGNS
-            self._open_more()
-            return
+        if client.auto and (backend.left or not backend.serves_signs):
+            kept = backend.left - {STALE}
+            if kept or not backend.serves_signs:
+                if not client.pinned_by:
+                    backend.group.backends -= 1
+                    self.pinned.add(client)
+                client.pinned_by = ", ".join(sorted(kept)) or _NO_SIGNS
+                self._open_more()
+                return
         self._separate(client, backend)
         self._clean(backend)
 
@@ -251,21 +253,26 @@ class Pool:
             self._greet_waiting(group)
         if self.waiting:
             head = self.waiting[0]
-            client: Client | None = head
-            if head.group is not group:
-                client = next((each for each in self.waiting if each.group is group), None)
-                if client is None or head.group.opening < 1:
+            client = head
+            if head.group is group:
+                self.waiting.popleft()
+            else:
+                first = self._first_of(group)
+                if first is None or head.group.opening < 1:
                     self._drop(backend)  # it can't serve the one whose turn it is
                     self._open_more()
                     return
-            assert client is not None
-            self.waiting.remove(client)
+                client = first
+                self.waiting.remove(client)
             self._no_longer_waits(client)
             self._unite(client, backend)
             client.given()
             return
         backend.idle_since = self._now()
         group.idle[backend] = None
+
+    def _first_of(self, group: Group) -> Client | None:
+        return next((client for client in self.waiting if client.group is group), None)
 
     def tick(self) -> None:
         """Now and then: send away who has waited too long, and close backends that nobody needs."""
@@ -351,6 +358,7 @@ class Pool:
         client.is_waiting = True
         client.waiting_since = self._now()
         client.group.waiters += 1
+        self._hungry += client.group.waiters == 1
         self.waiting.append(client)
         client.link.listen(False)
         self._open_more()
@@ -358,6 +366,7 @@ class Pool:
     def _no_longer_waits(self, client: Client) -> None:
         client.is_waiting = False
         client.group.waiters -= 1
+        self._hungry -= client.group.waiters == 0
         waited_s = self._now() - client.waiting_since
         self.waits += 1
         self.waited_s += waited_s
@@ -445,7 +454,9 @@ class Pool:
         """As many as those who wait need, and limits allow."""
         if not self.waiting:
             return
-        for group in dict.fromkeys(client.group for client in self.waiting):
+        # Nearly always it is one group; to look through everybody who waits, whenever someone begins to, would be slow.
+        groups = [self.waiting[0].group] if self._hungry == 1 else list(dict.fromkeys([client.group for client in self.waiting]))
+        for group in groups:
             while group.opening < (group.waiters if group.carried is not None else 1) and self._has_room(group):
                 backend = Backend(self, group)
                 self.backends.add(backend)
@@ -454,18 +465,20 @@ class Pool:
                 self._port.open(backend)
 
     def _has_room(self, group: Group) -> bool:
-        limits, role = self.limits, group.key.role
-        groups = self._groups.values()
-        if limits.role_size and sum(each.backends for each in groups if each.key.role == role) >= limits.role_size:
-            return self._evict(lambda other: other is not group and other.key.role == role)
-        if sum(each.backends for each in groups) >= limits.size:
-            return self._evict(lambda other: other is not group)
-        return True
+        limits = self.limits
+        backends = of_role = 0
+        for each in self._groups.values():
+            backends += each.backends
+            if limits.role_size and each.key.role == group.key.role:
+                of_role += each.backends
+        if limits.role_size and of_role >= limits.role_size:
+            return self._evict(group, group.key.role)
+        return backends < limits.size or self._evict(group, None)
 
-    def _evict(self, may: Callable[[Group], bool]) -> bool:
-        """Close a backend that rests in another group."""
-        for group in self._groups.values():
-            if group.idle and may(group):
-                self._drop(next(iter(group.idle)))
+    def _evict(self, group: Group, role: str | None) -> bool:
+        """Close a backend that rests in another group, of that role if it is said."""
+        for other in self._groups.values():
+            if other.idle and other is not group and (role is None or other.key.role == role):
+                self._drop(next(iter(other.idle)))
                 return True
         return False

@@ -1,11 +1,15 @@
 # What is compiled to C and with which types; the code is in links.py (docs/decisions/0032-the-pool-is-compiled.md).
 cimport cython
 
+from torpor.gateway.pool.backend cimport Backend
+from torpor.gateway.pool.client cimport Client
+from torpor.gateway.pool.wire cimport receive, send, wait
+
 cdef int _IN, _OUT, _HANGUP
 
 
 cdef class Sockets:
-    cdef public object counters
+    cdef unsigned long long[::1] counts
     cdef int _control_fd
     cdef object _closed
     cdef object _epoll
@@ -38,7 +42,7 @@ cdef class SocketLink:
     @cython.locals(before=SocketLink)
     cpdef feed(self, other)
     cpdef listen(self, bint on)
-    @cython.locals(data=bytes)
+    @cython.locals(data=bytes, client=Client, backend=Backend)
     cpdef happened(self, int events)
     @cython.locals(sent=Py_ssize_t)
     cpdef _write(self)

@@ -30,7 +30,7 @@ class Sockets:
 
     def __init__(self, control_fd: int, counters: "memoryview[int]", closed: "Callable[[Client | Backend], None]") -> None:
         """`closed` is called when a connection is no more."""
-        self.counters = counters
+        self.counts = counters
         self._control_fd = control_fd
         self._closed = closed
         self._epoll = select.epoll()
@@ -121,7 +121,7 @@ class SocketLink:
         if self._fd < 0 or self._closing_since:
             return
         if self.slot >= 0:
-            self._sockets.counters[self.slot] += len(data)
+            self._sockets.counts[self.slot] += len(data)
         if self._pending is not None:
             self._pending.append(data)
             return
@@ -177,10 +177,15 @@ class SocketLink:
                 return
             owner = self.owner
             if self.slot >= 0:
-                self._sockets.counters[self.slot + 1] += len(data)
+                self._sockets.counts[self.slot + 1] += len(data)
             if owner is not None:
                 try:
-                    owner.received(data)
+                    if isinstance(owner, Client):
+                        client = owner
+                        client.received(data)
+                    else:
+                        backend = owner
+                        backend.received(data)
                 except ProtocolViolation:
                     self._ended()
                 except Exception:  # one connection's trouble is not to be everybody's

@@ -1,7 +1,7 @@
 """What a worker asks of the kernel all the time: read, write, wait. Nothing here waits but `wait`.
 
-What
-is promised here holds for both; tests/unit/gateway/pool/test_wire.py tries both.
+`wire.pyx` is the same as system calls with nothing around them, for the compiled form (docs/decisions/0032-the-pool-is-compiled.md).
+What is promised here holds for both: tests/unit/gateway/pool/test_forms.py.
 """
 
 import os

@@ -29,7 +29,7 @@ cdef char _buffer[_READ_BYTES]
 cdef epoll_event _events[_EVENTS]
 
 
-def receive(int fd):
+cpdef bytes receive(int fd):
     cdef ssize_t n = c_recv(fd, _buffer, _READ_BYTES, 0)
     while n < 0 and errno == EINTR:
         PyErr_CheckSignals()
@@ -39,8 +39,11 @@ def receive(int fd):
     return PyBytes_FromStringAndSize(_buffer, n)
 
 
-def send(int fd, bytes data not None):
-    cdef ssize_t n = c_send(fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), MSG_NOSIGNAL)
+cpdef Py_ssize_t send(int fd, bytes data) except -1:
+    cdef ssize_t n
+    if data is None:
+        raise TypeError("bytes are wanted")
+    n = c_send(fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), MSG_NOSIGNAL)
     while n < 0 and errno == EINTR:
         PyErr_CheckSignals()
         n = c_send(fd, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), MSG_NOSIGNAL)
@@ -51,7 +54,7 @@ def send(int fd, bytes data not None):
     return n
 
 
-def wait(epoll, double timeout_s):
+cpdef list wait(epoll, double timeout_s):
     cdef int i, n
     cdef int timeout_ms = -1 if timeout_s < 0 else <int>min(timeout_s * 1000 + 0.999, 1e9)
     n = epoll_wait(epoll.fileno(), _events, _EVENTS, timeout_ms)
