@@ -227,6 +227,27 @@ def test_settings_of_the_session_stay_with_their_client(database: MadeDatabase) 
         assert one.execute("SELECT 'ä'").fetchone() == ("ä",)
 
 
+@pytest.mark.parametrize("major", [*OLDER, 18])
+def test_the_path_stays_with_its_client_where_postgresql_reports_it(torpor: Server, database: MadeDatabase, major: int) -> None:
+    made = database if major == 18 else torpor.create(major=major)
+    notices: list[str] = []
+    with pooled(made) as one, pooled(made) as two, pooled(made, "auto") as three:
+        one.add_notice_handler(lambda notice: notices.append(str(notice.message_primary)))
+        for connection in (one, three):
+            connection.execute('SET search_path = pg_catalog, "$user"')
+        seen = [connection.execute("SHOW search_path").fetchone() for connection in (one, two, three)]
+        usual, own = ('"$user", public',), ('pg_catalog, "$user"',)
+        assert seen == ([own, usual, own] if major >= 18 else [usual, usual, own])
+        assert one.info.parameter_status("search_path") == (own[0] if major >= 18 else None)
+        assert len(notices) == (0 if major >= 18 else 1)
+        pinned = (
+            eventually(lambda: _pool_of(torpor, made))["pinned"] if major >= 18 else eventually(lambda: _pool_of(torpor, made)["pinned"])
+        )
+        assert pinned == (0 if major >= 18 else 1)
+        three.execute("SET search_path TO DEFAULT; SET work_mem = '3MB'")
+        eventually(lambda: _pool_of(torpor, made)["pinned"] == 1)
+
+
 def test_prepared_statements_are_their_clients_own(database: MadeDatabase) -> None:
     connections = [pooled(database) for _ in range(4)]
     with contextlib.ExitStack() as stack:

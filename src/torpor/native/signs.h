@@ -31,6 +31,7 @@ static const char **client_text;
 static void (*reset_sequences)(void);
 static _Bool (*in_transaction)(void);
 static int pooled_fd = -1;
+static int reports_path; /* PostgreSQL reports search_path, from 18 on: so the pool keeps it with its client, as it does the other ones */
 
 static void prepare_watch(void); /* watch.h */
 static void start_watch(int);
@@ -72,13 +73,29 @@ static int is_only(const char *text, const char *words)
     return end == NULL || end[1 + strspn(end + 1, " \t\r\n")] == '\0';
 }
 
+/* Whether all that the text does is to set search_path. */
+static int sets_only_path(const char *text)
+{
+    static const char space[] = " \t\r\n";
+
+    if (!is_only(text, "set "))
+        return 0;
+    text += strspn(text, space) + 3;
+    text += strspn(text, space);
+    if (strncasecmp(text, "session", 7) == 0) {
+        text += 7;
+        text += strspn(text, space);
+    }
+    return strncasecmp(text, "search_path", 11) == 0 && strchr(" \t\r\n=", text[11]);
+}
+
 static void note_utility(const char *tag, const char *text)
 {
     static const char *const kept[] = {"LISTEN", "PREPARE", "DEALLOCATE", "DEALLOCATE ALL", "DISCARD ALL", "DISCARD TEMP", "LOAD", NULL};
     unsigned space = 0, toast = 0;
 
     if (strcmp(tag, "SET") == 0) {
-        if (!is_only(text, "set local ") && !is_only(text, "set transaction "))
+        if (!is_only(text, "set local ") && !is_only(text, "set transaction ") && !(reports_path && sets_only_path(text)))
             left("SET");
         return;
     }
@@ -179,6 +196,7 @@ static void on_access(int access, unsigned class, unsigned object, int sub, void
 static void begin_signs(int fd)
 {
     void *standard = dlsym(RTLD_DEFAULT, "standard_ProcessUtility");
+    const char *(*config_option)(const char *, _Bool, _Bool);
 
     output = dlsym(RTLD_DEFAULT, "PqCommMethods");
     utility_hook = dlsym(RTLD_DEFAULT, "ProcessUtility_hook");
@@ -198,6 +216,8 @@ static void begin_signs(int fd)
     *utility_hook = on_utility;
     *access_hook = on_access;
     pooled_fd = fd;
+    config_option = (const char *(*)(const char *, _Bool, _Bool))dlsym(RTLD_DEFAULT, "GetConfigOption");
+    reports_path = config_option && atoi(config_option("server_version_num", 0, 0)) >= 180000;
     prepare_watch();
     sign("torpor.signs", "1");
 }
