@@ -284,8 +284,8 @@ class House:
             every_s = settings.drill_every_s
             self._drills = make_drills(
                 self._catalog, restores, self._histories, fleet, around, self._jobs, every_s, self._clock, self._tasks, telemetry
-            register_http(telemetry, self.http)
             )
+            register_http(telemetry, self.http)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._use_lists)
             self._recovery = None
             if self._archive is not None and self._histories is not None and restores is not None:
