@@ -14,6 +14,8 @@ from collections.abc import Hashable, Iterable
 from itertools import count
 
 ENTRY_COST_BYTES = 700
+MOST_TURNS = 1_000
+"""Each of at most some kilobytes (`gateway.pool.caching`)."""
 _INDEX_COST_BYTES = 150
 _PART_OF_ALL = 16
 _EXPIRED_AT_ONCE = 500
@@ -179,6 +181,9 @@ class Store:
         self.limit_bytes = limit_bytes
         self.largest_bytes = limit_bytes // _PART_OF_ALL
         self.bytes = 0
+        self.turns: dict[tuple[int, bytes], object] = {}
+        """What clients said to the letter, and were answered from the store: at most `MOST_TURNS`, counted in no entry."""
+        self._scopes = count(1)
         self._shelves: list[Shelf] = []
 
     def __repr__(self) -> str:
@@ -189,6 +194,10 @@ class Store:
         shelf = Shelf(self)
         self._shelves.append(shelf)
         return shelf
+
+    def new_scope(self) -> int:
+        """A number that stands for whose entries they are. Never given twice."""
+        return next(self._scopes)
 
     def make_room(self, size: int) -> bool:
         """Whether there is room for so much now."""

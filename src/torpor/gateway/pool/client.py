@@ -36,8 +36,8 @@ from torpor.model.errors import ProtocolViolation
 from torpor.pgwire.replies import error_response
 
 if TYPE_CHECKING:
-    from torpor.gateway.pool.caching import Session
     from torpor.gateway.pool.engine import Group, Pool
+    from torpor.gateway.pool.turns import Session
 
 _LONGEST_PARSE = 4 << 20
 _LONGEST = (1 << 30) - 1  # PostgreSQL takes no longer ones either

@@ -25,7 +25,7 @@ _NOTHING_OF_THE_RESULT = b"12n3"
 class Ask:
     """What a client wants, and what it may be given for it."""
 
-    __slots__ = ("body", "described", "key", "scope", "text", "unit", "words")
+    __slots__ = ("body", "described", "key", "said", "scope", "text", "unit", "words")
 
     def __init__(
         self, key: Hashable, scope: int, words: Words, text: bytes, unit: Unit | None, body: bytes, described: bytes | None
@@ -33,6 +33,7 @@ class Ask:
         self.key, self.scope, self.words = key, scope, words
         self.text = text  # of the statement
         self.unit = unit  # None: the simple protocol
+        self.said = b""  # to the letter, if it came alone
         self.body = body  # what a Parse says behind the name
         self.described = described  # the columns that the client was told before; None when it is about to be told, or never was
 

@@ -70,8 +70,11 @@ _PROGRAM = st.lists(_BATCH, max_size=6)
     size=st.integers(1, 2),
     cuts=st.lists(st.integers(1, 90), min_size=1, max_size=20),
     turns=st.lists(st.integers(0, 9), min_size=1, max_size=30),
+    is_cut=st.booleans(),
 )
-def test_each_hears_what_it_would_hear_without(programs: list[list[bytes]], size: int, cuts: list[int], turns: list[int]) -> None:
+def test_each_hears_what_it_would_hear_without(
+    programs: list[list[bytes]], size: int, cuts: list[int], turns: list[int], is_cut: bool
+) -> None:
     house = House(Limits(size=size))
     house.pool = Pool("shop", house, Limits(size=size), lambda: house.now, Store(20_000))
     cache = house.pool.caching
@@ -79,7 +82,7 @@ def test_each_hears_what_it_would_hear_without(programs: list[list[bytes]], size
     house.settle()
     for talker in talkers:
         talker.heard()
-    pieces = [deque(_cut([*program, q("rollback")], cuts)) for program in programs]
+    pieces = [deque(_cut([*program, q("rollback")], cuts) if is_cut else [*program, q("rollback")]) for program in programs]
     order = deque(turns)
     while any(pieces):
         ready = [number for number, left in enumerate(pieces) if left and talkers[number].link.listens]
