@@ -224,6 +224,7 @@ def field(column: str, kind: str, **more: object) -> dict[str, Any]:
         ("enum", {"name": "Mood"}, "sad", "SAD"),
         ("string", {"arity": "list"}, ["a"], ["a"]),
         ("string", {"arity": "list"}, None, []),
+        ("bigint", {"arity": "list"}, "{1,-2}", [{"$type": "BigInt", "value": "1"}, {"$type": "BigInt", "value": "-2"}]),
         ("string", {}, None, None),
     ],
 )

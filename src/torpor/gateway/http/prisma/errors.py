@@ -37,7 +37,8 @@ def inconsistent(message: str) -> PlanError:
 
 def database_error(error: Failure, is_raw: bool = False) -> PlanError:
     """What PostgreSQL refused, as Prisma's own driver would tell it."""
-    cause: dict[str, object] = {"originalCode": error.sqlstate, "originalMessage": error.message, **_cause(error)}
+    cause: dict[str, object] = {"originalCode": error.sqlstate, "originalMessage": error.message}
+    cause |= {name: value for name, value in _cause(error).items() if value is not None}
     meta: dict[str, object] = {"driverAdapterError": {"name": "DriverAdapterError", "cause": cause}}
     code, message = _told(cause)
     if is_raw:

@@ -9,6 +9,7 @@ import msgspec
 
 from torpor.gateway.http.prisma.errors import PlanError, inconsistent, malformed
 from torpor.gateway.http.prisma.values import read_moment, write_moment
+from torpor.gateway.http.values import read_array
 
 _MOST_EXACT = 2**53 - 1
 _BOOLEANS = {"true": True, "TRUE": True, "1": True, "t": True, "false": False, "FALSE": False, "0": False, "f": False}
@@ -63,10 +64,8 @@ def _object(row: Any, fields: Node, enums: Enums) -> dict[str, Any]:
                 result[name] = None if value is None else _value(value, column, wanted, enums)
             elif value is None:
                 result[name] = []
-            elif isinstance(value, list):
-                result[name] = [_value(one, column, wanted, enums) for one in value]
             else:
-                raise inconsistent(f"Expected a list in column '{column}'")
+                result[name] = [_value(one, column, wanted, enums) for one in _list(value, column)]
         elif kind == "object":
             column = node["serializedName"]
             if column is not None and column not in row:
@@ -75,6 +74,14 @@ def _object(row: Any, fields: Node, enums: Enums) -> dict[str, Any]:
         else:
             raise malformed(f"a field of the type {kind!r} isn't known")
     return result
+
+
+def _list(value: Any, column: str) -> list[Any]:
+    """A list, also in PostgreSQL's text: that is how some come that were put into JSON (relationJoins)."""
+    found = read_array(value, None) if isinstance(value, str) and value.startswith("{") else value
+    if not isinstance(found, list):
+        raise inconsistent(f"Expected a list in column '{column}'")
+    return found
 
 
 def _value(value: Any, column: str, wanted: Node, enums: Enums) -> Any:
