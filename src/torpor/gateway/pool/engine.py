@@ -281,8 +281,8 @@ class Pool:
             self.waiting[0].refuse(
                 "53300",
                 f'no backend of database "{self.label}" was free within {limits.wait_s:g} s: '
-                f"pooled clients share {limits.size} (pool_size)",
-                "make transactions shorter, raise pool_size, or pool_wait_s to wait longer",
+                f"pooled clients share {limits.size} (pool_size){_of_role(limits)}",
+                f"make transactions shorter, raise pool_size (`torpor set {self.label} --pool-size`), or pool_wait_s to wait longer",
             )
         for group in self._groups.values():
             while group.idle and now - (oldest := next(iter(group.idle))).idle_since >= limits.idle_s:
@@ -352,7 +352,8 @@ class Pool:
             client.refuse(
                 "53300",
                 f'{limits.queue} clients wait for a backend of database "{self.label}" already, and that is the limit (pool_queue)',
-                f"make transactions shorter, or raise pool_size ({limits.size} backends now) or pool_queue",
+                f"make transactions shorter, or raise pool_size ({limits.size} backends now{_of_role(limits)}) or pool_queue "
+                f"(`torpor set {self.label} --pool-size --pool-queue`)",
             )
             return
         client.is_waiting = True
@@ -482,3 +483,7 @@ class Pool:
                 self._drop(next(iter(other.idle)))
                 return True
         return False
+
+
+def _of_role(limits: Limits) -> str:
+    return f", and {limits.role_size} for one role (pool_role_size)" if limits.role_size else ""

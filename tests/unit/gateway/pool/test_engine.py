@@ -101,6 +101,19 @@ def test_the_wait_is_bounded_and_says_so() -> None:
     assert brief(heard) == "E(53300)" and b"pool_wait_s" in heard and b"pool_size" in heard
 
 
+def test_one_role_gets_no_more_than_its_share_and_hears_why() -> None:
+    house = House(Limits(size=3, role_size=1, wait_s=5))
+    one, two, other = house.join(), house.join(), house.join("bob")
+    house.settle()
+    assert one.run("begin").endswith("ZT") and other.run("begin").endswith("ZT")
+    two.heard()
+    two.say(q("select 2"))
+    house.now = 5.0
+    house.pool.tick()
+    heard = two.heard()
+    assert brief(heard) == "E(53300)" and b"1 for one role (pool_role_size)" in heard and b"torpor set shop" in heard
+
+
 def test_idle_backends_are_closed() -> None:
     house = House(Limits(idle_s=3))
     client = house.join()
