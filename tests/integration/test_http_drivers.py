@@ -1,4 +1,5 @@
-"""Real npm packages over HTTP and WebSockets: Neon's serverless driver, Prisma's, and Prisma 7 through the adapters for both."""
+"""Real npm packages over HTTP and WebSockets: Neon's serverless driver, Prisma's, Prisma 7 through the adapters for both, and Drizzle. What
+they reach is a session of their own, or the pool where the database is set to that."""
 
 import subprocess
 from collections.abc import Iterator
@@ -21,9 +22,12 @@ def server() -> Iterator[Server]:
         assert "Traceback" not in server.log, server.log[-6000:]
 
 
-@pytest.mark.parametrize("script", ["neon.js", "ppg.js", "prisma.js"])
-def test_driver(server: Server, script: str) -> None:
-    made = server.create()
+@pytest.mark.parametrize(
+    ("script", "pool"),
+    [("neon.js", "off"), ("neon.js", "auto"), ("ppg.js", "off"), ("prisma.js", "off"), ("prisma.js", "auto"), ("drizzle-neon.js", "off")],
+)
+def test_driver(server: Server, script: str, pool: str) -> None:
+    made = server.create(pool={"mode": pool})
     command: list[str | Path] = [NODE, SCRIPTS / script, made.url, http_url(server).removeprefix("http://")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stdout + ended.stderr
