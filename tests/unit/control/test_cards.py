@@ -26,6 +26,7 @@ from torpor.model.errors import HistoryUnreachable
 from torpor.model.history import History, Shipped, line_of
 from torpor.model.jobs import JobState
 from torpor.model.names import DatabaseId
+from torpor.model.pool import PoolMode, PoolOverrides
 from torpor.model.size import GIB, Size, SizeOverrides
 from torpor.model.sleep import SleepOverrides
 from torpor.storage.archive.card import CardBox
@@ -115,9 +116,11 @@ async def test_what_changes_is_stored(desk: Desk) -> None:
     await desk.settled()
     (card,) = await desk.stored()
     assert (card.id, card.name, card.workspace, card.archive) == (ONE.id, "db1", "acme", None)
-    desk.house.fleet.update(replace(ONE, overrides=SleepOverrides(7.0)))
+    pool = PoolOverrides(PoolMode.AUTO, 5)
+    desk.house.fleet.update(replace(ONE, overrides=SleepOverrides(7.0), pool=pool))
     await desk.settled()
     (card,) = await desk.stored()
+    assert card.pool == pool
     assert card.overrides == SleepOverrides(7.0)
     desk.lists = AccessView(("203.0.113.0/24",), (), "")
     desk.archived.begin(ONE.id, b"other", "", 1.0)
