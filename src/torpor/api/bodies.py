@@ -280,6 +280,30 @@ class CreateKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_in_s: Annotated[float | None, Meta(description="Seconds that it lives. Left out or null: until it is revoked.")] = None
 
 
+class CacheBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds for the cache of a database."""
+
+    on_write: Annotated[bool, Meta(description="Whether a committed write drops what was read from the tables that it wrote to.")]
+
+
+class CacheRuleBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How statements of a kind are cached."""
+
+    statement: Annotated[
+        str, Meta(description="One of these statements, or their fingerprint.", examples=["SELECT * FROM users WHERE id = 1"])
+    ]
+    words: Annotated[str, Meta(description="As in a comment in front of a statement.", examples=["ttl=60 swr=300 tags=users"])]
+
+
+class PurgeBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which results are to be dropped."""
+
+    by: Annotated[Literal["tag", "table", "statement", "all"], Meta(description="What they are found by.")]
+    values: Annotated[
+        tuple[str, ...], Meta(description="Tags, tables, or statements (or their fingerprints); none for all.", examples=[["users"]])
+    ] = ()
+
+
 class TokenBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which tokens (JSON Web Tokens) a database takes, instead of those of before."""
 

@@ -18,6 +18,7 @@ from torpor.api.ports import (
     Archiving,
     Audit,
     Branches,
+    Caching,
     Databases,
     Drains,
     Drills,
@@ -55,6 +56,7 @@ class Services:
         *,
         access: Access,
         tokens: Tokens,
+        caching: Caching,
         jobs: Jobs,
         branches: Branches,
         archiving: Archiving,
@@ -71,6 +73,7 @@ class Services:
         self.audit = audit
         self.access = access
         self.tokens = tokens
+        self.caching = caching
         self.jobs = jobs
         self.branches = branches
         self.histories = histories
@@ -172,7 +175,7 @@ class Operation:
 
     `scope` is what the caller's key must allow; None is for everybody, without a key. `action` is the name in the audit log of what
     changes something, and `told` the fields of query and body that the log shows (never a secret). `refusals` lists what can be refused
-    beside what every operation refuses.
+    beside what every operation refuses. What `is_free` doesn't count against the rate of a key.
     """
 
     id: str
@@ -191,6 +194,7 @@ class Operation:
     action: str = ""
     told: tuple[str, ...] = ()
     max_body_bytes: int = MAX_BODY_BYTES
+    is_free: bool = False
     scope: AccessScope | None = field(kw_only=True)
 
     def __post_init__(self) -> None:
@@ -202,4 +206,4 @@ class Operation:
     @property
     def cost(self) -> float:
         """How many requests it counts as: a change costs more than a look."""
-        return 5.0 if self.action else 1.0
+        return 0.0 if self.is_free else 5.0 if self.action else 1.0

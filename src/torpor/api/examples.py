@@ -5,6 +5,7 @@ from dataclasses import replace
 from torpor.model.access_views import AccessView
 from torpor.model.audit import GENESIS, Anchor, AuditResult, seal
 from torpor.model.branches import Branched, BranchList, PastBranch
+from torpor.model.cache import CacheRule, CacheStatus, CacheView
 from torpor.model.drain import DrainState, DrainView, RunningView
 from torpor.model.drills import DrillList, DrillResult, DrillView
 from torpor.model.history_views import BaseList, BaseView, HistoryView, RetentionView, ShippingView, WindowView
@@ -144,6 +145,11 @@ TOKENS = TokenView(
     ),
 )  # fmt: skip
 TOKENS_NONE = TokenView(None, 3)
+CACHE = CacheStatus(
+    True,
+    (CacheRule("5f2a9c1be07d4463", "ttl=60 swr=300 tags=users", "SELECT * FROM users WHERE id = 1"),),
+    CacheView(12, 48_213, 90_211, 14, 133, {"not a read": 7}, 131, 3, 12),
+)
 ACCESS = AccessView(("203.0.113.0/24",), ("203.0.113.7",), "9f86d081884c7d65")
 HOST = HostView(
     version="0.1.0",

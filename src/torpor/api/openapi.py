@@ -28,12 +28,13 @@ _PLAIN: dict[Any, dict[str, Any]] = {
     float: {"type": "number"},
     type(None): {"type": "null"},
 }
-_PATH_EXAMPLES = {"name": "shop", "workspace": "acme", "key": "kx4tq7m2abcd", "job": "jk3v5q2mzab7w"}
+_PATH_EXAMPLES = {"name": "shop", "workspace": "acme", "key": "kx4tq7m2abcd", "job": "jk3v5q2mzab7w", "fingerprint": "5f2a9c1be07d4463"}
 _PATH_NAMES = {
     "name": "The name of the database.",
     "workspace": "The name of the workspace; `self` is the one of the key that asks.",
     "key": "The id of the key.",
     "job": "The id of the job.",
+    "fingerprint": "The fingerprint of the statement.",
 }
 _BOUNDS = {"ge": "minimum", "le": "maximum", "description": "description", "examples": "examples"}
 _ABOUT = """Databases that sleep when nobody uses them. Everything but `/healthz` needs a bearer token: an API key of a workspace,

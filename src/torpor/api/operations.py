@@ -6,7 +6,21 @@ Concurrency: handlers run in the task of their request. A handler's docstring is
 from msgspec import UNSET
 
 from torpor import __version__
-from torpor.api import access, archiving, branches, drills, examples, exports, governance, history, jobs, recovery, tokens, upgrades
+from torpor.api import (
+    access,
+    archiving,
+    branches,
+    caching,
+    drills,
+    examples,
+    exports,
+    governance,
+    history,
+    jobs,
+    recovery,
+    tokens,
+    upgrades,
+)
 from torpor.api.asgi import Answer, Stream, json_answer
 from torpor.api.bodies import (
     AccessBody,
@@ -260,6 +274,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *upgrades.OPERATIONS,
     *drills.OPERATIONS,
     *tokens.OPERATIONS,
+    *caching.OPERATIONS,
     *recovery.OPERATIONS,
     Operation(
         "sleepDatabase", "POST", f"{_DATABASE}/sleep", "Put a database to sleep", sleep_database, DatabaseView, examples.DATABASE,

@@ -4,7 +4,7 @@ Concurrency: called on the loop; methods that aren't coroutines answer from memo
 A call isn't cancelled when its client goes away, only when Torpor stops.
 """
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torpor.model.access import ScopeKey
 from torpor.model.access_views import AccessView
 from torpor.model.audit import AuditFilter, AuditResult
 from torpor.model.branches import Branched, BranchList, PastBranch
+from torpor.model.cache import CacheStatus, PurgeBy
 from torpor.model.drain import DrainView
 from torpor.model.drills import DrillList
 from torpor.model.exports import ExportOptions
@@ -327,6 +328,30 @@ class Access(Protocol):
 
     async def replace(self, key: ScopeKey, allow: Iterable[str], deny: Iterable[str], version: str | None, by: str) -> AccessView:
         """Replace them; when it returns they are in force. Raises Conflict when they aren't those of `version` any more."""
+        ...
+
+
+class Caching(Protocol):
+    """The use cases on caches. They don't ask to whom the database belongs."""
+
+    def show(self, id: DatabaseId) -> CacheStatus:
+        """What holds, and how it is doing."""
+        ...
+
+    def set_on_write(self, id: DatabaseId, on: bool) -> CacheStatus:
+        """Whether writes drop what was read before."""
+        ...
+
+    def set_rule(self, id: DatabaseId, statement: str, words: str) -> CacheStatus:
+        """How statements of a kind are cached. Raises InvalidRequest and Conflict."""
+        ...
+
+    def remove_rule(self, id: DatabaseId, statement: str) -> CacheStatus:
+        """That they aren't. Raises InvalidRequest when nothing was said of them."""
+        ...
+
+    async def purge(self, id: DatabaseId, by: PurgeBy, values: Sequence[str]) -> int:
+        """Drop results; how many there were. Raises InvalidRequest."""
         ...
 
 

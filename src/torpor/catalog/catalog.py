@@ -19,6 +19,7 @@ import apsw
 from torpor.base.files import sync_directory
 from torpor.catalog.records import Records, faults
 from torpor.catalog.schema import migrate
+from torpor.model.cache import NO_POLICY, CachePolicy, CacheRule
 from torpor.model.database import ComputeRecord, Database, DatabaseState, Role, Step, Wake
 from torpor.model.errors import CatalogUnusable, Conflict, DatabaseExists, DatabaseNotFound, WorkspaceNotFound
 from torpor.model.names import DatabaseId
@@ -97,6 +98,7 @@ class Catalog(Records):
                 branched,
                 expires,
                 _pool(mode, n, r, q),
+                _cache(on_write, rules),
             )
             for (
                 id,
@@ -118,6 +120,8 @@ class Catalog(Records):
                 n,
                 r,
                 q,
+                on_write,
+                rules,
             ) in self._read("databases")
         ]
 
@@ -138,7 +142,15 @@ class Catalog(Records):
             idle = (own.freeze_after_s, own.page_after_s, own.stop_after_s)
             self._write(
                 "add_database",
-                (*values, *idle, *astuple(database.size), database.superuser, *branch, *_pool_columns(database.pool).values()),
+                (
+                    *values,
+                    *idle,
+                    *astuple(database.size),
+                    database.superuser,
+                    *branch,
+                    *_pool_columns(database.pool).values(),
+                    *_cache_columns(database.cache).values(),
+                ),
             )
 
     def set_state(self, id: DatabaseId, state: DatabaseState) -> None:
@@ -172,6 +184,10 @@ class Catalog(Records):
     def set_pool(self, id: DatabaseId, pool: PoolOverrides) -> None:
         """Replace what a database sets of its own pool. Raises DatabaseNotFound."""
         self._change("set_pool", id, **_pool_columns(pool))
+
+    def set_cache(self, id: DatabaseId, cache: CachePolicy) -> None:
+        """Replace what holds for its cache. Raises DatabaseNotFound."""
+        self._change("set_cache", id, **_cache_columns(cache))
 
     def set_major(self, id: DatabaseId, major: int) -> None:
         """Note of which major a database is. Raises DatabaseNotFound."""
@@ -369,6 +385,16 @@ def _pool(mode: str | None, *limits: int | None) -> PoolOverrides:
     if mode is None and all(value is None for value in limits):
         return NO_POOL_OVERRIDES
     return PoolOverrides(PoolMode(mode) if mode is not None else None, *limits)
+
+
+def _cache_columns(cache: CachePolicy) -> dict[str, int | str]:
+    return {"on_write": int(cache.on_write), "rules": json.dumps([astuple(rule) for rule in cache.rules])}
+
+
+def _cache(on_write: int, rules: str) -> CachePolicy:
+    if not on_write and rules == "[]":
+        return NO_POLICY
+    return CachePolicy(bool(on_write), tuple(CacheRule(*rule) for rule in json.loads(rules)))
 
 
 def _size_columns(size: SizeOverrides) -> dict[str, float | None]:

@@ -73,6 +73,7 @@ COMMANDS = {
     "workspace": ("workspaces:workspace", "Workspaces: who owns databases and API keys."),
     "key": ("keys:key", "API keys of workspaces."),
     "access": ("access:access", "From where clients may connect."),
+    "cache": ("caching:cache", "The cache of a database: figures, rules, purges."),
     "jwt": ("tokens:tokens", "By which tokens (JSON Web Tokens) clients can log in to a database."),
     "audit": ("audit:audit", "Who did what to what, from where, with which key."),
     "tls": ("tls:tls", "Encrypted connections: what clients must trust."),

@@ -5,12 +5,14 @@ import time
 import click
 
 from torpor.cli import text
+from torpor.cli.caching import figures
 from torpor.cli.client import database_path
 from torpor.cli.databases import policy_text
 from torpor.cli.history import state
 from torpor.cli.invocation import Invocation, with_invocation
 from torpor.cli.pools import policy_words
 from torpor.cli.sizes import summary
+from torpor.model.cache import NO_CACHE
 from torpor.model.pool import PoolView
 from torpor.model.size import ScaleReason
 from torpor.model.sleep import Tier
@@ -51,6 +53,7 @@ def lines(detail: DatabaseDetail, now: float) -> list[str]:
         _line("idle times", policy_text(detail)),
         _line("workspace", view.workspace),
         *_pool(detail),
+        *_cache(detail),
         *_size(detail, now),
         _line("CPU", f"{view.cpu_ms / 1000:.1f} s since it was started"),
         _line("traffic", f"{text.size(view.ingress_bytes)} received, {text.size(view.egress_bytes)} sent"),
@@ -75,6 +78,13 @@ def _pool(detail: DatabaseDetail) -> list[str]:
     if pool is not None and pool.clients:
         lines += _pooled(pool)
     return [_line("pool" if position == 0 else "", line) for position, line in enumerate(lines)]
+
+
+def _cache(detail: DatabaseDetail) -> list[str]:
+    pool = detail.database.pool
+    if pool is None or pool.cache == NO_CACHE:
+        return []
+    return [_line("cache", figures(pool.cache))]
 
 
 def _pooled(pool: PoolView) -> list[str]:

@@ -112,7 +112,7 @@ class Branches:
         With `fill`, what that writes instead; with `password`, that is its owner's, unless passwords are kept.
 
         It belongs to the parent's workspace, and has the usual size and idle times but for those given, room for what its parent holds, and
-        its parent's pool.
+        its parent's pool, and what holds for its cache.
         After `ttl_s` seconds it is removed. Raises DatabaseNotFound, InvalidName, DatabaseExists, Conflict, PoolFull, ….
         """
         steps = Steps(self._clock)
@@ -287,6 +287,7 @@ class Branches:
             parent=parent.id,
             branched_at=at,
             pool=parent.pool,
+            cache=parent.cache,
         )
 
 

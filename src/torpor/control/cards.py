@@ -95,6 +95,7 @@ def card_of(
         of_history,
         of_archive,
         database.pool,
+        database.cache,
     )
 
 

@@ -485,6 +485,7 @@ class Recovery:
             None,
             expires_at,
             card.pool,
+            card.cache,
         )
 
     def _own(self, card: Card) -> Workspace:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 from torpor.base.telemetry import Reading, Readings, Telemetry
 from torpor.door.encryption import Encryption
+from torpor.door.routing import ServerNames, database_not_found, route
 from torpor.gateway.http.control import Configuration
-from torpor.gateway.http.service import HttpService
 from torpor.gateway.http.figures import Figures
-from torpor.model.errors import Unavailable
+from torpor.gateway.http.service import HttpService
+from torpor.gateway.pool.pools import Pools
+from torpor.model.cache import PurgeBy
+from torpor.model.database import Database
 from torpor.model.settings import Settings
+from torpor.pgwire.startup import StartupMessage
 
 _LONGEST_KEEP_S = 0.8  # less than a delete or a stop waits for connections that are just ending
 
@@ -22,9 +26,15 @@ def new_gateway_secret() -> bytes:
 
 
 def make_http(
-    settings: Settings, data_dir: Path, secret: bytes, encryption: Encryption, door: Callable[[], tuple[str, int]]
+    settings: Settings,
+    data_dir: Path,
+    secret: bytes,
+    encryption: Encryption,
+    door: Callable[[], tuple[str, int]],
+    find: Callable[[str], Database | None],
+    pools: Pools,
 ) -> HttpService | None:
-    """The service, None where it isn't wanted. `door` is asked once that listens."""
+    """The service, None where it isn't wanted. `door` is asked once that listens; `find` gives a database by its name."""
     if not settings.http:
         return None
 
@@ -44,26 +54,20 @@ def make_http(
             certificates=_texts(encryption.pairs),
         )
 
+    names = ServerNames(settings.public_host)
+
     async def purge(startup: dict[str, str], host: str, tags: list[str] | None) -> int:
-        raise Unavailable("the cache can't be purged this way yet")
+        target = route(StartupMessage(startup), names.database_in(host)).target
+        database = find(target)
+        if database is None:
+            raise database_not_found(target)
+        return await pools.purge(database.id, PurgeBy.ALL if tags is None else PurgeBy.TAG, tags or ())
 
     service = HttpService(settings.http_host, settings.http_port, configuration, purge)
     encryption.on_pairs = lambda pairs: service.use_certificates(_texts(pairs))
     return service
 
 
-def _texts(pairs: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    return [(chain.decode(), key.decode()) for chain, key in pairs]
-
-
-def _keep_s(freeze_after_s: float | None) -> float:
-    """How long a connection may wait for its next user: less than the time after which its end would wake the database."""
-    return _LONGEST_KEEP_S if freeze_after_s is None else min(_LONGEST_KEEP_S, freeze_after_s / 2)
-
-
-def _reachable(host: str) -> str:
-    """All addresses (0.0.0.0, ::) is a way to listen, not a place to connect to."""
-    return host if host.strip("0.:") else "::1" if ":" in host else "127.0.0.1"
 def register_http(telemetry: Telemetry, service: HttpService | None) -> None:
     """Add what the process counts. Figures are some seconds old; counters begin again when the process is started anew."""
     if service is None:
@@ -92,3 +96,15 @@ def register_http(telemetry: Telemetry, service: HttpService | None) -> None:
         telemetry.add(family)
 
 
+def _texts(pairs: Sequence[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    return [(chain.decode(), key.decode()) for chain, key in pairs]
+
+
+def _keep_s(freeze_after_s: float | None) -> float:
+    """How long a connection may wait for its next user: less than the time after which its end would wake the database."""
+    return _LONGEST_KEEP_S if freeze_after_s is None else min(_LONGEST_KEEP_S, freeze_after_s / 2)
+
+
+def _reachable(host: str) -> str:
+    """All addresses (0.0.0.0, ::) is a way to listen, not a place to connect to."""
+    return host if host.strip("0.:") else "::1" if ":" in host else "127.0.0.1"

@@ -52,6 +52,7 @@ from torpor.control.reconcile import Reconciler
 from torpor.control.scaling import Scaling
 from torpor.control.views import HostFacts, Viewer
 from torpor.control.workspaces import Workspaces
+from torpor.daemon.caching import make_caching
 from torpor.daemon.directory import DataDirectory
 from torpor.daemon.drills import make_drills
 from torpor.daemon.encryption import make_encryption
@@ -169,7 +170,7 @@ class House:
             remembered = estate.failures if estate else None
             self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers, remembered=remembered)
             undo.callback(self._guard.close)
-            self._pools = make_pools(settings, fleet, around.census, self._guard)
+            self._pools = make_pools(settings, fleet, around, self._guard)
             gateway_secret = new_gateway_secret()
             tokens = self._tokens = make_tokens(settings, self._catalog, fleet, self._clock, self._tasks)
             self.door = Door(
@@ -188,7 +189,9 @@ class House:
                 tokens=tokens,
                 pool_port=settings.pool_port,
             )
-            self.http = make_http(settings, directory.path, gateway_secret, self._encryption, lambda: self.door.address)
+            self.http = make_http(
+                settings, directory.path, gateway_secret, self._encryption, lambda: self.door.address, fleet.find, self._pools
+            )
             workspace_records = WorkspaceRecords(self._catalog.connection)
             self._keys = KeyRing(workspace_records, self._clock)
             workspaces = Workspaces(
@@ -281,11 +284,12 @@ class House:
             register_shares(telemetry, self._scaling, fleet)
             register_pool(telemetry, self._volumes)
             register_pooled(telemetry, self._pools.views)
+            register_http(telemetry, self.http)
+            self._caching = make_caching(self._catalog, fleet, self._pools, self._volumes, around, telemetry)
             every_s = settings.drill_every_s
             self._drills = make_drills(
                 self._catalog, restores, self._histories, fleet, around, self._jobs, every_s, self._clock, self._tasks, telemetry
             )
-            register_http(telemetry, self.http)
             access = self._access = AccessControl(AccessRecords(self._catalog.connection), fleet, self._tasks, self._use_lists)
             self._recovery = None
             if self._archive is not None and self._histories is not None and restores is not None:
@@ -316,6 +320,7 @@ class House:
                 drains=self,
                 access=access,
                 tokens=tokens,
+                caching=self._caching,
                 jobs=self._jobs,
                 branches=branches,
                 histories=self._histories,
@@ -349,6 +354,7 @@ class House:
             await self._relays.take_over()
             found = await self._reconciler.reconcile(self._directory.previous_door_port())
             self._archiving.reconcile()
+            self._caching.sweep()
             await self._access.enforce("torpor")  # a change may have been cut off before it reached them
             await self._rewinds.finish_left()
             log.info("reconciled", **{name: getattr(found, name) for name in found.__slots__})

@@ -1,11 +1,16 @@
 """The cache of one database: what holds for it, and how it is doing, as users see it. Values."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-MAX_RULES = 100
+MAX_RULES = 50
 """Of one database: all of them travel to a worker in one packet."""
+
+MAX_PURGED_AT_ONCE = 100
+MAX_VALUE = 200
+"""Characters of a tag or of the name of a table."""
+
+MAX_STATEMENT_SHOWN = 200
 
 
 class PurgeBy(StrEnum):
@@ -49,10 +54,26 @@ class CacheView:
     hits: int = 0
     stale: int = 0
     misses: int = 0
-    bypasses: Mapping[str, int] = field(default_factory=dict)
+    bypasses: dict[str, int] = field(default_factory=dict)
     fills: int = 0
     evicted: int = 0
     purged: int = 0
 
 
 NO_CACHE = CacheView()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """What holds for the cache of a database, and how it is doing."""
+
+    on_write: bool
+    rules: tuple[CacheRule, ...]
+    figures: CacheView
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """How many results were dropped."""
+
+    dropped: int

@@ -5,6 +5,7 @@ A card is sealed with the master key. It has the wrapped keys of what the store 
 
 from dataclasses import dataclass
 
+from torpor.model.cache import NO_POLICY, CachePolicy
 from torpor.model.names import DatabaseId
 from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides
 from torpor.model.size import SizeOverrides
@@ -58,6 +59,7 @@ class Card:
     history: CardHistory | None = None
     archive: CardArchive | None = None
     pool: PoolOverrides = NO_POOL_OVERRIDES
+    cache: CachePolicy = NO_POLICY
 
     @property
     def recovered_from(self) -> DatabaseId | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from torpor.model.cache import NO_POLICY, CachePolicy
 from torpor.model.names import DatabaseId
 from torpor.model.pool import NO_POOL_OVERRIDES, PoolOverrides
 from torpor.model.size import NO_OVERRIDES, SizeOverrides
@@ -39,6 +40,7 @@ class Database:
     branched_at: float | None = None  # which moment of its parent it is a copy of
     expires_at: float | None = None  # when it is removed, whatever it holds
     pool: PoolOverrides = NO_POOL_OVERRIDES
+    cache: CachePolicy = NO_POLICY
 
     @property
     def label(self) -> str:

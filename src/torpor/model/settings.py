@@ -107,6 +107,9 @@ class Settings:
     pool_queue: int = _setting(1000, "pooled clients of one database that may wait for a connection at once")
     pool_wait_s: float = _setting(30.0, "seconds a pooled client waits for a connection before it is sent away")
     pool_idle_s: float = _setting(3.0, "seconds before a pool closes a connection that nobody needs, so that the database can sleep")
+    cache_bytes: int = _setting(
+        128 << 20, "bytes of results that one process for pooled clients keeps in its cache at most; 0 caches nothing"
+    )
     pool_max_clients: int = _setting(10_000, "pooled clients that one database may have")
     history_store: str = _setting(
         "", "where the history of databases is kept: a directory, s3://bucket/prefix, or none; default <data_dir>/history"
@@ -169,6 +172,7 @@ class Settings:
             ("pool_wait_s", 0.1, 86_400),
             ("pool_idle_s", 0.1, 86_400),
             ("pool_max_clients", 1, 1_000_000),
+            ("cache_bytes", 0, 1 << 40),
             ("history_keep_days", 0, 3650),
             ("history_keep_bases", 1, 1000),
         ):

@@ -4,7 +4,7 @@ import asyncio
 import copy
 import itertools
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,11 @@ from torpor.control.workspaces import Workspaces
 from torpor.model.access import AccessBook
 from torpor.model.audit import AuditFilter, AuditRecord
 from torpor.model.branches import Branched, BranchList, PastBranch, check_life
+from torpor.model.cache import NO_CACHE, NO_POLICY, CachePolicy, CacheRule, CacheStatus, PurgeBy
 from torpor.model.drills import DrillList
 from torpor.model.errors import DatabaseExists, DatabaseInUse, DatabaseNotFound
 from torpor.model.exports import ExportOptions
+from torpor.model.fingerprint import fingerprint
 from torpor.model.history import Moment
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobView
@@ -384,6 +386,36 @@ class TwinTokens:
         return TokenView(None, int(self.rules.pop(id, None) is not None))
 
 
+class TwinCaching:
+    """What holds for caches, in memory, and what was dropped."""
+
+    def __init__(self) -> None:
+        self.policies: dict[DatabaseId, CachePolicy] = {}
+        self.purged: list[tuple[PurgeBy, tuple[str, ...]]] = []
+
+    def show(self, id: DatabaseId) -> CacheStatus:
+        policy = self.policies.get(id, NO_POLICY)
+        return CacheStatus(policy.on_write, policy.rules, NO_CACHE)
+
+    def set_on_write(self, id: DatabaseId, on: bool) -> CacheStatus:
+        self.policies[id] = replace(self.policies.get(id, NO_POLICY), on_write=on)
+        return self.show(id)
+
+    def set_rule(self, id: DatabaseId, statement: str, words: str) -> CacheStatus:
+        rule = CacheRule(fingerprint(statement.encode()), words, statement)
+        self.policies[id] = replace(self.policies.get(id, NO_POLICY), rules=(rule,))
+        return self.show(id)
+
+    def remove_rule(self, id: DatabaseId, statement: str) -> CacheStatus:
+        rules = tuple(rule for rule in self.show(id).rules if rule.fingerprint != statement)
+        self.policies[id] = replace(self.policies.get(id, NO_POLICY), rules=rules)
+        return self.show(id)
+
+    async def purge(self, id: DatabaseId, by: PurgeBy, values: Sequence[str]) -> int:
+        self.purged.append((by, tuple(values)))
+        return 3
+
+
 class NoFleet:
     """No sessions that an access list could forbid."""
 
@@ -405,6 +437,7 @@ class Desk:
         )
         self.audit = Audit(AuditRecords(self.catalog.connection), self.clock, directory / "audit")
         self.books: list[AccessBook] = []
+        self.caching = TwinCaching()
         self.access = AccessControl(AccessRecords(self.catalog.connection), NoFleet(), TaskOwner("access"), self.books.append)
         self.jobs = Jobs(self.audit, self.clock)
         self.histories = TwinHistories()
@@ -417,6 +450,7 @@ class Desk:
             self.telemetry.render,
             access=self.access,
             tokens=TwinTokens(),
+            caching=self.caching,
             jobs=self.jobs,
             branches=TwinBranches(databases),
             archiving=TwinArchiving(),

@@ -67,7 +67,14 @@ class Hotel:
 
     async def ask(self, operation: Operation, credential: str, **names: str) -> httpx.Response:
         job = JOBS.get(names.get("workspace", "acme"), "jnobodysaaaaa")
-        filled = {"job": job, "name": "mine", "workspace": "acme", "key": self.keys[AccessScope.READ].key.id, **names}
+        filled = {
+            "job": job,
+            "name": "mine",
+            "workspace": "acme",
+            "key": self.keys[AccessScope.READ].key.id,
+            "fingerprint": "0123456789abcdef",
+            **names,
+        }
         body: Any = operation.body_example
         if operation.id == "createDatabase":
             body = {"name": "fresh", "workspace": filled["workspace"]}

@@ -23,8 +23,10 @@ from torpor.control.keys import KeyRing
 from torpor.control.workspaces import Workspaces
 from torpor.model.audit import AuditFilter
 from torpor.model.branches import Branched, BranchList, PastBranch
+from torpor.model.cache import NO_CACHE, CacheRule, CacheStatus, Purged
 from torpor.model.drills import DrillList
 from torpor.model.errors import Conflict, DatabaseExists, DatabaseInUse, DatabaseNotFound, JobNotFound, TorporError, Unauthorized
+from torpor.model.fingerprint import fingerprint
 from torpor.model.history_views import BaseList, HistoryView, RetentionView
 from torpor.model.jobs import JobId, JobList, JobState, JobView
 from torpor.model.names import DatabaseId
@@ -100,6 +102,7 @@ class Twin:
     databases: dict[str, DatabaseView] = field(default_factory=dict)
     overrides: dict[str, SleepOverrides] = field(default_factory=dict)
     pools: dict[str, PoolOverrides] = field(default_factory=dict)
+    caches: dict[str, CacheStatus] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
     log: bytes = b"first line\nsecond \xe2\x82\xac line\n"
     passwords: int = 0
@@ -141,7 +144,24 @@ class Twin:
         _, _, _, name, *rest = [unquote(part) for part in path.split("/")]
         if name not in self.databases:
             raise DatabaseNotFound(f"there is no database {name!r}", "`torpor ls` lists them")
+        if rest and rest[0] == "cache":
+            return 200, self._cache(method, name, rest[1:], body)
         return self._one(method, name, rest[0] if rest else "", query, body)
+
+    def _cache(self, method: str, name: str, rest: list[str], body: Any) -> Any:
+        status = self.caches.get(name, CacheStatus(False, (), NO_CACHE))
+        match method, rest:
+            case "PATCH", []:
+                status = replace(status, on_write=body["on_write"])
+            case "PUT", ["rules"]:
+                rule = CacheRule(fingerprint(body["statement"].encode()), body["words"], body["statement"])
+                status = replace(status, rules=(*status.rules, rule))
+            case "DELETE", ["rules", digits]:
+                status = replace(status, rules=tuple(rule for rule in status.rules if rule.fingerprint != digits))
+            case "POST", ["purge"]:
+                return Purged(7)
+        self.caches[name] = status
+        return status
 
     def _recovery(self, method: str, rest: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         if rest:
@@ -352,7 +372,7 @@ def serving(twin: Twin) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_PATCH = do_DELETE = answer
+        do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = answer
 
         def log_message(self, format: str, *args: object) -> None:
             pass

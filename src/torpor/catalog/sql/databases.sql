@@ -1,14 +1,14 @@
 -- name: databases
 SELECT id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
     min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser,
-    parent_id, branched_at, expires_at, pool, pool_size, pool_role_size, pool_queue
+    parent_id, branched_at, expires_at, pool, pool_size, pool_role_size, pool_queue, cache_on_write, cache_rules
 FROM databases ORDER BY created_at, id;
 
 -- name: add_database
 INSERT INTO databases (id, name, state, major, uid, created_at, workspace_id, freeze_after_s, page_after_s, stop_after_s,
     min_cpu, max_cpu, min_memory_bytes, max_memory_bytes, max_connections, disk_bytes, superuser,
-    parent_id, branched_at, expires_at, pool, pool_size, pool_role_size, pool_queue)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    parent_id, branched_at, expires_at, pool, pool_size, pool_role_size, pool_queue, cache_on_write, cache_rules)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: set_state
 UPDATE databases SET state = :state WHERE id = :id;
@@ -32,6 +32,9 @@ WHERE id = :id;
 
 -- name: set_pool
 UPDATE databases SET pool = :pool, pool_size = :pool_size, pool_role_size = :pool_role_size, pool_queue = :pool_queue WHERE id = :id;
+
+-- name: set_cache
+UPDATE databases SET cache_on_write = :on_write, cache_rules = :rules WHERE id = :id;
 
 -- name: set_major
 UPDATE databases SET major = :major WHERE id = :id;

@@ -15,7 +15,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
 from itertools import count
@@ -26,12 +26,13 @@ from torpor.base.processes import ProcessHandle
 from torpor.base.tasks import TaskOwner
 from torpor.compute.census import Census
 from torpor.compute.fleet import Fleet
+from torpor.gateway.pool.caches import Caches
 from torpor.gateway.pool.messages import MAX_PACKET_BYTES, FromWorker, ToWorker, pack, unpack
 from torpor.gateway.pool.values import Limits
 from torpor.gateway.pool.worker import CONTROL_FD, COUNTERS_FD, SLOT_WORDS
 from torpor.metering.traffic import Traffic
 from torpor.model.access import AccessBook
-from torpor.model.cache import CacheView
+from torpor.model.cache import CacheView, PurgeBy
 from torpor.model.database import Database
 from torpor.model.errors import AddressForbidden, DatabaseNotFound, TooManyInDatabase, TorporError, Unavailable
 from torpor.model.names import DatabaseId
@@ -115,11 +116,14 @@ class Ports(Protocol):
 class Worker:
     """One worker process."""
 
-    def __init__(self, uid: int, heard: Callable[["Worker", dict[str, Any]], None], gone: Callable[["Worker"], None]) -> None:
+    def __init__(
+        self, uid: int, cache_bytes: int, heard: Callable[["Worker", dict[str, Any]], None], gone: Callable[["Worker"], None]
+    ) -> None:
         """Start it. Raises OSError."""
         self.clients: dict[int, PooledClient] = {}
         self.slots: dict[int, Slot] = {}
         self.views: dict[str, PoolView] = {}
+        self.introduced: set[DatabaseId] = set()
         self.is_gone = False
         self._heard, self._on_gone = heard, gone
         self._free = list(range(_SLOTS - 1, -1, -1))
@@ -136,7 +140,7 @@ class Worker:
             spare += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST_SPARE_FD) for fd in (theirs.fileno(), memory)]
             actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
             actions += [(os.POSIX_SPAWN_DUP2, fd, number) for fd, number in zip(spare, (CONTROL_FD, COUNTERS_FD), strict=True)]
-            arguments = [sys.executable, "-I", "-m", "torpor.gateway.pool.worker", str(uid)]
+            arguments = [sys.executable, "-I", "-m", "torpor.gateway.pool.worker", str(uid), str(cache_bytes)]
             pid = os.posix_spawn(sys.executable, arguments, {"LANG": "C.UTF-8"}, file_actions=actions, setsid=True)
         except BaseException:
             ours.close()
@@ -253,6 +257,8 @@ class Pools:
         max_clients: int,
         uid: int,
         check_wake: Callable[[str, Database], None],
+        caches: Caches,
+        cache_bytes: int,
     ) -> None:
         """`default` is what holds for clients and databases that don't say; `max_clients` are those of one database; `uid` is whom workers
         become (0: they stay who we are)."""
@@ -260,6 +266,7 @@ class Pools:
         self._fleet, self._census, self._limits = fleet, census, limits
         self._wanted, self._max_clients, self._uid = workers, max_clients, uid
         self._check_wake = check_wake
+        self._caches, self._cache_bytes = caches, cache_bytes
         self._workers: list[Worker] = []
         self._homes: dict[DatabaseId, Worker] = {}
         self._counts: dict[DatabaseId, int] = {}
@@ -312,6 +319,7 @@ class Pools:
             raise Unavailable("Torpor is shutting down", "connect again once it is back")
         self.check_room(database)
         worker = self._home(database.id)
+        self._caches.introduce(worker, database.id)
         number = next(self._numbers)
         client = PooledClient(number, address[0], database, worker)
         parameters = {name: value for name, value in startup.parameters.items() if name not in _LOCAL}
@@ -347,11 +355,24 @@ class Pools:
     def forget(self, id: DatabaseId) -> None:
         """The database is gone, and its clients have to go."""
         farewell = error_response(DatabaseNotFound.sqlstate, "the database has been removed")
+        self.contents_changed(id)
         for worker in self._workers:
             worker.views.pop(id, None)
             for client in worker.clients.values():
                 if client.database.id == id:
                     worker.tell(pack(ToWorker.DISMISS, client=client.number, farewell=farewell))
+
+    async def purge(self, id: DatabaseId, by: PurgeBy, values: Sequence[str]) -> int:
+        """Drop what is cached of a database; how many results that were. When it returns none of them is served."""
+        return await self._caches.purge(self._homes.get(id), id, by, values)
+
+    def cache_changed(self, id: DatabaseId) -> None:
+        """Something else holds for its cache."""
+        self._caches.changed(self._homes.get(id), id)
+
+    def contents_changed(self, id: DatabaseId) -> None:
+        """It holds something else now: nothing that was read before is served."""
+        self._caches.forget(self._homes.get(id), id)
 
     def enforce(self, book: AccessBook) -> None:
         """Send away every client that the access lists forbid now."""
@@ -374,7 +395,7 @@ class Pools:
             return home
         if len(self._workers) < self._wanted:
             try:
-                home = Worker(self._uid, self._heard, self._gone)
+                home = Worker(self._uid, self._cache_bytes, self._heard, self._gone)
             except OSError as error:
                 raise Unavailable(f"a worker of the pool can't be started: {error.strerror}", "connect without the pool") from error
             self._workers.append(home)
@@ -398,6 +419,8 @@ class Pools:
                 slot = worker.slots.pop(said["backend"], None)
                 if slot is not None:
                     worker.give_back(slot)
+            case FromWorker.PURGED:
+                self._caches.purged(said)
             case FromWorker.LEFT:
                 self._left(worker, said["client"])
             case FromWorker.VIEW:
@@ -423,6 +446,7 @@ class Pools:
         self._homes = {id: home for id, home in self._homes.items() if home is not worker}
         if not self._is_closed:
             log.error("a worker of the pool ended, and with it its clients' connections", pid=worker.pid, clients=len(worker.clients))
+        self._caches.gone(worker)
         for number in list(worker.clients):
             self._left(worker, number)
         for slot in worker.slots.values():
