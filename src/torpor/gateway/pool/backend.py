@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torpor.gateway.pool.flights import Flight
 
 _LONGEST_MESSAGE = 4 << 20
+_ERROR_HEAD_BYTES = 512
 _MOST_STATEMENTS = 1_000
 """Prepared statements that a backend keeps; above that the one that was unused longest is closed."""
 
@@ -187,7 +188,17 @@ class Backend:
                     run = at
                 continue
             if length < 4 or length > _LONGEST_MESSAGE:
-                raise ProtocolViolation(f"PostgreSQL sent a message of {length} bytes")
+                if tag != 0x45 or length < 4 or muted:
+                    raise ProtocolViolation(f"PostgreSQL sent a message of {length} bytes")
+                # An error may quote a value, as long as that is. What matters stands at its beginning.
+                if end - at < _ERROR_HEAD_BYTES:
+                    break
+                self._failed(data[at + 5 : at + _ERROR_HEAD_BYTES], ops)
+                if after > end:
+                    self._skip, self._skip_muted = after - end, False
+                    after = end
+                at = after
+                continue
             if after > end:
                 break
             if tag == 0x5A:  # Z

@@ -444,6 +444,9 @@ class Pool:
         """It counts no more. Only when it has no client."""
         self.backends.discard(backend)
         backend.last = None
+        backend.statements.clear()  # those whose last one it was still know it
+        backend.unconfirmed.clear()
+        backend.unnamed = None
         group = backend.group
         group.idle.pop(backend, None)
         group.backends -= 1
