@@ -358,7 +358,7 @@ class Caching(Misses):
             self._shelf.hit(entry)
             self._understood(client, session, ask, entry.columns)
             return unit.end
-        if unit.parsed is not None and may_read(ask.text):
+        if may_read(ask.text):
             self.fly(client, session, ask)
         return at
 
@@ -397,7 +397,8 @@ class Caching(Misses):
                 said += (entry.parameters, entry.columns)
             else:
                 said.append(_BIND_COMPLETE if step == BIND else portal if step == PORTAL else rows)
-        said.append(_READY)
+        if not unit.is_open:
+            said.append(_READY)
         return b"".join(said)
 
     def _understood(self, client: Client, session: Session, ask: Ask, columns: bytes | None) -> None:
@@ -416,7 +417,7 @@ class Caching(Misses):
     def _only_closes(self, client: Client, unit: Unit) -> int:
         for name in unit.closes:
             client.statements.pop(name, None)
-        client.link.send(extended.CLOSE_COMPLETE * len(unit.closes) + _READY)
+        client.link.send(extended.CLOSE_COMPLETE * len(unit.closes) + (b"" if unit.is_open else _READY))
         return unit.end
 
     def _set(self, client: Client, session: Session, found: "re.Match[bytes]") -> None:

@@ -82,6 +82,9 @@ class Flight:
             return
         at = self._inside
         end = len(data)
+        if not self.ask.executes:
+            self._hear_description(data, at, end)
+            return
         if self._size + end > self._largest:
             self._give_up("too large")
             return
@@ -148,6 +151,21 @@ class Flight:
     def forget(self) -> None:
         """What was kept isn't needed any more."""
         self._pieces.clear()
+
+    def _hear_description(self, data: bytes, at: int, end: int) -> None:
+        """What is said of the statement. That it may be executed then, in the same turn, is none of this flight's business."""
+        while at < end:
+            tag, length = _HEADER(data, at)
+            after = at + 1 + length
+            if tag == 0x54 and self.columns is None:
+                self.columns = data[at:after]
+            elif tag == 0x74:
+                self.parameters = data[at:after]
+            elif tag == 0x45:
+                self._give_up("error")
+                return
+            at = after
+        self._inside = at - end
 
     def _take_columns(self, message: bytes) -> None:
         unit = self.ask.unit

@@ -1,10 +1,13 @@
 """One turn of a client that the cache may answer: what it asks in the extended protocol, read up to its Sync. Pure.
 
-A unit executes at most one statement, once, to the end. Whatever else a client says is legal, too, but none of the cache's business: it
-is told by a reason. Memory: a unit of more than `MAX_UNIT_BYTES` is no unit, so nobody waits for more.
+A unit executes at most one statement, once, to the end. What only asks about a statement may end with a Flush as well (asyncpg wants to
+know the types before it says the values); in between a Flush changes nothing, as the answers come at once. Whatever else a client says is
+legal, too, but none of the cache's business: it is told by a reason. Memory: a unit of more than `MAX_UNIT_BYTES` is no unit, so nobody
+waits for more.
 """
 
 import struct
+from copy import copy
 
 from torpor.gateway.pool import extended
 from torpor.pgwire.frames import frame
@@ -23,7 +26,7 @@ CLOSE, PARSE, DESCRIBE, BIND, PORTAL, EXECUTE = b"CPDBpE"
 class Unit:
     """What was asked, and where it ends."""
 
-    __slots__ = ("closes", "end", "name", "order", "parsed", "portal", "rest")
+    __slots__ = ("closes", "end", "is_open", "name", "order", "parsed", "portal", "rest")
 
     def __init__(self) -> None:
         self.order: list[int] = []
@@ -33,6 +36,7 @@ class Unit:
         self.portal = b""
         self.rest: bytes | None = None  # what a Bind says behind the names
         self.end = 0
+        self.is_open = False  # it ends with a Flush
 
     @property
     def describes_once(self) -> bool:
@@ -43,15 +47,26 @@ class Unit:
 def scan(data: bytes, at: int, end: int) -> "Unit | str | None":
     """The unit that begins at `at`. None while it isn't whole; a reason when it is none (empty if that is nobody's business)."""
     unit, begin = Unit(), at
+    asked: Unit | None = None  # what is to be answered even if no more comes
+    is_late = False  # what is to be answered can't be without the rest
     while end - at >= 5:
         tag, length = _HEADER(data, at)
         after = at + 1 + length
         if length < 4 or after - begin > MAX_UNIT_BYTES:
             return "too long" if length >= 4 else ""
-        if tag not in b"PBDECS":
-            return "flush" if tag == 0x48 else "pipelined"
+        if tag not in b"PBDECSH":
+            return "pipelined"
         if after > end:
-            return None
+            break
+        if tag == 0x48:
+            at = after
+            if BIND in unit.order:
+                is_late = True
+                continue
+            asked = copy(unit)
+            asked.order, asked.closes = unit.order.copy(), unit.closes.copy()
+            asked.end, asked.is_open = after, True
+            continue
         if tag == 0x53:
             unit.end = after
             return unit
@@ -59,7 +74,9 @@ def scan(data: bytes, at: int, end: int) -> "Unit | str | None":
         if wrong is not None:
             return wrong
         at = after
-    return None
+    if is_late:
+        return "flush"
+    return asked if asked is not None and asked.order else None
 
 
 def _add(unit: Unit, tag: int, data: bytes, at: int, after: int) -> str | None:

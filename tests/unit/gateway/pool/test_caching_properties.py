@@ -5,7 +5,7 @@ from collections import deque
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.pooling import House, S, Twin, b, brief, c, d, e, p, q
+from tests.support.pooling import H, House, S, Twin, b, brief, c, d, e, p, q
 from torpor.gateway.cache.store import Store
 from torpor.gateway.pool.engine import Pool
 from torpor.gateway.pool.values import Limits
@@ -46,6 +46,8 @@ def _whole(pairs: st.SearchStrategy[tuple[str, str]]) -> st.SearchStrategy[bytes
         pairs.map(lambda pair: c(pair[0]) + p(*pair) + d(pair[0]) + b(pair[0]) + d("", "P") + e() + S),
         pairs.map(lambda pair: p(*pair) + S + b(pair[0], "x") + d("x", "P") + e("x") + S),
         pairs.map(lambda pair: b(pair[0]) + e() + S),
+        pairs.map(lambda pair: c(pair[0]) + p(*pair) + d(pair[0]) + H + b(pair[0]) + e() + S),
+        pairs.map(lambda pair: p("", pair[1]) + H + S + d("") + H + S + b() + H + e() + H + S),
     )
 
 
