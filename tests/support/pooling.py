@@ -22,7 +22,7 @@ S, H, X = frame(b"S"), frame(b"H"), frame(b"X")
 SIGNS = {"set": "SET", "temp": "CREATE TEMPORARY", "listen": "LISTEN", "lock": "pg_advisory_lock", "next": "", "load": "LOAD"}
 
 
-class Remembered:
+class Remembered(Link):
     """A link that keeps what it was sent."""
 
     def __init__(self) -> None:

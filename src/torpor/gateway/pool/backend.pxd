@@ -6,13 +6,13 @@ cdef class Backend
 from torpor.gateway.pool.client cimport Client
 from torpor.gateway.pool.engine cimport Group, Pool
 from torpor.gateway.pool.extended cimport length_at, parse
-from torpor.gateway.pool.values cimport Statement
+from torpor.gateway.pool.values cimport Link, Statement
 
 
 cdef class Backend:
     cdef public Pool pool
     cdef public Group group
-    cdef public object link
+    cdef public Link link
     cdef public Client client
     cdef public Client last
     cdef public object ops

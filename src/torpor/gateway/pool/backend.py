@@ -127,7 +127,7 @@ class Backend:
     def prepare(self, statement: Statement, out: list[bytes]) -> None:
         """See to it that it knows `statement`, as the next message needs it."""
         if self.knows(statement):
-            if statement.name:
+            if statement.name and len(self.statements) > _MOST_STATEMENTS // 2:
                 del self.statements[statement]  # to the end: it is the one used last
                 self.statements[statement] = None
             return
@@ -216,7 +216,7 @@ class Backend:
                     run = after
                     muted = client is None or (bool(ops) and ops[0] == OWN)
                     idle = client is None and not ops
-                    ended = client is not None and not ops and not self.outstanding and not client.is_amid
+                    ended = client is not None and not ops and not self.outstanding and not client.is_amid()
                 elif not self.ready:
                     self.ready = idle = True
                 elif client is not None:
@@ -229,7 +229,7 @@ class Backend:
                     self.outstanding -= 1
                     if self.outstanding <= 0:
                         self.outstanding = 0
-                        if self.status == b"I" and not client.is_amid:
+                        if self.status == b"I" and not client.is_amid():
                             ended = True
                             if self.left or not self.serves_signs:
                                 out.append(data[run:at])

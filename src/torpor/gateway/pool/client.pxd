@@ -5,14 +5,14 @@ cdef class Client
 
 from torpor.gateway.pool.backend cimport Backend
 from torpor.gateway.pool.engine cimport Group, Pool
-from torpor.gateway.pool.extended cimport length_at
-from torpor.gateway.pool.values cimport Statement, sets_only_carried
+from torpor.gateway.pool.extended cimport bind_head, bind_names, length_at
+from torpor.gateway.pool.values cimport Link, Statement, sets_only_carried
 
 
 cdef class Client:
     cdef public Pool pool
     cdef public Group group
-    cdef public object link
+    cdef public Link link
     cdef public object pid
     cdef public bytes key
     cdef public bint auto
@@ -41,6 +41,7 @@ cdef class Client:
     cdef Py_ssize_t _skip
     cdef bint _skip_passes
 
+    cpdef bint is_amid(self)
     cpdef given(self)
     cpdef dismiss(self, bytes farewell)
     cpdef left(self)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torpor.gateway.pool import extended
 from torpor.gateway.pool.backend import Backend
-from torpor.gateway.pool.extended import length_at
+from torpor.gateway.pool.extended import bind_head, bind_names, length_at
 from torpor.gateway.pool.values import (
     BIND,
     CALL,
@@ -90,7 +90,6 @@ class Client:
         where = f"pinned by {self.pinned_by}" if self.pinned_by else "working" if self.backend else "waiting" if self.is_waiting else "idle"
         return f"<Client {self.pid} {self.group.key.role} {where}>"
 
-    @property
     def is_amid(self) -> bool:
         """Whether it has begun something that it hasn't said to the end."""
         return self.unsynced or self._skip > 0
@@ -232,7 +231,7 @@ class Client:
                 # Only the unnamed portal is known to be the Bind before.
                 backend.ops.append(EXECUTE_CARRIED if self.tracked and length > 4 and data[at + 5] == 0 else EXECUTE)
             elif tag == 0x42:  # B
-                found = extended.bind_names(data, at, after)
+                found = bind_names(data, at, after)
                 if found is None:
                     break
                 portal, name, rest_at = found
@@ -256,7 +255,7 @@ class Client:
                 backend.ops.append(BIND)
                 if wire_name != name:
                     out.append(data[run:at])
-                    out.append(extended.bind_head(portal, wire_name, after - rest_at))
+                    out.append(bind_head(portal, wire_name, after - rest_at))
                     at = run = rest_at
                     at = self._pass_on(after, end, passes=True)
                     continue
@@ -313,7 +312,7 @@ class Client:
             self._keep(data[at:], missing)
         self._send(out, data, run, at)
         backend = self.backend
-        if backend is not None and not backend.outstanding and not backend.ops and backend.status == b"I" and not self.is_amid:
+        if backend is not None and not backend.outstanding and not backend.ops and backend.status == b"I" and not self.is_amid():
             self.pool.transaction_ended(backend)
 
     def _asks(self, tag: int, data: bytes, at: int, after: int, end: int) -> bool:

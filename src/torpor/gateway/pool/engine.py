@@ -160,7 +160,7 @@ class Pool:
         backend = client.backend
         if backend is None:
             return
-        calm = backend.status == b"I" and not backend.outstanding and not backend.ops and not client.is_amid
+        calm = backend.status == b"I" and not backend.outstanding and not backend.ops and not client.is_amid()
         self._separate(client, backend)
         if calm:
             self._clean(backend)
@@ -333,7 +333,7 @@ class Pool:
         self.finishing = farewell
         for client in list(self.clients):
             backend = client.backend
-            if backend is None or (backend.status == b"I" and not backend.outstanding and not client.is_amid):
+            if backend is None or (backend.status == b"I" and not backend.outstanding and not client.is_amid()):
                 client.dismiss(farewell)
 
     def close(self, farewell: bytes) -> None:

@@ -13,6 +13,7 @@ MAX_NAME_BYTES = 1_024
 
 _LENGTH = struct.Struct("!I")
 _LENGTH_BYTES = _LENGTH.size
+_WORDS = [_LENGTH.pack(number) for number in range(1_024)]
 
 
 def length_at(data: bytes, at: int) -> int:
@@ -21,9 +22,14 @@ def length_at(data: bytes, at: int) -> int:
     return first << 24 | second << 16 | third << 8 | data[at + 4]
 
 
+def word(number: int) -> bytes:
+    """A length word."""
+    return _WORDS[number] if number < len(_WORDS) else _LENGTH.pack(number)
+
+
 def frame(tag: bytes, body: bytes = b"") -> bytes:
     """A message with its header."""
-    return tag + _LENGTH.pack(_LENGTH_BYTES + len(body)) + body
+    return tag + word(_LENGTH_BYTES + len(body)) + body
 
 
 def split_parse(body: bytes) -> tuple[bytes, bytes]:
@@ -61,10 +67,14 @@ def bind_names(data: bytes, at: int, end: int) -> tuple[bytes, bytes, int] | Non
 
     `end` is where the message ends. None while too little of it has come. Raises ProtocolViolation.
     """
-    begin = at + MESSAGE_HEADER_BYTES
-    first = data.find(b"\0", begin, end)
-    second = data.find(b"\0", first + 1, end) if first >= 0 else -1
-    if second < 0:
+    begin = first = at + MESSAGE_HEADER_BYTES
+    come = min(end, len(data))
+    while first < come and data[first]:  # names are short, and compiled this is less than a search
+        first += 1
+    second = first + 1
+    while second < come and data[second]:
+        second += 1
+    if second >= come:
         if len(data) >= end or len(data) - begin > 2 * MAX_NAME_BYTES:
             raise ProtocolViolation("malformed Bind message")
         return None
@@ -74,7 +84,7 @@ def bind_names(data: bytes, at: int, end: int) -> tuple[bytes, bytes, int] | Non
 def bind_head(portal: bytes, statement: bytes, rest_bytes: int) -> bytes:
     """The beginning of a Bind, up to its parameters, of which `rest_bytes` follow."""
     names = portal + b"\0" + statement + b"\0"
-    return b"B" + _LENGTH.pack(_LENGTH_BYTES + len(names) + rest_bytes) + names
+    return b"B" + word(_LENGTH_BYTES + len(names) + rest_bytes) + names
 
 
 PARSE_COMPLETE = frame(b"1")

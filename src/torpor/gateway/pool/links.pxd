@@ -3,6 +3,7 @@ cimport cython
 
 from torpor.gateway.pool.backend cimport Backend
 from torpor.gateway.pool.client cimport Client
+from torpor.gateway.pool.values cimport Link
 from torpor.gateway.pool.wire cimport receive, send, wait
 
 cdef int _IN, _OUT, _HANGUP
@@ -24,7 +25,7 @@ cdef class Sockets:
     cpdef broke(self, SocketLink link)
 
 
-cdef class SocketLink:
+cdef class SocketLink(Link):
     cdef Sockets _sockets
     cdef object _sock
     cdef int _fd
@@ -40,7 +41,7 @@ cdef class SocketLink:
     cpdef send(self, bytes data)
     cpdef close(self)
     @cython.locals(before=SocketLink)
-    cpdef feed(self, other)
+    cpdef feed(self, Link other)
     cpdef listen(self, bint on)
     @cython.locals(data=bytes, client=Client, backend=Backend)
     cpdef happened(self, int events)

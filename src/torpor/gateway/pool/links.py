@@ -99,7 +99,7 @@ class Sockets:
             self._closed(owner)
 
 
-class SocketLink:
+class SocketLink(Link):
     """A connection, as the engine writes to it."""
 
     __slots__ = ("_closing_since", "_fd", "_mask", "_partner", "_pending", "_sock", "_sockets", "_wanted", "owner", "slot")

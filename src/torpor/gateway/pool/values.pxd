@@ -1,5 +1,12 @@
 # What is compiled to C and with which types; the code is in values.py (docs/decisions/0032-the-pool-is-compiled.md).
 
+cdef class Link:
+    cpdef send(self, bytes data)
+    cpdef close(self)
+    cpdef feed(self, Link other)
+    cpdef listen(self, bint on)
+
+
 cdef class Statement:
     cdef public bytes body
     cdef public bytes name

@@ -5,7 +5,6 @@ Pure values.
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
 
 from torpor.gateway.cache.comments import leading_words
 from torpor.model.errors import ProtocolViolation
@@ -32,43 +31,25 @@ def sets_only_carried(text: bytes) -> bool:
     return len(text) <= _LONGEST_CARRIED_TEXT and b"set" in text.lower() and _ONLY_CARRIED.fullmatch(text) is not None
 
 
-class Link(Protocol):
-    """What a connection of the engine writes to."""
+class Link:
+    """What a connection of the engine writes to. This one leads nowhere; a class of its own because compiled code calls it directly."""
+
+    __slots__ = ()
 
     def send(self, data: bytes) -> None:
         """Write this, after all before."""
-        ...
 
     def close(self) -> None:
         """Close it when all that was sent is written. Nothing comes from it any more. Idempotent."""
-        ...
 
     def feed(self, other: "Link | None") -> None:
         """What it is sent from now on comes from `other`, which must not be read from while this one doesn't keep up."""
-        ...
 
     def listen(self, on: bool) -> None:
         """Whether what it sends is wanted now."""
-        ...
 
 
-class _Nowhere:
-    """What nobody hears."""
-
-    def send(self, data: bytes) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def feed(self, other: Link | None) -> None:
-        pass
-
-    def listen(self, on: bool) -> None:
-        pass
-
-
-NOWHERE = _Nowhere()
+NOWHERE = Link()
 """The link of the pool's own clients."""
 
 
