@@ -1,9 +1,13 @@
-// Prisma 7 with an accelerateUrl and @prisma/extension-accelerate, both as they are published. Argument: the prisma+postgres:// URL.
+// Prisma 7 with an accelerateUrl and @prisma/extension-accelerate, both as they are published. Arguments: the prisma+postgres:// URL; and
+// "elsewhere" when its host isn't localhost to Prisma: then all goes over HTTPS, and the extension must be told where to purge.
 const assert = require("node:assert");
 const { PrismaClient, Prisma } = require("./prisma/index.js");
 const { withAccelerate } = require("@prisma/extension-accelerate");
 
-const [accelerateUrl] = process.argv.slice(2);
+const [accelerateUrl, where] = process.argv.slice(2);
+const { host } = new URL(accelerateUrl);
+const there = (address, options) => fetch(String(address).replace("accelerate.prisma-data.net", host), options);
+const extension = where === "elsewhere" ? withAccelerate({ fetch: there }) : withAccelerate();
 
 const TABLES = [
   `CREATE TABLE "Author" (id serial PRIMARY KEY, name text NOT NULL UNIQUE)`,
@@ -170,14 +174,16 @@ async function strangers() {
 }
 
 async function main() {
-  const prisma = new PrismaClient({ accelerateUrl }).$extends(withAccelerate());
+  const prisma = new PrismaClient({ accelerateUrl, transactionOptions: { maxWait: 60_000, timeout: 60_000 } }).$extends(extension);
   for (const table of TABLES) await prisma.$executeRawUnsafe(table);
-  const author = await values(prisma);
-  await errors(prisma);
-  await shapes(prisma, author);
-  await transactions(prisma);
-  if (process.argv[3] !== "no-cache") await cache(prisma);
-  await strangers();
+  if (where !== "elsewhere") {
+    const author = await values(prisma);
+    await errors(prisma);
+    await shapes(prisma, author);
+    await transactions(prisma);
+    await strangers();
+  }
+  await cache(prisma);
   await prisma.$disconnect();
   console.log("done");
 }

@@ -14,7 +14,9 @@ import msgspec
 from torpor.gateway.http.control import encode
 
 TELL_EVERY_S = 1.0
-_KINDS = {"/sql": "sql", "/v2": "tunnel", "/v0/statement": "statement", "/v0/session": "session"}
+_KINDS = {"/sql": "sql", "/v2": "tunnel", "/v0/statement": "statement", "/v0/session": "session"} | dict.fromkeys(
+    ("/query", "/connection-info", "/invalidate", "/transaction/start"), "accelerate"
+)
 _CLIENTS_FAULT, _OURS = 400, 500
 
 
@@ -46,7 +48,7 @@ class Count:
 
     def answered(self, path: str, status: int, is_whole: bool, elapsed_s: float | None) -> None:
         """A request is over. `status` is 0 when nothing was answered, `elapsed_s` None for a WebSocket."""
-        kind = _KINDS.get(path, "other")
+        kind = _KINDS.get(path) or ("accelerate" if path.startswith("/transaction/") else "other")
         self._requests.setdefault(kind, Counter())[_result(status, is_whole)] += 1
         if elapsed_s is not None:
             self._seconds[kind] = self._seconds.get(kind, 0.0) + elapsed_s
