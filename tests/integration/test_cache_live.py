@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -311,3 +313,103 @@ def test_figures_are_shown(torpor: Server, database: MadeDatabase) -> None:
     with Client(database) as one:
         one.ask(_WORDS + "SELECT 77"), one.ask(_WORDS + "SELECT 77")
         eventually(lambda: (torpor.view(database.name)["database"]["pool"] or {"cache": {"hits": 0}})["cache"]["hits"] > 0)
+
+
+@pytest.fixture
+def written(torpor: Server, database: MadeDatabase) -> Iterator[MadeDatabase]:
+    """Writes drop what was read, as long as the test runs."""
+    torpor.call("PATCH", f"/v1/databases/{database.name}/cache", {"on_write": True})
+    yield database
+    torpor.call("PATCH", f"/v1/databases/{database.name}/cache", {"on_write": False})
+
+
+def test_nothing_older_than_an_acknowledged_write_is_served(written: MadeDatabase) -> None:
+    """The bound is zero: whoever asks after a writer was told of its commit is given that value, or a later one."""
+    with psycopg.connect(written.url, autocommit=True) as direct:
+        direct.execute("CREATE TABLE IF NOT EXISTS clock (a integer)")
+        direct.execute("TRUNCATE clock")
+        direct.execute("INSERT INTO clock VALUES (0)")
+        acknowledged = 0
+        is_over = False
+        read: list[int] = []
+        wrong: list[tuple[int, object]] = []
+
+        def reads(prepare: bool) -> None:
+            with Client(written) as client:
+                hits = 0
+                while not is_over:
+                    least = acknowledged
+                    value = client.ask("/* ttl=600 swr=600 status */ SELECT a FROM clock", prepare=prepare)[0][0]
+                    hits += client.said == "hit"
+                    if not isinstance(value, int) or value < least:
+                        wrong.append((least, value))
+                read.append(hits)
+
+        threads = [threading.Thread(target=reads, args=(prepare,)) for prepare in (False, True, False)]
+        for thread in threads:
+            thread.start()
+        for number in range(1, 200):
+            direct.execute("UPDATE clock SET a = %s", (number,))
+            acknowledged = number
+            with Client(written) if number % 50 == 0 else contextlib.nullcontext() as pooled:
+                if pooled is not None:  # what the pool itself writes counts as well
+                    pooled.connection.execute("UPDATE clock SET a = a")
+        is_over = True
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert len(read) == 3
+
+
+def test_writes_of_all_kinds_are_seen_and_others_leave_it(torpor: Server, written: MadeDatabase) -> None:
+    text = _WORDS + "SELECT coalesce(sum(a), 0) FROM books"
+    with Client(written) as one, psycopg.connect(written.url, autocommit=True) as direct:
+        direct.execute("CREATE TABLE books (a integer PRIMARY KEY)")
+        direct.execute("CREATE TABLE pages (book integer REFERENCES books ON DELETE CASCADE)")
+        direct.execute("CREATE TABLE elsewhere (a integer)")
+        expected = 0
+        for change, difference in (
+            ("INSERT INTO books VALUES (1), (2)", 3),
+            ("UPDATE books SET a = 5 WHERE a = 2", 3),
+            ("DELETE FROM books WHERE a = 1", -1),
+            ("DO $$ BEGIN INSERT INTO books VALUES (7); END $$", 7),
+            ("WITH x AS (INSERT INTO books VALUES (8) RETURNING 1) SELECT * FROM x", 8),
+            ("MERGE INTO books USING (VALUES (9)) v (n) ON a = n WHEN NOT MATCHED THEN INSERT VALUES (n)", 9),
+            ("BEGIN; TRUNCATE books CASCADE; COMMIT", -29),
+            ("COPY books FROM PROGRAM 'echo 4'", 4),
+            ("ALTER TABLE books ADD b integer", 0),
+        ):
+            one.ask(text)
+            assert one.ask(text) == [(expected,)] and one.said == "hit"
+            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                direct.execute(change)  # type: ignore[call-overload]
+                expected += difference
+                assert one.ask(text) == [(expected,)] and one.said == "miss", change
+        one.ask(text)
+        with direct.transaction(force_rollback=True):
+            direct.execute("INSERT INTO books VALUES (100)")
+            assert one.ask(text) == [(expected,)] and one.said == "hit", "it isn't committed"
+        direct.execute("INSERT INTO elsewhere VALUES (1)")
+        assert one.ask(text) == [(expected,)] and one.said == "hit"
+        pages = _WORDS + "SELECT count(*) FROM pages"
+        direct.execute("INSERT INTO books VALUES (50)")
+        direct.execute("INSERT INTO pages VALUES (50)")
+        assert one.ask(pages) == [(1,)]
+        direct.execute("DELETE FROM books WHERE a = 50")
+        assert one.ask(pages) == [(0,)] and one.said == "miss", "what a foreign key does counts as well"
+        one.ask(pages)
+        torpor.call("POST", f"/v1/databases/{written.name}/cache/purge", {"by": "table", "values": ["pages"]})
+        one.ask(pages)
+        assert one.said == "miss"
+
+
+def test_when_postgresql_ends_what_is_kept_is_served_and_the_rest_made_anew(torpor: Server) -> None:
+    made = torpor.create()
+    with Client(made) as one:
+        one.connection.execute("CREATE TABLE item AS SELECT 1 AS a")
+        assert one.ask(_WORDS + "SELECT a FROM item") == [(1,)]
+        os.kill(torpor.postmaster(made), signal.SIGKILL)
+        eventually(lambda: torpor.tier(made.name) == "stopped")
+        assert one.ask(_WORDS + "SELECT a FROM item") == [(1,)] and one.said == "hit"
+        assert torpor.tier(made.name) == "stopped"
+        assert one.ask(_WORDS + "SELECT a + 1 FROM item") == [(2,)] and one.said == "miss"

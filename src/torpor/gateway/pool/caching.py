@@ -3,7 +3,7 @@
 Pure, as the engine is: bytes and times in, bytes out through links. A client's turn is looked at when it is idle, before it gets a
 backend: what is kept and fresh is its answer, and PostgreSQL hears nothing, asleep or awake. What isn't kept goes the usual way, and the
 backend that gets it is watched (`Flight`): it says itself which tables were read and whether anything volatile was called
-(docs/decisions/0033-the-cache-of-results.md). Who wants the same meanwhile waits, once: then it finds an entry, or goes its own way. An
+(docs/decisions/0033-the-cache.md). Who wants the same meanwhile waits, once: then it finds an entry, or goes its own way. An
 entry is made for a role, database, startup parameters and settings (`scope`), so nobody is given what another's made.
 
 Memory: the store's; a waiting client's turn (`units.MAX_UNIT_BYTES`); bounded tables of scopes, of texts that rules were looked up for, and

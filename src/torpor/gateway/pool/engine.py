@@ -277,6 +277,7 @@ class Pool:
     def tick(self) -> None:
         """Now and then: send away who has waited too long, and close backends that nobody needs."""
         now, limits = self._now(), self.limits
+        self.caching.tick()
         while self.waiting and now - self.waiting[0].waiting_since >= limits.wait_s:
             self.waiting[0].refuse(
                 "53300",
@@ -294,6 +295,8 @@ class Pool:
         times = [next(iter(group.idle)).idle_since + limits.idle_s - now for group in self._groups.values() if group.idle]
         if self.waiting:
             times.append(self.waiting[0].waiting_since + limits.wait_s - now)
+        if self.caching.has_waiting:
+            times.append(1.0)
         return max(0.0, min(times)) if times else None
 
     # -- backends come and go

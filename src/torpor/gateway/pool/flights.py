@@ -47,8 +47,9 @@ class Flight:
     """One miss, from when its client wants a backend. It's that backend's `watch` while it runs."""
 
     __slots__ = (
-        "_closing", "_inside", "_largest", "_pieces", "_rows_at", "_rows_end", "_size", "ask", "begun", "client", "columns", "finished",
-        "is_internal", "is_spoilt", "oids", "parameters", "portal", "snapshot", "spoilt_tables", "tables", "verdict", "waiters", "why",
+        "_closing", "_inside", "_largest", "_pieces", "_rows_at", "_rows_end", "_size", "_size_since", "_size_then", "ask", "begun",
+        "client", "columns", "finished", "is_internal", "is_spoilt", "oids", "parameters", "portal", "snapshot", "spoilt_tables",
+        "tables", "verdict", "waiters", "why",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +71,8 @@ class Flight:
         self._closing = closing
         self._largest = largest_bytes
         self._pieces: list[bytes] = []
-        self._size = self._inside = 0
+        self._size = self._inside = self._size_then = 0
+        self._size_since = 0.0
         self._rows_at = self._rows_end = -1
 
     def __repr__(self) -> str:
@@ -113,6 +115,12 @@ class Flight:
                 return
             at = after
         self._inside = at - end
+
+    def stands_still(self, now: float, patience_s: float) -> bool:
+        """Whether there is nothing to wait for: it won't be kept, or its answer began and hasn't gone on for so long."""
+        if self._size != self._size_then or not self._size:
+            self._size_then, self._size_since = self._size, now
+        return bool(self.why) or now - self._size_since >= patience_s
 
     def note(self, name: bytes, value: bytes) -> None:
         """What the backend says of itself."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MOST_REFRESHES = 4
 _REFRESH_AGAIN_S = 1.0
 _MARK_S = 10.0
+_PATIENCE_S = 2.0
 _READY = extended.ready_for_query()
 _CANCELED = error_response("57014", "canceling statement due to user request", severity="ERROR")
 _NOT_KEPT_FOR_LONG = frozenset(("error", "purged meanwhile", "in a transaction", "settings", "pipelined"))
@@ -118,6 +119,18 @@ class Misses:
             client = self._resumable.pop(0)
             if not client.is_gone:
                 client.given()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether somebody waits for the answer to somebody else."""
+        return any(flight.waiters for flight in self._running)
+
+    def tick(self) -> None:
+        """Now and then: nobody waits for an answer that has stopped to come, as its client doesn't read it."""
+        now = self._now()
+        for flight in [flight for flight in self._running if flight.waiters and flight.stands_still(now, _PATIENCE_S)]:
+            self._release(flight, has_waited=True)
+        self.resume()
 
     def begin(self, client: Client, backend: "Backend") -> bool:
         """The client has a backend now; whether PostgreSQL is to watch. Counters are read before it is told anything."""
@@ -292,12 +305,16 @@ class Misses:
         )
 
     def _land(self, flight: Flight, has_waited: bool) -> None:
-        """It is over: who has waited for it is to be heard again."""
+        """It is over."""
         self._running.discard(flight)
         if self._flights.get(flight.ask.key) is flight:
             del self._flights[flight.ask.key]
         if flight.is_internal:
             self.refreshing -= 1
+        self._release(flight, has_waited)
+
+    def _release(self, flight: Flight, has_waited: bool) -> None:
+        """Who has waited for it is to be heard again."""
         for waiter in flight.waiters:
             session = waiter.session
             if session is not None and session.awaits is flight:

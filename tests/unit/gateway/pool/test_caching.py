@@ -401,6 +401,27 @@ def test_who_waits_can_leave_and_can_cancel(shop: Shop) -> None:
     assert shop.all_idle()
 
 
+def test_nobody_waits_for_whom_does_not_read(shop: Shop) -> None:
+    one, two = shop.opened_one(), shop.opened_one()
+    one.say(q(T60))
+    two.say(q(T60))
+    backend = one.client.backend
+    assert backend is not None
+    for now in (0.0, 10.0):
+        shop.now = now
+        shop.pool.tick()
+        assert not two.link.listens and shop.pool.next_tick_s() is not None, "it may take its time until it begins to answer"
+    answer = shop.twins[backend].hear(backend.link.take())  # type: ignore[attr-defined]
+    backend.received(answer[:7])
+    for now in (11.0, 12.0, 13.5):
+        shop.now = now
+        shop.pool.tick()
+    shop.settle()
+    assert brief(two.heard()) == ROW
+    backend.received(answer[7:])
+    assert brief(one.heard()) == ROW and shop.all_idle()
+
+
 def test_a_cancel_of_the_first_reaches_postgresql(shop: Shop) -> None:
     one = shop.opened_one()
     one.say(q(T60))
