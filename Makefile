@@ -31,4 +31,4 @@ lock: ## remake the lock files; ARGS=--upgrade takes newer versions
 	@scripts/lock $(ARGS)
 
 clean: ## remove what set-up and tests made in this directory; databases stay
-	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis tests/node/node_modules src/torpor/native/libtorpor.so src/torpor/native/torpor-copier src/torpor/native/torpor-relay
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis tests/node/node_modules src/torpor/native/libtorpor.so src/torpor/native/torpor-copier src/torpor/native/torpor-relay src/torpor/gateway/pool/compiled

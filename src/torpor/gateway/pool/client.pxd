@@ -6,7 +6,7 @@ cdef class Client
 from torpor.gateway.pool.backend cimport Backend
 from torpor.gateway.pool.engine cimport Group, Pool
 from torpor.gateway.pool.extended cimport bind_head, bind_names, length_at
-from torpor.gateway.pool.values cimport Link, Statement, sets_only_carried
+from torpor.gateway.pool.values cimport Link, Statement, may_set, sets_only_carried
 
 
 cdef class Client:
@@ -47,9 +47,8 @@ cdef class Client:
     cpdef left(self)
     cpdef received(self, bytes data)
     @cython.locals(backend=Backend, out=list, at=Py_ssize_t, run=Py_ssize_t, end=Py_ssize_t, after=Py_ssize_t, length=Py_ssize_t,
-                   rest_at=Py_ssize_t, text_end=Py_ssize_t, missing=Py_ssize_t, tag="unsigned char", carried=bint, statement=Statement)
+                   rest_at=Py_ssize_t, missing=Py_ssize_t, tag="unsigned char", carried=bint, statement=Statement)
     cpdef _hear(self, bytes data)
-    @cython.locals(head=bytes)
     cpdef bint _asks(self, unsigned char tag, bytes data, Py_ssize_t at, Py_ssize_t after, Py_ssize_t end)
     cpdef _keep(self, bytes rest, Py_ssize_t missing)
     cpdef _make_room(self)

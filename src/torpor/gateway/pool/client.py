@@ -30,6 +30,7 @@ from torpor.gateway.pool.values import (
     Link,
     Settings,
     Statement,
+    may_set,
     sets_only_carried,
 )  # fmt: skip
 from torpor.model.errors import ProtocolViolation
@@ -47,7 +48,6 @@ _MOST_STATEMENTS = 5_000
 _SHORT_REST_BYTES = 65_536  # a read's worth
 _DEALLOCATE = re.compile(rb'\s*DEALLOCATE\s+(?:PREPARE\s+)?(?:"([^"\0]+)"|([A-Za-z_][A-Za-z0-9_$]*))\s*;?\s*', re.IGNORECASE)
 _TO_THE_CACHE = frozenset((b"SET", b"set", b"Set", b"RES", b"res", b"Res"))
-_COMMENT = b"/ \t\r\n"
 _NO_NAME = b"\0"  # of what changes no meaning of a name: none can be so
 _DEALLOCATED = extended.command_complete(b"DEALLOCATE")
 
@@ -205,8 +205,7 @@ class Client:
                 at = run = self._flush_and_drop(out, data, run, at, after, end)
                 continue
             if tag == 0x51:  # Q
-                text_end = min(after, end)
-                carried = after <= end and length < 210 and sets_only_carried(data[at + 5 : text_end - 1])
+                carried = after <= end and length < 210 and may_set(data, at + 5, after) and sets_only_carried(data[at + 5 : after - 1])
                 if end >= after and self.statements and self._deallocates(data, at, after):
                     self._send(out, data, run, at)
                     at = run = after
@@ -324,10 +323,11 @@ class Client:
                 return after > end
         elif tag != 0x51:
             return False
-        if end - at < 3 and after > end:
-            return True  # perhaps
-        head = data[at : at + 3]
-        return head[:1] in _COMMENT or head in _TO_THE_CACHE
+        if end - at < 3:
+            return after > end  # perhaps
+        if data[at] in b"/ \t\r\n":  # a comment, or what may stand before one
+            return True
+        return data[at + 2] in b"TtSs" and data[at : at + 3] in _TO_THE_CACHE
 
     def _keep(self, rest: bytes, missing: int) -> None:
         """Hear this again with what comes next; what has `missing` bytes until it makes sense, with all of them. Whoever dribbles isn't

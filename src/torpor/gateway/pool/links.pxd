@@ -4,7 +4,7 @@ cimport cython
 from torpor.gateway.pool.backend cimport Backend
 from torpor.gateway.pool.client cimport Client
 from torpor.gateway.pool.values cimport Link
-from torpor.gateway.pool.wire cimport receive, send, wait
+from torpor.gateway.pool.wire cimport receive, send, wait, what, who
 
 cdef int _IN, _OUT, _HANGUP
 
@@ -19,8 +19,9 @@ cdef class Sockets:
     cdef list _closing
     cdef bint _is_over
 
-    @cython.locals(fd=int, events=int, said=int, link=SocketLink)
-    cpdef int turn(self, double timeout_s) except? -1
+    @cython.locals(fd=int, said=int, number=int, found=int, left_s=double, link=SocketLink)
+    cpdef int turn(self, double until) except? -1
+    cpdef bury(self)
     cpdef modify(self, int fd, int mask)
     cpdef broke(self, SocketLink link)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from torpor.gateway.pool.backend import Backend
 from torpor.gateway.pool.client import Client
 from torpor.gateway.pool.values import Link
-from torpor.gateway.pool.wire import READ_BYTES, receive, send, wait
+from torpor.gateway.pool.wire import READ_BYTES, receive, send, wait, what, who
 from torpor.model.errors import ProtocolViolation
 
 _GOODBYE_S = 5.0
@@ -40,17 +40,27 @@ class Sockets:
         self._is_over = False
         self._epoll.register(control_fd, _IN)
 
-    def turn(self, timeout_s: float) -> int:
-        """Wait, at most so long unless below 0, and do what is to be done. What the control socket has, as epoll says it."""
+    def turn(self, until: float) -> int:
+        """Wait, and do what is to be done, over and over, until the control socket has something, or the clock says `until`; with 0.0 wait
+        for anything, once. What the control socket has, as epoll says it: last of all, since a new connection may get a number that an
+        event of the same moment still means otherwise."""
         said = 0
-        for fd, events in wait(self._epoll, timeout_s):
-            if fd == self._control_fd:
-                said = events  # last of all, since a new connection may get a number that an event of this turn still means otherwise
-                continue
-            link = self._links.get(fd)
-            if link is not None:
-                link.happened(events)
-        return said
+        while True:
+            left_s = -1.0
+            if until:
+                left_s = max(0.0, until - time.monotonic())
+            found = wait(self._epoll, left_s)
+            for number in range(found):
+                fd = who(number)
+                if fd == self._control_fd:
+                    said = what(number)
+                    continue
+                link = self._links.get(fd)
+                if link is not None:
+                    link.happened(what(number))
+            self.bury()
+            if said or not until or left_s <= 0.0:
+                return said
 
     def bury(self) -> None:
         """End what couldn't be written to."""

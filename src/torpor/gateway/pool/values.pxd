@@ -15,4 +15,5 @@ cdef class Statement:
     cdef object __weakref__
 
 cpdef bint sets_only_carried(bytes text)
+cpdef bint may_set(bytes data, Py_ssize_t at, Py_ssize_t end)
 cpdef bytes apply_settings(dict wanted, dict now)

@@ -27,8 +27,21 @@ _LONGEST_CARRIED_TEXT = 200
 
 def sets_only_carried(text: bytes) -> bool:
     """Whether a statement does nothing but set one of the settings that stay with their client. Where it isn't sure, it says no."""
-    # Each of them has this word in it, and to look for it is much less than to look for all of it.
-    return len(text) <= _LONGEST_CARRIED_TEXT and b"set" in text.lower() and _ONLY_CARRIED.fullmatch(text) is not None
+    return len(text) <= _LONGEST_CARRIED_TEXT and _ONLY_CARRIED.fullmatch(text) is not None
+
+
+def may_set(data: bytes, at: int, end: int) -> bool:
+    """Whether `sets_only_carried` may say yes to what stands from `at` to `end`, by the first letters: most statements end here."""
+    while at < end and data[at] in b" \t\r\n":
+        at += 1
+    if end - at < 8 or data[at] | 32 != 0x73 or data[at + 1] | 32 != 0x65:  # se
+        return False
+    if data[at + 2] | 32 == 0x74:  # SET
+        return True
+    at += 6  # behind SELECT
+    while at < end and data[at] in b" \t\r\n":
+        at += 1
+    return at < end and data[at] | 32 in b"sp"  # set_config, pg_catalog
 
 
 class Link:
@@ -85,8 +98,8 @@ class Statement:
         end = body.find(0)
         if end < 0:
             raise ProtocolViolation("malformed Parse message")
-        self.only_carried = end <= _LONGEST_CARRIED_TEXT and sets_only_carried(body[:end])
-        self.speaks = leading_words(body) is not None  # to the cache, by a comment
+        self.only_carried = may_set(body, 0, end) and sets_only_carried(body[:end])
+        self.speaks = body[0] in b"/ \t\r\n" and leading_words(body) is not None  # to the cache, by a comment
 
     def __repr__(self) -> str:
         return f"<Statement {self.name!r} {self.body[:40]!r}>"

@@ -2,4 +2,6 @@
 
 cpdef bytes receive(int fd)
 cpdef Py_ssize_t send(int fd, bytes data) except -1
-cpdef list wait(epoll, double timeout_s)
+cpdef int wait(epoll, double timeout_s) except -1
+cpdef int who(int number) except -1
+cpdef int what(int number) except -1

@@ -13,6 +13,7 @@ IN, OUT, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP
 
 _buffer = bytearray(READ_BYTES)
 _whole = memoryview(_buffer)
+_events: list[tuple[int, int]] = []
 
 
 def receive(fd: int) -> bytes:
@@ -28,6 +29,17 @@ def send(fd: int, data: bytes) -> int:
         return 0
 
 
-def wait(epoll: select.epoll, timeout_s: float) -> list[tuple[int, int]]:
-    """Descriptors and what has happened to them, EVENTS at most; below 0 it has all the time in the world. Raises OSError."""
-    return epoll.poll(timeout_s, EVENTS)
+def wait(epoll: select.epoll, timeout_s: float) -> int:
+    """How many descriptors something has happened to, EVENTS at most; below 0 it has all the time in the world. Raises OSError."""
+    _events[:] = epoll.poll(timeout_s, EVENTS)
+    return len(_events)
+
+
+def who(number: int) -> int:
+    """One of the descriptors that the last `wait` found."""
+    return _events[number][0]
+
+
+def what(number: int) -> int:
+    """What has happened to it, as epoll says it."""
+    return _events[number][1]

@@ -27,6 +27,7 @@ EVENTS = _EVENTS
 
 cdef char _buffer[_READ_BYTES]
 cdef epoll_event _events[_EVENTS]
+cdef int _count = 0
 
 
 cpdef bytes receive(int fd):
@@ -54,13 +55,25 @@ cpdef Py_ssize_t send(int fd, bytes data) except -1:
     return n
 
 
-cpdef list wait(epoll, double timeout_s):
-    cdef int i, n
+cpdef int wait(epoll, double timeout_s) except -1:
+    global _count
     cdef int timeout_ms = -1 if timeout_s < 0 else <int>min(timeout_s * 1000 + 0.999, 1e9)
-    n = epoll_wait(epoll.fileno(), _events, _EVENTS, timeout_ms)
-    if n < 0:
-        if errno == EINTR:
-            PyErr_CheckSignals()
-            return []
-        PyErr_SetFromErrno(OSError)
-    return [(_events[i].data.fd, _events[i].events) for i in range(n)]
+    _count = epoll_wait(epoll.fileno(), _events, _EVENTS, timeout_ms)
+    if _count < 0:
+        _count = 0
+        if errno != EINTR:
+            PyErr_SetFromErrno(OSError)
+        PyErr_CheckSignals()
+    return _count
+
+
+cpdef int who(int number) except -1:
+    if not 0 <= number < _count:
+        raise IndexError(number)
+    return _events[number].data.fd
+
+
+cpdef int what(int number) except -1:
+    if not 0 <= number < _count:
+        raise IndexError(number)
+    return <int>_events[number].events

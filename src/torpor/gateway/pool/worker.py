@@ -65,7 +65,7 @@ class Worker:
     def run(self) -> None:
         """Until Torpor is gone, or has said that it is enough and the last client has left."""
         while not self._is_over:
-            events = self._sockets.turn(max(0.0, self._tick_at - time.monotonic()) if self._tick_at else -1)
+            events = self._sockets.turn(self._tick_at)
             if events:
                 self._hear(events)
             now = time.monotonic()
