@@ -91,7 +91,7 @@ def test_what_over_http_goes_past_it(server: Server, database: MadeDatabase) -> 
     for tags in ("*/ DROP TABLE book; /*", "a force", ",".join(f"t{n}" for n in range(17)), "x" * 65):
         assert asked(server, database, "SELECT count(*) FROM book", cache_tags=tags) == ("bypass (bad words)", [["3"]])
     direct = post(server, database, {"query": "SELECT count(*) FROM book"}, ASKS, url=database.url + "?options=pool%3Doff")
-    assert (direct.json()["rows"], direct.headers["torpor-cache"]) == ([["3"]], "bypass (no answer of the cache)")
+    assert (direct.json()["rows"], direct.headers["torpor-cache"]) == ([["3"]], "bypass (not pooled)")
     wrong = post(server, database, {"query": "SELECT nothing FROM book"}, ASKS)
     assert (wrong.status_code, wrong.json()["position"]) == (400, "8")
 

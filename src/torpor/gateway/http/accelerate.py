@@ -21,7 +21,7 @@ import msgspec
 from torpor.base.tasks import TaskOwner
 from torpor.gateway.http.apikey import read as read_key
 from torpor.gateway.http.backend import Backend
-from torpor.gateway.http.cached import Status, is_tag, pooled, read_words
+from torpor.gateway.http.cached import Status, is_tag, pooled, words_of
 from torpor.gateway.http.connection import Reply, Request
 from torpor.gateway.http.credentials import Target
 from torpor.gateway.http.failures import Failure
@@ -114,7 +114,7 @@ class Accelerate:
 
     async def _query(self, request: Request, reply: Reply, target: Target) -> Any:
         asked = await _content(request, MAX_BODY_BYTES)
-        words = read_words(request.headers.get("cache-control", ""), request.headers.get("accelerate-cache-tags", ""))
+        words = words_of(request.headers, target, tags="accelerate-cache-tags")
         async with self._places.place(request.client[0], f"{target.host}/{target.database}"):
             backend = await self._kept.take(request.client, target)
             session = Session(backend, request.client[0], words)

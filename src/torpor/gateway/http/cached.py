@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from torpor.gateway.cache.comments import leading_words
 from torpor.gateway.http.credentials import Target
 from torpor.gateway.http.failures import Failure
 from torpor.model import cachewords
 
 IN_TRANSACTION = "in a transaction"
+NOT_POOLED = "not pooled"
 NO_NOTICE = "no answer of the cache"
 BAD_WORDS = "bad words"
+_HEAD = 2_048
 _MAX_AGE = re.compile(r"(max-age|stale-while-revalidate)\s*=\s*\"?([0-9]{1,9})\"?")
 _NEVER = re.compile(r"\bno-(?:cache|store)\b")
 _NOTICE = re.compile(r"cache: (hit|stale|miss|bypass)(?: \((.*)\))?", re.DOTALL)
@@ -29,7 +32,8 @@ class Words:
     """What the cache shall do with a statement."""
 
     text: str
-    """Empty when it was asked in words that can't be used: then nothing is said, and that is what the answer tells."""
+    why_not: str = ""
+    """Why nothing is said to the cache although it was asked for: then the text is empty."""
 
     def in_front_of(self, sql: str) -> str:
         """The statement with its words."""
@@ -48,12 +52,13 @@ def read_words(cache_control: str, tags: str) -> Words | None:
     if named := [tag for tag in (one.strip() for one in tags.split(",")) if tag]:
         words.append(f"tags={','.join(dict.fromkeys(named))}")
     text = " ".join([*words, "status"])
-    return Words(text if all(is_tag(tag) for tag in named) and cachewords.read_words(text) is not None else "")
+    return Words(text) if all(is_tag(tag) for tag in named) and cachewords.read_words(text) is not None else Words("", BAD_WORDS)
 
 
-def words_of(headers: Mapping[str, str]) -> Words | None:
-    """What a request to a statement's address asks for."""
-    return read_words(headers.get("cache-control", ""), headers.get("cache-tags", ""))
+def words_of(headers: Mapping[str, str], target: Target, tags: str = "cache-tags") -> Words | None:
+    """What a request asks for; `tags` is the header that has them."""
+    found = read_words(headers.get("cache-control", ""), headers.get(tags, ""))
+    return Words("", NOT_POOLED) if found is not None and "pool=off" in target.options else found
 
 
 @contextmanager
@@ -75,30 +80,45 @@ def is_tag(text: object) -> bool:
 
 def pooled(target: Target) -> Target:
     """The same database by way of the pool, unless the client said itself what it wants of that."""
+    return target if _says_of_pool(target) else replace(target, options=f"{target.options} pool=auto".strip())
+
+
+def has_own_words(sql: str, target: Target) -> bool:
+    """Whether the client itself put words in front, which ask for a notice, and speaks to the pool."""
+    found = leading_words(sql[:_HEAD].encode("utf-8", "replace")) if _says_of_pool(target) else None
+    return found is not None and found.status and "pool=off" not in target.options
+
+
+def _says_of_pool(target: Target) -> bool:
     label = target.host.partition(".")[0]
-    said = "pool=" in target.options or target.database.endswith(("@pool", "@auto")) or label.endswith("-pooler")
-    return target if said else replace(target, options=f"{target.options} pool=auto".strip())
+    return "pool=" in target.options or target.database.endswith(("@pool", "@auto")) or label.endswith("-pooler")
 
 
 class Status:
-    """What the cache said of the statements of a request: of several, the worst."""
+    """What the cache said of the statements of a request: of several, the worst.
+
+    Of a statement its last notice counts: the pool's stands directly before the end of the answer, so nothing that a function of the
+    tenant says can be taken for it. What goes past the pool isn't asked.
+    """
 
     def __init__(self) -> None:
         self.verdict = ""
         self.reason = ""
         self.age_s = 0.0
         self.ttl_s = 0.0
-        self._expected = self._heard = 0
+        self._awaits = False
+        self._heard: Mapping[str, str] | None = None
 
     def __repr__(self) -> str:
         return f"<Status {self.text or 'not asked'}>"
 
-    def expect(self, words: Words) -> None:
-        """A statement goes out, with these words."""
-        if words.text:
-            self._expected += 1
+    def expect(self, words: Words | None = None) -> None:
+        """A statement goes out: with these words, or with the client's own."""
+        self.settle()
+        if words is None or words.text:
+            self._awaits = True
         else:
-            self.refuse(BAD_WORDS)
+            self.refuse(words.why_not)
 
     def refuse(self, reason: str) -> None:
         """What was asked for isn't done."""
@@ -106,18 +126,21 @@ class Status:
 
     def hear(self, notice: Mapping[str, str]) -> None:
         """A notice came, by its letters: the cache's, or another that is none of ours."""
-        match = _NOTICE.fullmatch(notice.get("M", ""))
-        if match is None or notice.get("C") != "00000" or self._heard >= max(self._expected, 1):
-            return
-        self._heard += 1
-        self._take(match[1], match[2] or "")
-        if detail := _DETAIL.match(notice.get("D", "")):
-            self.age_s, self.ttl_s = max(self.age_s, float(detail[1])), float(detail[2])
+        if self._awaits and notice.get("C") == "00000" and _NOTICE.fullmatch(notice.get("M", "")):
+            self._heard = notice
 
     def settle(self) -> None:
-        """All is answered: a statement of which nothing was said went past the cache."""
-        if self._heard < self._expected:
+        """The statement is answered. Idempotent."""
+        if not self._awaits:
+            return
+        heard, self._heard, self._awaits = self._heard or {}, None, False
+        match = _NOTICE.fullmatch(heard.get("M", ""))
+        if match is None:
             self._take("bypass", NO_NOTICE)
+            return
+        self._take(match[1], match[2] or "")
+        if detail := _DETAIL.match(heard.get("D", "")):
+            self.age_s, self.ttl_s = max(self.age_s, float(detail[1])), float(detail[2])
 
     @property
     def text(self) -> str:

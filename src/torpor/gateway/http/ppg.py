@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from websockets.frames import CloseCode
 
 from torpor.gateway.http.backend import Backend, Door
-from torpor.gateway.http.cached import Status, in_words_of_client, pooled, words_of
+from torpor.gateway.http.cached import Status, has_own_words, in_words_of_client, pooled, words_of
 from torpor.gateway.http.connection import ClientGone, Reply, Request
 from torpor.gateway.http.cors import admit
 from torpor.gateway.http.credentials import Target, from_basic, from_login, from_token, token_in
@@ -64,10 +64,11 @@ class Ppg:
         """One statement. Raises Failure for what can't be understood, or is too much."""
         target = from_basic(request.headers.get("authorization", ""), request.parameters.get("db", ""), request.host, in_percents=True)
         asked = read_multipart(request.headers.get("content-type", ""), await request.body(MAX_BODY_BYTES))
-        words, status = words_of(request.headers), Status()
+        words, status = words_of(request.headers, target), Status()
+        if words is not None or has_own_words(asked.sql, target):
+            status.expect(words)
         if words is not None:
             target = pooled(target)
-            status.expect(words)
             asked.sql = words.in_front_of(asked.sql)
         answer = Answer(reply, MEDIA, status)
 

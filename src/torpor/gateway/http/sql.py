@@ -8,7 +8,7 @@ import asyncio
 from dataclasses import replace
 
 from torpor.gateway.http.backend import Backend
-from torpor.gateway.http.cached import IN_TRANSACTION, Status, in_words_of_client, pooled, words_of
+from torpor.gateway.http.cached import IN_TRANSACTION, Status, Words, has_own_words, in_words_of_client, pooled, words_of
 from torpor.gateway.http.connection import Reply, Request
 from torpor.gateway.http.cors import admit
 from torpor.gateway.http.credentials import Target, from_basic, from_connection_string, from_token, token_in
@@ -50,10 +50,10 @@ class Answer:
 
     def finish(self) -> None:
         """That was all."""
+        self._cached.settle()
         if self._reply.is_begun:
             self._reply.end()
         else:
-            self._cached.settle()
             self._reply.whole(200, b"".join(self._parts), self._media, self._cached.headers())
 
 
@@ -70,19 +70,20 @@ class Sql:
         target = target_of(request)
         body = await request.body(MAX_BODY_BYTES)
         asked = read(request.headers, body)
-        words = words_of(request.headers)
+        words, status = words_of(request.headers, target), Status()
         if words is not None:
             target = pooled(target)
-        status = Status()
         async with self._places.place(request.client[0], f"{target.host}/{target.database}"):
             backend = await self._kept.take(request.client, target)
             try:
                 reply.headers |= await admit(backend, request.headers)
-                if words is not None and (asked.is_batch or asked.key is not None):
-                    status.refuse(IN_TRANSACTION)
-                elif words is not None:
+                if asked.is_batch or asked.key is not None:
+                    if words is not None:
+                        status.refuse(IN_TRANSACTION)
+                        words = None
+                elif words is not None or has_own_words(asked.queries[0].sql, target):
                     status.expect(words)
-                    asked = replace(asked, queries=(replace(asked.queries[0], sql=words.in_front_of(asked.queries[0].sql)),))
+                    asked = _with(words, asked)
                 if asked.key is None:
                     answer = Answer(reply, cached=status)
                     with in_words_of_client(words):
@@ -115,6 +116,12 @@ class Sql:
                     await receipts.drop(name)
                 raise
             reply.whole(200, answer)
+
+
+def _with(words: Words | None, asked: Asked) -> Asked:
+    """The request with words in front of its only query."""
+    query = asked.queries[0]
+    return asked if words is None else replace(asked, queries=(replace(query, sql=words.in_front_of(query.sql)),))
 
 
 async def _was_committed(backend: Backend, transaction: Transaction) -> bool:

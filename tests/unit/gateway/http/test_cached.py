@@ -2,7 +2,7 @@
 
 import pytest
 
-from torpor.gateway.http.cached import Status, Words, in_words_of_client, is_tag, pooled, read_words
+from torpor.gateway.http.cached import Status, Words, has_own_words, in_words_of_client, is_tag, pooled, read_words, words_of
 from torpor.gateway.http.credentials import Target
 from torpor.gateway.http.failures import Failure
 
@@ -28,7 +28,7 @@ WORDS = Words("ttl=60 status")
 )
 def test_words(control: str, tags: str, expected: str | None) -> None:
     found = read_words(control, tags)
-    assert found == (None if expected is None else Words(expected))
+    assert found == (None if expected is None else Words(expected) if expected else Words("", "bad words"))
 
 
 def test_words_stand_in_front() -> None:
@@ -92,9 +92,8 @@ def notice(message: str, detail: str = "", code: str = "00000") -> dict[str, str
 )
 def test_status(notices: list[tuple[str, str]], headers: dict[str, str], is_served: bool) -> None:
     status = Status()
-    for _ in range(len(notices) or 1):
+    for message, detail in notices or [("", "")]:
         status.expect(WORDS)
-    for message, detail in notices:
         status.hear(notice(f"cache: {message}", detail))
     status.settle()
     assert status.headers() == headers
@@ -103,14 +102,34 @@ def test_status(notices: list[tuple[str, str]], headers: dict[str, str], is_serv
 
 def test_other_notices_say_nothing() -> None:
     status = Status()
-    status.hear(notice("cache: hit", code="01000"))
-    status.hear(notice("relation exists, skipping"))
-    status.hear(notice("cache: perhaps"))
+    status.hear(notice("cache: hit"))  # which nobody asked for
     status.settle()
     assert status.headers() == {}
-    status.expect(Words(""))
+    status.expect()
+    for said in (notice("cache: hit", code="01000"), notice("relation exists, skipping"), notice("cache: perhaps")):
+        status.hear(said)
     status.settle()
+    assert status.text == "bypass (no answer of the cache)"
+    status = Status()
+    status.expect(WORDS)
+    status.hear(notice("cache: hit"))  # by a function of the tenant, before the pool's own
+    status.hear(notice("cache: miss"))
+    status.settle()
+    assert (status.text, status.is_served) == ("miss", False)
+    status.expect(Words("", "bad words"))
     assert status.text == "bypass (bad words)"
+
+
+def test_words_of_the_client_itself() -> None:
+    direct, pool = Target("u", "p", "shop", "h"), Target("u", "p", "shop@auto", "h")
+    asks = "/* ttl=60 status */ SELECT 1"
+    assert has_own_words(asks, pool)
+    assert not has_own_words(asks, direct)
+    assert not has_own_words(asks, Target("u", "p", "shop", "h", "pool=off"))
+    assert not has_own_words("/* ttl=60 */ SELECT 1", pool)
+    assert not has_own_words("SELECT 1 /* ttl=60 status */", pool)
+    off = words_of({"cache-control": "max-age=60"}, Target("u", "p", "shop", "h", "pool=off"))
+    assert off == Words("", "not pooled")
 
 
 def test_errors_tell_the_clients_own_position() -> None:
