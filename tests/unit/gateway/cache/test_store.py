@@ -117,7 +117,8 @@ def test_words(text: str, words: Words | None) -> None:
     [
         (b"/* ttl=60 */ select 1", 60), (b"/*ttl=60*/select 1", 60), (b" \n\t/* ttl=60 */ select 1", 60), (b"/* ttl=60 */", 60),
         (b"select 1 /* ttl=60 */", None), (b"/* hello */ /* ttl=60 */ select 1", None), (b"-- x\n/* ttl=60 */ select 1", None), (b"", None),
-        (b"/* see ttl=5 of it */ select 1", -1), (b"/* ttl=60 /* a */ */ select 1", -1), (b"/* ttl=60 select 1", -1), (b"/*+ SeqScan(a) */", None),
+        (b"/* see ttl=5 of it */ select 1", -1), (b"/* ttl=60 /* a */ */ select 1", -1), (b"/* ttl=60 select 1", -1),
+        (b"/*+ SeqScan(a) */", None),
         (b"/* ttl=60" + b"x" * 5_000 + b" */ select 1", -1), (b"/* subttl=60 */ select 1", None), (b" " * 5_000 + b"/* ttl=60 */", None),
     ],
 )  # fmt: skip
