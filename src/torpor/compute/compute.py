@@ -60,8 +60,7 @@ class Compute:
         self.handed_over = self.exports = 0  # sockets of clients, ever; dumps that Torpor itself makes now
         self._around = around
         self._listener = listener
-        self.shares = Shares()
-        self.turnstile = Turnstile(around.clock)
+        self.shares, self.turnstile = Shares(), Turnstile(around.clock)
         self._postmaster: Postmaster | None = None
         self._moving: asyncio.Task[None] | None = None
         self._moving_up = False  # what moves is a start
@@ -69,8 +68,7 @@ class Compute:
         self._holds = 0
         self._failed_at = float("-inf")
         self._failure: TorporError | None = None
-        self._past_traffic = Traffic()
-        self._past_cpu_ns = 0
+        self._past_traffic, self._past_cpu_ns = Traffic(), 0
         self._last_causes: tuple[AwakeCause, ...] = ()
         self._last_wake: Wake | None = None
         self._removed = False
@@ -238,17 +236,12 @@ class Compute:
                     raise AssertionError(f"{self!r} is moving without a task")
 
     async def hand_over(
-        self,
-        client: socket.socket,
-        address: tuple[str, int],
-        startup: bytes,
-        carrier: Carrier | None = None,
-        claims: bytes = b"",
+        self, client: socket.socket, address: tuple[str, int], startup: bytes, carrier: Carrier | None = None, claims: bytes = b""
     ) -> Session:
-        """Give a client's socket to PostgreSQL, which sees it come from `address` and reads `startup` first.
+        """Give a client's socket to PostgreSQL, which sees it come from `address` and reads `startup` first. Only within `awake`.
 
         The caller keeps and closes its own socket object. `carrier` counts the bytes where `client` isn't TCP itself; `claims` are those
-        of the token by which it logged in. Only within `awake`. Raises ComputeLost.
+        of the token by which it logged in. Raises ComputeLost.
         """
         if self.refusal is not None:  # it runs for an export
             raise self.refusal
