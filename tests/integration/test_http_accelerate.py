@@ -180,6 +180,7 @@ def test_bodies_that_are_none(client: httpx.Client) -> None:
     assert client.post("/query", json={"plan": {"type": "unit"}, "params": {}}).json() == {}
     assert client.get("/connection-info").json() == {"provider": "postgres", "connectionInfo": {"supportsRelationJoins": True}}
     assert client.get("/query").status_code == 404
+    assert "Prisma 7" in client.post("/6.19.0/abc/graphql", json={}).json()["hint"]
 
 
 def test_a_client_that_leaves_takes_its_plan_along(client: httpx.Client) -> None:

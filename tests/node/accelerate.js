@@ -164,6 +164,16 @@ async function cache(prisma) {
   assert.deepStrictEqual(warm.data, cold.data);
 }
 
+async function logs() {
+  const prisma = new PrismaClient({ accelerateUrl, log: [{ emit: "event", level: "query" }] });
+  const heard = [];
+  prisma.$on("query", (event) => heard.push(event));
+  await prisma.author.findFirst({ where: { name: "Melville" } });
+  assert.strictEqual(heard.length, 1);
+  assert.match(heard[0].query, /^SELECT .* FROM "public"."Author" WHERE/);
+  assert.ok(JSON.parse(heard[0].params).includes("Melville") && heard[0].duration >= 0 && heard[0].timestamp instanceof Date);
+}
+
 async function strangers() {
   const wrong = accelerateUrl.replace(/api_key=.*/, `api_key=${Buffer.from("postgresql://nobody:wrong@localhost/nowhere").toString("base64url")}`);
   for (const url of [accelerateUrl.replace(/api_key=.*/, "api_key=eyJhbGciOiJIUzI1NiJ9.e30.x"), wrong]) {
@@ -181,6 +191,7 @@ async function main() {
     await errors(prisma);
     await shapes(prisma, author);
     await transactions(prisma);
+    await logs();
     await strangers();
   }
   await cache(prisma);

@@ -30,7 +30,7 @@ from torpor.gateway.http.places import Places
 from torpor.gateway.http.prisma.errors import PlanError, database_error, malformed
 from torpor.gateway.http.prisma.interpreter import NOTHING, interpret
 from torpor.gateway.http.prisma.rendering import comment_of
-from torpor.gateway.http.prisma.session import Session
+from torpor.gateway.http.prisma.session import Logged, Session
 from torpor.gateway.http.prisma.transactions import Transactions
 from torpor.gateway.http.sql import MAX_BODY_BYTES
 
@@ -109,17 +109,19 @@ class Accelerate:
             return {}
         asked = await _content(request, MAX_BODY_BYTES)
         async with self._transactions.use(name, target, "query") as transaction:
-            session = Session(transaction.backend, request.client[0], in_transaction=True)
-            return await _run(asked, session, reply)
+            log = _log_of(request)
+            session = Session(transaction.backend, request.client[0], in_transaction=True, log=log)
+            return await _run(asked, session, reply, log)
 
     async def _query(self, request: Request, reply: Reply, target: Target) -> Any:
         asked = await _content(request, MAX_BODY_BYTES)
         words = words_of(request.headers, target, tags="accelerate-cache-tags")
         async with self._places.place(request.client[0], f"{target.host}/{target.database}"):
             backend = await self._kept.take(request.client, target)
-            session = Session(backend, request.client[0], words)
+            log = _log_of(request)
+            session = Session(backend, request.client[0], words, log=log)
             try:
-                return await _run(asked, session, reply)
+                return await _run(asked, session, reply, log)
             finally:
                 self._kept.give_back(backend, request.client, target, is_untouched=session.status.is_served)
 
@@ -135,7 +137,13 @@ class Accelerate:
         return {"purged": await self._purge(target, None if tags == "all" else tags)}
 
 
-async def _run(asked: dict[str, Any], session: Session, reply: Reply) -> Any:
+def _log_of(request: Request) -> list[Logged] | None:
+    """Where statements are noted, when the client wants to hear of them (`log: ["query"]`)."""
+    wanted = request.headers.get("x-capture-telemetry", "").split(",")
+    return [] if "query" in (word.strip() for word in wanted) else None
+
+
+async def _run(asked: dict[str, Any], session: Session, reply: Reply, log: list[Logged] | None) -> Any:
     """Run a plan; its answer, in JSON already. Raises PlanError."""
     parameters = asked.get("params") or {}
     if not isinstance(parameters, dict):
@@ -145,9 +153,19 @@ async def _run(asked: dict[str, Any], session: Session, reply: Reply) -> Any:
         status = session.status
         status.settle()
         reply.headers |= status.headers() | _told(status, asked)
-        return msgspec.Raw(_encode({} if value is NOTHING else {"data": value}))
+        told: dict[str, Any] = {} if value is NOTHING else {"data": value}
+        if log is not None:
+            told["extensions"] = {"logs": [_logged(one) for one in log]}
+        return msgspec.Raw(_encode(told))
     finally:
         session.close()
+
+
+def _logged(one: Logged) -> dict[str, Any]:
+    """A statement in the form of the client's events."""
+    attributes = {"query": one.sql, "params": _JSON.encode(one.values).decode(), "duration_ms": one.took_s * 1000}
+    seconds = int(one.began_at)
+    return {"level": "query", "timestamp": [seconds, int((one.began_at - seconds) * 1e9)], "target": "torpor", "attributes": attributes}
 
 
 def _encode(value: Any) -> bytes:

@@ -75,6 +75,11 @@ class App:
                 await self._ppg.session(request)
             case path if self._accelerate.takes(request.method, path):
                 await self._accelerate.handle(request, reply)
+            case path if path.endswith(("/graphql", "/schema")):
+                raise failure(
+                    404, "0A000", "clients of Prisma before version 7 let a server understand their queries, which this one doesn't do",
+                    "use Prisma 7 with its accelerateUrl, or a connection",
+                )  # fmt: skip
             case _:
                 raise failure(
                     404, "42704", "there is nothing at this address", "POST /sql takes a query; /v2 is for Neon's driver, /v0 for Prisma's"

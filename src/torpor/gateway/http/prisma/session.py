@@ -4,6 +4,7 @@ Concurrency: one task at a time. Memory: the rows of a plan, at most `MAX_RESULT
 process together have `_ROOM`, those of one address a quarter of it. Safe to cancel: the connection is busy then, and is thrown away.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +24,21 @@ from torpor.pgwire.requests import SYNC, statement
 MAX_RESULT_BYTES = 16 << 20
 """What a plan may read."""
 
+_MOST_LOGGED = 100
+_MOST_SHOWN = 10_000
 _ROOM = Room(128 << 20)
 _ROW, _COLUMNS, _COMPLETE, _ERROR, _NOTICE, _COPY_IN, _COPY_OUT, _COPY_BOTH = map(ord, "DTCENGHW")
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A statement that was run, as the client's log shows it."""
+
+    sql: str
+    values: list[str | None]
+    took_s: float
+    began_at: float
+    """Seconds since 1970."""
 
 
 @dataclass(slots=True)
@@ -51,9 +65,12 @@ class Rows:
 class Session:
     """Of one plan, or of the plans of one transaction."""
 
-    def __init__(self, backend: Backend, client: str, words: Words | None = None, in_transaction: bool = False) -> None:
-        """`words` go in front of each query: what the cache shall do with it."""
+    def __init__(
+        self, backend: Backend, client: str, words: Words | None = None, in_transaction: bool = False, log: list[Logged] | None = None
+    ) -> None:
+        """`words` go in front of each query: what the cache shall do with it. `log` gets what was run, up to `_MOST_LOGGED`."""
         self.status = Status()
+        self._log = log
         self._backend = backend
         self._words = words
         self._in_transaction = in_transaction
@@ -103,10 +120,18 @@ class Session:
             raise database_error(refusal) from refusal
 
     async def _run(self, wanted: Statement, is_raw: bool, words: Words | None) -> tuple[Rows, int]:
+        began = time.time()
         try:
             return await self._exchange(wanted, is_raw, None if self._in_transaction else words)
         except Failure as refusal:
             raise database_error(refusal, is_raw) from refusal
+        finally:
+            self._note(wanted, began)
+
+    def _note(self, wanted: Statement, began: float) -> None:
+        if self._log is not None and len(self._log) < _MOST_LOGGED:
+            shown = [None if value is None else value[:_MOST_SHOWN].decode("utf-8", "replace") for value in wanted.values[:_MOST_LOGGED]]
+            self._log.append(Logged(wanted.sql[:_MOST_SHOWN], shown, time.time() - began, began))
 
     async def _exchange(self, wanted: Statement, is_raw: bool, words: Words | None) -> tuple[Rows, int]:
         backend = self._backend
