@@ -58,7 +58,7 @@ def read_words(cache_control: str, tags: str) -> Words | None:
 def words_of(headers: Mapping[str, str], target: Target, tags: str = "cache-tags") -> Words | None:
     """What a request asks for; `tags` is the header that has them."""
     found = read_words(headers.get("cache-control", ""), headers.get(tags, ""))
-    return Words("", NOT_POOLED) if found is not None and "pool=off" in target.options else found
+    return Words("", NOT_POOLED) if found is not None and _goes_past(target) else found
 
 
 @contextmanager
@@ -80,13 +80,18 @@ def is_tag(text: object) -> bool:
 
 def pooled(target: Target) -> Target:
     """The same database by way of the pool, unless the client said itself what it wants of that."""
-    return target if _says_of_pool(target) else replace(target, options=f"{target.options} pool=auto".strip())
+    return target if _says_of_pool(target) or _goes_past(target) else replace(target, options=f"{target.options} pool=auto".strip())
 
 
 def has_own_words(sql: str, target: Target) -> bool:
     """Whether the client itself put words in front, which ask for a notice, and speaks to the pool."""
     found = leading_words(sql[:_HEAD].encode("utf-8", "replace")) if _says_of_pool(target) else None
-    return found is not None and found.status and "pool=off" not in target.options
+    return found is not None and found.status and not _goes_past(target)
+
+
+def _goes_past(target: Target) -> bool:
+    """Whether the pool has nothing to do with it: sessions by token are never pooled."""
+    return target.by_token or "pool=off" in target.options
 
 
 def _says_of_pool(target: Target) -> bool:

@@ -128,8 +128,10 @@ def test_words_of_the_client_itself() -> None:
     assert not has_own_words(asks, Target("u", "p", "shop", "h", "pool=off"))
     assert not has_own_words("/* ttl=60 */ SELECT 1", pool)
     assert not has_own_words("SELECT 1 /* ttl=60 status */", pool)
-    off = words_of({"cache-control": "max-age=60"}, Target("u", "p", "shop", "h", "pool=off"))
-    assert off == Words("", "not pooled")
+    for past in (Target("u", "p", "shop", "h", "pool=off"), Target("", "a.b.c", "shop@auto", "h", by_token=True)):
+        assert words_of({"cache-control": "max-age=60"}, past) == Words("", "not pooled")
+        assert pooled(past) == past
+        assert not has_own_words(asks, past)
 
 
 def test_errors_tell_the_clients_own_position() -> None:
