@@ -356,6 +356,7 @@ class Pools:
         """The database is gone, and its clients have to go."""
         farewell = error_response(DatabaseNotFound.sqlstate, "the database has been removed")
         self.contents_changed(id)
+        self.cache_changed(id)  # nothing holds for it any more: its worker lets go of the counters
         for worker in self._workers:
             worker.views.pop(id, None)
             for client in worker.clients.values():
