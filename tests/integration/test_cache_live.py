@@ -382,7 +382,7 @@ def test_writes_of_all_kinds_are_seen_and_others_leave_it(torpor: Server, writte
             one.ask(text)
             assert one.ask(text) == [(expected,)] and one.said == "hit"
             with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
-                direct.execute(change)  # type: ignore[call-overload]
+                direct.execute(change)
                 expected += difference
                 assert one.ask(text) == [(expected,)] and one.said == "miss", change
         one.ask(text)

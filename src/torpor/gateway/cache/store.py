@@ -22,11 +22,12 @@ _EXPIRED_AT_ONCE = 500
 
 
 class Entry:
-    """Something kept. `data` is what is served; the rest of its fields are its maker's."""
+    """Something kept. `data` and `more` are what is served: in pieces, so that a connection that is slow copies no more than one of them. The
+    other fields are its maker's."""
 
     __slots__ = (
-        "base", "columns", "cost_ms", "data", "expires_at", "fingerprint", "hits", "is_dead", "key", "made_at", "oids", "parameters",
-        "reason", "refreshed_at", "seen", "shelf", "size", "tables", "tags",
+        "base", "columns", "cost_ms", "data", "expires_at", "fingerprint", "hits", "is_dead", "key", "made_at", "more", "oids",
+        "parameters", "reason", "refreshed_at", "seen", "shelf", "size", "tables", "tags",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +35,7 @@ class Entry:
         key: Hashable,
         data: bytes,
         *,
+        more: tuple[bytes, ...] = (),
         made_at: float,
         expires_at: float,
         cost_ms: float = 0.0,
@@ -47,7 +49,7 @@ class Entry:
         reason: str = "",
         other_bytes: int = 0,
     ) -> None:
-        self.key, self.data = key, data
+        self.key, self.data, self.more = key, data, more
         self.made_at, self.expires_at, self.cost_ms = made_at, expires_at, cost_ms
         self.tags, self.tables, self.fingerprint = tags, tables, fingerprint
         self.columns = columns  # a RowDescription's body, as of a statement
@@ -61,7 +63,7 @@ class Entry:
         self.is_dead = False
         self.shelf: Shelf | None = None
         self.size = (
-            ENTRY_COST_BYTES + len(data) + len(columns or b"") + len(parameters or b"") + other_bytes
+            ENTRY_COST_BYTES + len(data) + sum(map(len, more)) + len(columns or b"") + len(parameters or b"") + other_bytes
             + _INDEX_COST_BYTES * (len(tags) + len(tables)) + 40 * len(oids)
         )  # fmt: skip
 

@@ -21,7 +21,19 @@ from torpor.gateway.pool.client import Client
 from torpor.gateway.pool.flights import Ask
 from torpor.gateway.pool.misses import Misses
 from torpor.gateway.pool.turns import MOST_TOLD_COLUMNS, Session, Turn, notice, tell
-from torpor.gateway.pool.units import BIND, CLOSE, DESCRIBE, MAX_UNIT_BYTES, PARSE, PORTAL, Unit, result_formats, scan, with_formats
+from torpor.gateway.pool.units import (
+    BIND,
+    CLOSE,
+    DESCRIBE,
+    EXECUTE,
+    MAX_UNIT_BYTES,
+    PARSE,
+    PORTAL,
+    Unit,
+    result_formats,
+    scan,
+    with_formats,
+)
 from torpor.model.cachewords import Words, read_words
 from torpor.model.fingerprint import fingerprint
 from torpor.pgwire.frames import frame
@@ -40,11 +52,11 @@ _BIND_COMPLETE = frame(b"2")
 _NO_DATA = frame(b"n")
 _NO_PARAMETERS = frame(b"t", b"\0\0")
 _SET = re.compile(
-    rb"\s*(?:set\s+(?:session\s+)?torpor\.cache\s*(?:=|\s+to\s)\s*(?:'(?P<value>[^'\\]*)'|default|(?P<off>off|none))"
-    rb"|(?P<reset>reset\s+torpor\.cache))\s*;?\s*",
+    rb"\s*+(?:set\s++(?:session\s++)?torpor\.cache\s*+(?:=|(?<=\s)to\s)\s*+(?:'(?P<value>[^'\\]*+)'|default|(?P<off>off|none))"
+    rb"|(?P<reset>reset\s++torpor\.cache))\s*+;?\s*+",
     re.IGNORECASE,
 )
-_RESET_ALL = re.compile(rb"\s*reset\s+all\s*;?\s*", re.IGNORECASE)
+_RESET_ALL = re.compile(rb"\s*+reset\s++all\s*+;?\s*+", re.IGNORECASE)
 
 
 class Caching(Misses):
@@ -263,7 +275,7 @@ class Caching(Misses):
                 session.awaited = False
                 self._bypass(client, words, entry.reason)
                 return at
-            if age_s < words.ttl_s + words.swr_s and (answer := self._answer(client, ask, entry, age_s)):
+            if age_s < words.ttl_s + words.swr_s and (answer := self._answer(ask, entry)):
                 session.awaited = False
                 self._shelf.hit(entry)
                 is_fresh = age_s < words.ttl_s
@@ -273,10 +285,15 @@ class Caching(Misses):
                     self.figures.stale += 1
                 if words.status:
                     detail = f"age={int(age_s)}s ttl={words.ttl_s}s swr={words.swr_s}s"
-                    answer = answer[: -len(_READY)] + notice("hit" if is_fresh else "stale", detail) + _READY
-                elif is_fresh:
-                    self._remember(session, ask, entry, answer)
-                client.link.send(answer)
+                    answer.insert(-1, notice("hit" if is_fresh else "stale", detail))
+                if entry.more:  # whoever doesn't read keeps no copy of it, however often it asks
+                    for piece in answer:
+                        client.link.send(piece)
+                else:
+                    whole = b"".join(answer)
+                    if is_fresh and not words.status:
+                        self._remember(session, ask, entry, whole)
+                    client.link.send(whole)
                 self._understood(client, session, ask, entry.columns)
                 if not is_fresh:
                     self.refresh(client, ask, entry, now)
@@ -353,8 +370,8 @@ class Caching(Misses):
         entry = self.valid(ask.key, self._now())
         unit = ask.unit
         assert unit is not None
-        if entry is not None and (answer := self._pieces(unit, entry, b"", b"")):
-            client.link.send(answer)
+        if entry is not None and (answer := self._pieces(unit, entry, b"", ())):
+            client.link.send(b"".join(answer))
             self._shelf.hit(entry)
             self._understood(client, session, ask, entry.columns)
             return unit.end
@@ -362,30 +379,30 @@ class Caching(Misses):
             self.fly(client, session, ask)
         return at
 
-    def _answer(self, client: Client, ask: Ask, entry: Entry, age_s: float) -> bytes:
-        """Empty when the entry doesn't tell all."""
-        unit = ask.unit
+    def _answer(self, ask: Ask, entry: Entry) -> list[bytes]:
+        """Its pieces, the last is a ReadyForQuery. Empty when the entry doesn't tell all."""
+        unit, rows = ask.unit, (entry.data, *entry.more)
         if unit is None:
-            return entry.data
+            return [*rows, _READY]
         if ask.described is not None and entry.columns != ask.described:
-            return b""
+            return []
         portal = b""
         if PORTAL in unit.order:
             formats = result_formats(unit.rest or b"")
             described = with_formats(entry.columns, formats) if entry.columns is not None and formats is not None else None
             if described is None:
-                return b""
+                return []
             portal = described
         known = entry
         if DESCRIBE in unit.order:
             description = self.valid((ask.scope, ask.body), self._now())
             if description is None or description.columns != entry.columns:
-                return b""
+                return []
             known = description
-        return self._pieces(unit, known, portal, entry.data)
+        return self._pieces(unit, known, portal, rows)
 
-    def _pieces(self, unit: Unit, entry: Entry, portal: bytes, rows: bytes) -> bytes:
-        said = []
+    def _pieces(self, unit: Unit, entry: Entry, portal: bytes, rows: tuple[bytes, ...]) -> list[bytes]:
+        said: list[bytes] = []
         for step in unit.order:
             if step == PARSE:
                 said.append(extended.PARSE_COMPLETE)
@@ -393,13 +410,15 @@ class Caching(Misses):
                 said.append(extended.CLOSE_COMPLETE)
             elif step == DESCRIBE:
                 if entry.parameters is None or entry.columns is None:
-                    return b""
+                    return []
                 said += (entry.parameters, entry.columns)
+            elif step == EXECUTE:
+                said += rows
             else:
-                said.append(_BIND_COMPLETE if step == BIND else portal if step == PORTAL else rows)
+                said.append(_BIND_COMPLETE if step == BIND else portal)
         if not unit.is_open:
             said.append(_READY)
-        return b"".join(said)
+        return said
 
     def _understood(self, client: Client, session: Session, ask: Ask, columns: bytes | None) -> None:
         """What the client said was answered here: what changes by it, for the client."""
@@ -431,7 +450,7 @@ class Caching(Misses):
 
     def _set_extended(self, client: Client, session: Session, unit: Unit, body: bytes, found: "re.Match[bytes]") -> None:
         nothing = Entry((), b"", made_at=0, expires_at=0, columns=_NO_DATA, parameters=_NO_PARAMETERS)
-        client.link.send(self._pieces(unit, nothing, _NO_DATA, extended.command_complete(b"SET")))
+        client.link.send(b"".join(self._pieces(unit, nothing, _NO_DATA, (extended.command_complete(b"SET"),))))
         client.cares = True
         for name in unit.closes:
             client.statements.pop(name, None)

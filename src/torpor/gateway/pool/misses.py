@@ -28,6 +28,7 @@ _MOST_REFRESHES = 4
 _REFRESH_AGAIN_S = 1.0
 _MARK_S = 10.0
 _PATIENCE_S = 2.0
+_PIECE_BYTES = 65_536
 _READY = extended.ready_for_query()
 _CANCELED = error_response("57014", "canceling statement due to user request", severity="ERROR")
 _NOT_KEPT_FOR_LONG = frozenset(("error", "purged meanwhile", "in a transaction", "settings", "pipelined"))
@@ -248,9 +249,7 @@ class Misses:
         if not rows:
             return "utility"
         unit = ask.unit
-        if unit is None:
-            rows += _READY
-        elif flight.columns is None:
+        if unit is not None and flight.columns is None:
             flight.columns = with_formats(flight.portal, []) if flight.portal is not None else ask.described
             if flight.portal is None and flight.columns is not None and rows[:1] == b"D" and rows[5:7] != flight.columns[5:7]:
                 flight.columns = None  # what the client was told once holds no longer
@@ -258,7 +257,8 @@ class Misses:
             self._keep_description(flight)
         entry = Entry(
             ask.key,
-            rows,
+            rows[:_PIECE_BYTES],
+            more=tuple(rows[at : at + _PIECE_BYTES] for at in range(_PIECE_BYTES, len(rows), _PIECE_BYTES)),
             made_at=flight.begun,
             expires_at=flight.begun + words.ttl_s + words.swr_s,
             cost_ms=(flight.finished - flight.begun) * 1000,

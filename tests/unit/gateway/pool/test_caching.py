@@ -615,6 +615,28 @@ def test_large_results_stream_through(shop: Shop) -> None:
     assert heard == len(answer) - len(frame(b"S", b"torpor.watched\0ok\0"))
 
 
+@pytest.mark.parametrize("is_extended", [False, True])
+def test_large_results_that_are_kept_are_served_in_pieces(monkeypatch: pytest.MonkeyPatch, is_extended: bool) -> None:
+    shop = Shop(cache_bytes=16 << 20)
+    one = shop.opened_one()
+    said = unit("/* ttl=60 */ select big") if is_extended else q("/* ttl=60 */ select big")
+    first = one.ask(said)
+    sent: list[bytes] = []
+    monkeypatch.setattr(one.link, "send", sent.append)
+    one.say(said * 3)
+    assert b"".join(sent) == first * 3 and len(first) > 100_000
+    large = [id(piece) for piece in sent if len(piece) > 1_000]
+    assert len(large) == 3 * len(set(large))
+
+
+@pytest.mark.parametrize("text", ["set torpor.cache = off" + " " * 60_000 + "x", "reset" + " " * 60_000, "set torpor.cache" + " " * 60_000])
+def test_settings_that_go_on_and_on(shop: Shop, text: str) -> None:
+    one = shop.opened_one()
+    one.say(q(text))
+    one.say(p("", text) + b() + e() + S)
+    assert not one.client.is_gone
+
+
 def test_memory_is_bounded_and_the_cheapest_go_first() -> None:
     shop = Shop(Limits(size=1), cache_bytes=100_000)
     one = shop.opened_one()
