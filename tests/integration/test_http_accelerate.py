@@ -205,7 +205,8 @@ def test_bodies_that_are_none(client: httpx.Client) -> None:
 
 
 def test_a_client_that_leaves_takes_its_plan_along(client: httpx.Client) -> None:
+    patience = httpx.Timeout(90, read=1)
     with pytest.raises(httpx.ReadTimeout):
-        client.post("/query", json={"plan": raw("SELECT 1 AS a FROM pg_sleep(500)"), "params": {}, "operation": "x"}, timeout=1)
+        client.post("/query", json={"plan": raw("SELECT 1 AS a FROM pg_sleep(500)"), "params": {}, "operation": "x"}, timeout=patience)
     running = "SELECT count(*)::integer AS n FROM pg_stat_activity WHERE query LIKE 'SELECT 1 AS a FROM pg_sleep%' AND state = 'active'"
     eventually(lambda: rows(run(client, raw(running))) == [[0]])
