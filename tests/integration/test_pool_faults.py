@@ -1,5 +1,5 @@
-"""Faults under the pool: PostgreSQL and workers killed under load, databases that sleep while clients wait, and clients that leave amid a
-COPY. What was acknowledged is there, once and whole; what was not is there whole or not at all, and nobody repeated it.
+"""Faults under the pool: PostgreSQL, workers and Torpor killed under load, databases that sleep while clients wait, and clients that leave
+amid a COPY. What was acknowledged is there, once and whole; what was not is there whole or not at all, and nobody repeated it.
 """
 
 import contextlib
@@ -61,6 +61,7 @@ class Clerk:
             with contextlib.suppress(psycopg.OperationalError), pooled(self._database, mode) as connection:
                 while not self._is_over.is_set():
                     self._write(connection)
+            self._is_over.wait(0.02)
 
     def _write(self, connection: Connection) -> None:
         self._number += 1
@@ -77,7 +78,7 @@ def _kill_postgresql(torpor: Server, database: MadeDatabase) -> None:
 
 
 def _restart_postgresql(torpor: Server, database: MadeDatabase) -> None:
-    torpor.sleep(database.name, "stopped", force=True)
+    torpor.call("POST", f"/v1/databases/{database.name}/sleep", {"tier": "stopped", "force": True})  # it is woken again at once
 
 
 def _kill_the_worker(torpor: Server, _database: MadeDatabase) -> None:
@@ -90,17 +91,29 @@ def _kill_backends(_torpor: Server, database: MadeDatabase) -> None:
         direct.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = current_user")
 
 
-@pytest.mark.parametrize("fault", [_kill_postgresql, _restart_postgresql, _kill_the_worker, _kill_backends])
-def test_nothing_is_halved_or_repeated(torpor: Server, fault: Callable[[Server, MadeDatabase], None]) -> None:
+def _kill_torpor(torpor: Server, _database: MadeDatabase) -> None:
+    torpor.kill()
+    torpor.start()
+
+
+def _upgrade_torpor(torpor: Server, _database: MadeDatabase) -> None:
+    assert torpor.take_over() == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [(_kill_postgresql, 2), (_restart_postgresql, 2), (_kill_the_worker, 2), (_kill_backends, 2), (_kill_torpor, 1), (_upgrade_torpor, 1)],
+)
+def test_nothing_is_halved_or_repeated(torpor: Server, fault: Callable[[Server, MadeDatabase], None], times: int) -> None:
     made = torpor.create()
     with pooled(made) as one:
         one.execute("CREATE TABLE written (client integer, number integer, part integer)")
     clerks = [Clerk(made, name) for name in range(_CLIENTS)]
     try:
-        for turn in (1, 2):
-            _until_all_have_written(clerks, turn * _EACH)
+        for turn in range(times):
+            _until_all_have_written(clerks, (turn + 1) * _EACH)
             fault(torpor, made)
-        _until_all_have_written(clerks, 3 * _EACH)
+        _until_all_have_written(clerks, (times + 1) * _EACH)
     finally:
         for clerk in clerks:
             clerk.finish()
