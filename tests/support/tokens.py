@@ -44,7 +44,8 @@ class Signer:
         now = time.time()
         said = {"iss": ISSUER, "aud": "shop", "sub": "u1", "role": "web", "iat": int(now), "exp": now + life_s} | (claims or {})
         said = {name: value for name, value in said.items() if value is not None}
-        return jwt.encode(said, self.key, algorithm=self.algorithm, headers={"kid": self.kid} | (header or {}))
+        headers = {name: value for name, value in ({"kid": self.kid} | (header or {})).items() if value is not None}
+        return jwt.encode(said, self.key, algorithm=self.algorithm, headers=headers)
 
 
 def key_set(*signers: Signer) -> str:

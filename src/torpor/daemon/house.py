@@ -482,11 +482,12 @@ class House:
         """Let go of everything, and give what the next Torpor inherits. Computes stay with their sessions; logins and requests that are
         under way are finished first, within some seconds. This house is closed then; another can be made upon the same estate.
         """
+        # Before the door: what was asked over HTTP and takes too long is cancelled by way of that.
+        http = await self.http.release() if self.http is not None else None
         self.door.pause()
         if self._draining is not None:
             self._draining.cancel()
             await asyncio.gather(self._draining, return_exceptions=True)
-        http = await self.http.release() if self.http is not None else None
         _, api = await asyncio.gather(self.door.finish_logins(_LOGINS_S), self.api.release(_REQUESTS_S))
         listeners, silent = self.door.release()
         await self.door.close()

@@ -66,16 +66,16 @@ async def _serve(control: socket.socket, listener: socket.socket, wanted: Config
     tasks.spawn_endless(receipts.tidy, "tidy receipts")
     tasks.spawn_endless(lambda: tell(control, lambda: COUNT.figures(len(server), places.taken, places.waiting, len(kept))), "tell figures")
     control.send(encode({"ready": True}))
-    grace_s = await _obey(control, server, purger, Path(wanted.directory))
-    await server.stop(grace_s)
+    grace_s, turn_away = await _obey(control, server, purger, Path(wanted.directory))
+    await server.stop(grace_s, turn_away)
     app.close()
-    kept.close()
+    await kept.close()
     await tasks.stop()
     return 0
 
 
-async def _obey(control: socket.socket, server: Server, purger: Purger, directory: Path) -> float:
-    """Do as the daemon says until the end: how much grace there is then."""
+async def _obey(control: socket.socket, server: Server, purger: Purger, directory: Path) -> tuple[float, bool]:
+    """Do as the daemon says until the end: how much grace there is then, and whether to tell those who wait that they wait in vain."""
     loop = asyncio.get_running_loop()
     while True:
         try:
@@ -83,10 +83,10 @@ async def _obey(control: socket.socket, server: Server, purger: Purger, director
         except OSError:
             data = b""
         if not data:
-            return _ORPHANED_GRACE_S
+            return _ORPHANED_GRACE_S, False
         packet = decode(data)
         if "stop" in packet:
-            return float(packet["stop"])
+            return float(packet["stop"]), bool(packet.get("last"))
         if "purged" in packet:
             purger.hear(packet["purged"])
         if "pause" in packet:

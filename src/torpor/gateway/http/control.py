@@ -6,7 +6,7 @@ daemon    {"certificates": [[chain, key], …]} when there are others
 process   {"figures": {…}} every second that changed some
 process   {"purge": {…}} when somebody may have a cache purged
 daemon    {"purged": {…}} when that is done, or why not
-daemon    {"stop": seconds of grace}; the end of the daemon says the same
+daemon    {"stop": seconds of grace, "last": whether nobody inherits the listener}; the end of the daemon says the same
 """
 
 from typing import Any

@@ -24,6 +24,7 @@ from torpor.gateway.http.failures import Failure
 _MOST = 500
 _MOST_OF_ONE = 16
 _RESET_S = 5.0
+_CANCELS_S = 2.0
 
 Kind = tuple[str, bytes]
 
@@ -38,6 +39,7 @@ class Kept:
         self._secret = secrets.token_bytes(32)
         self._waiting: OrderedDict[Backend, tuple[Kind, asyncio.TimerHandle]] = OrderedDict()
         self._by_kind: dict[Kind, list[Backend]] = {}
+        self._cancels: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<Kept {len(self._waiting)}>"
@@ -75,15 +77,19 @@ class Kept:
         except RuntimeError:  # we are stopping
             backend.wire.leave()
 
-    def close(self) -> None:
-        """End all. Idempotent."""
+    async def close(self) -> None:
+        """End all; what is just being cancelled is seen to its end, within a second or two. Idempotent."""
         for backend in list(self._waiting):
             self._end(backend)
+        if self._cancels:
+            await asyncio.wait(self._cancels, timeout=_CANCELS_S)
 
     def _throw_away(self, backend: Backend) -> None:
         if not backend.wire.is_lost:
             with contextlib.suppress(RuntimeError):  # we are stopping
-                self._tasks.spawn(self._give_up(backend), "cancel")
+                task = self._tasks.spawn(self._give_up(backend), "cancel")
+                self._cancels.add(task)
+                task.add_done_callback(self._cancels.discard)
                 return
         backend.wire.close()
 

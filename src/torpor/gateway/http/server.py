@@ -12,7 +12,8 @@ from functools import partial
 
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
-from torpor.gateway.http.connection import Connection, Handler
+from torpor.gateway.http.connection import Connection, Handler, Reply, Request
+from torpor.gateway.http.failures import failure
 from torpor.model.access import address_key
 
 log = get_logger(__name__)
@@ -26,6 +27,7 @@ _PAUSE_S = 0.1
 _LOOK_S = 0.02
 _FAREWELL_S = 1.0
 _TLS_HELLO = 0x16
+_TURNS_OF_QUEUE = 1024 // _ACCEPTS_A_TURN
 
 
 class Server:
@@ -60,18 +62,26 @@ class Server:
         for connection in list(self._connections):
             connection.shut()
 
-    async def stop(self, grace_s: float) -> None:
-        """Accept no more, let requests that are under way end within the grace, and close all. Idempotent."""
+    async def stop(self, grace_s: float, turn_away: bool = False) -> None:
+        """Accept no more, let requests that are under way end within the grace, and close all. With `turn_away` there is no next Torpor for
+        those who wait in the kernel's queue: they are told so."""
         self._suspend()
+        for connection in list(self._connections):
+            connection.shut()
+        if turn_away:
+            self._handler = _refuse
+            for _ in range(_TURNS_OF_QUEUE):
+                self._accept()
         self._listener.close()  # at once: the next Torpor may want the address
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while (self._connections and loop.time() < now + grace_s) or (  # noqa: ASYNC110  # once in the life of the process
+            turn_away and self._silent and loop.time() < now + _FAREWELL_S
+        ):
+            await asyncio.sleep(_LOOK_S)
         for sock in list(self._silent):
             self._forget_silent(sock)
             sock.close()
-        for connection in list(self._connections):
-            connection.shut()
-        deadline = asyncio.get_running_loop().time() + grace_s
-        while self._connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110  # once in the life of the process
-            await asyncio.sleep(_LOOK_S)
         for connection in list(self._connections):
             connection.dismiss()
         deadline = asyncio.get_running_loop().time() + _FAREWELL_S
@@ -176,3 +186,9 @@ class Server:
         idle = min((one for one in self._connections if one.is_idle), key=lambda one: one.idle_since, default=None)
         if idle is not None:
             idle.abort()
+
+
+async def _refuse(request: Request, _reply: Reply) -> None:
+    """Answer whoever came too late."""
+    request.keep_alive = False
+    raise failure(503, "57P01", "Torpor is shutting down", "ask again once it is back", 1)

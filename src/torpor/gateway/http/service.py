@@ -104,17 +104,20 @@ class HttpService:
 
     async def stop(self) -> None:
         """End it within seconds. Idempotent."""
-        listener = await self.release()
+        listener = await self._release(last=True)
         if listener is not None:
             listener.close()
 
     async def release(self) -> socket.socket | None:
         """End the process, and give the listener to the caller: whoever connects meanwhile waits."""
+        return await self._release(last=False)
+
+    async def _release(self, last: bool) -> socket.socket | None:
         self._stopping = True
         await self._tasks.stop()
         process, self._process = self._process, None
         if process is not None:
-            self._say({"stop": _GRACE_S})
+            self._say({"stop": _GRACE_S, "last": last})
             if not await process.wait(_GRACE_S + _ENDS_S):
                 process.signal(signal.SIGKILL)
                 await process.wait(_KILLED_S)
