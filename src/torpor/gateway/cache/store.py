@@ -22,8 +22,8 @@ _EXPIRED_AT_ONCE = 500
 
 
 class Entry:
-    """Something kept. `data` and `more` are what is served: in pieces, so that a connection that is slow copies no more than one of them. The
-    other fields are its maker's."""
+    """Something kept. `data` and `more` are what is served: in pieces, so that a slow connection copies no more than one of them. The other
+    fields are its maker's."""
 
     __slots__ = (
         "base", "columns", "cost_ms", "data", "expires_at", "fingerprint", "hits", "is_dead", "key", "made_at", "more", "oids",

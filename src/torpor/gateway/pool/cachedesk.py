@@ -45,9 +45,15 @@ class CacheDesk:
         pool = self._pools.get(database)
         match said["op"]:
             case ToWorker.CACHE:
-                self._policies[database] = (dict(said["rules"]), bool(said["on_write"]))
+                rules, on_write = dict(said["rules"]), bool(said["on_write"])
+                if rules or on_write:
+                    self._policies[database] = (rules, on_write)
+                else:
+                    self._policies.pop(database, None)
+                if not on_write and database in self._writes:
+                    self._writes.pop(database).close()
                 if pool is not None:
-                    pool.caching.rule(*self._policies[database])
+                    pool.caching.rule(rules, on_write)
             case ToWorker.WRITES if fd >= 0:
                 writes = Writes(fd)
                 if pool is not None:

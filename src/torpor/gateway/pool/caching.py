@@ -78,6 +78,8 @@ class Caching(Misses):
         self._ruled.clear()
         self._generation += 1
         self.on_write = on_write
+        if not on_write:
+            self.stop_counting()
         self.pool.cares = bool(self._rules)
 
     # -- what clients say

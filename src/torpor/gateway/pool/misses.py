@@ -62,6 +62,12 @@ class Misses:
                 self.purge("all", ())
             before.close()
 
+    def stop_counting(self) -> None:
+        """Writes don't matter any more."""
+        if self._writes is not None:
+            self._writes.close()
+            self._writes = None
+
     def purge(self, by: str, values: Sequence[str]) -> int:
         """Drop what was made so far, and what is being made. How many results there were."""
         if by == "table":
@@ -206,6 +212,8 @@ class Misses:
         flight.finished = self._now()
         words, ask = flight.ask.words, flight.ask
         why = self._why_not(flight, status)
+        if why == "error":
+            self._forget_description(ask)  # perhaps it fails because a table isn't what it was
         if not ask.executes:
             if not why:
                 self._keep_description(flight)
@@ -252,7 +260,8 @@ class Misses:
         if unit is not None and flight.columns is None:
             flight.columns = with_formats(flight.portal, []) if flight.portal is not None else ask.described
             if flight.portal is None and flight.columns is not None and rows[:1] == b"D" and rows[5:7] != flight.columns[5:7]:
-                flight.columns = None  # what the client was told once holds no longer
+                flight.columns = None  # what the client was told holds no longer: the next one mustn't be told so
+                self._forget_description(ask)
         if flight.columns is not None:
             self._keep_description(flight)
         entry = Entry(
@@ -274,6 +283,11 @@ class Misses:
             return "too large"
         self.figures.fills += 1
         return ""
+
+    def _forget_description(self, ask: Ask) -> None:
+        known = self._shelf.entries.get((ask.scope, ask.body))
+        if known is not None:
+            self._shelf.drop(known)
 
     def _keep_description(self, flight: Flight) -> None:
         """What is known of the statement itself now. It is as old as what was kept of its results."""

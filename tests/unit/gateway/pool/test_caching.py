@@ -259,6 +259,26 @@ def test_columns_that_have_changed_are_not_served_to_whom_was_told_others(shop: 
     assert len(shop.ran) == before + 1
 
 
+def test_a_description_that_no_longer_fits_is_forgotten(shop: Shop) -> None:
+    one, two = shop.opened_one(), shop.opened_one()
+    for client in (one, two):
+        assert brief(client.ask(p("a", T60) + d("a") + S)) == "1 t T ZI"
+    two.say(b("a") + e() + S)
+    backend = two.client.backend
+    assert backend is not None
+    answer = shop.twins[backend].hear(backend.link.take())  # type: ignore[attr-defined]
+    backend.received(answer.replace(b"\0\0select 1", b"\0\1select 1"))  # one column more than it was told
+    shop.close_all()
+    three = shop.opened_one()
+    assert brief(three.ask(p("a", T60) + d("a") + S)) == "1 t T ZI"
+    assert shop.twins, "PostgreSQL was asked"
+    one.ask(p("f", "/* ttl=60 */ fail") + d("f") + S)
+    assert brief(one.ask(b("f") + e() + S)) == "2 E(XX000) ZI"
+    shop.close_all()
+    three.ask(p("f", "/* ttl=60 */ fail") + d("f") + S)
+    assert shop.twins
+
+
 # -- whose it is
 
 
