@@ -204,29 +204,39 @@ def test_nor_after_postgresql_was_killed_at_any_moment(torpor: Server, database:
                 load.told(n)
                 eventually(lambda begun=begun: load.hits > begun + 3)  # type: ignore[misc]
                 postmaster = torpor.postmaster(database)
-                killer = threading.Timer(0.05, _kill, (postmaster, victim))
-                killer.start()
-                while True:
-                    writer.execute("UPDATE counter SET value = value + 1")
-                    n += 1
-                    load.told(n)
-            killer.join()
+                with _killing(postmaster, victim):
+                    while True:
+                        writer.execute("UPDATE counter SET value = value + 1")
+                        n += 1
+                        load.told(n)
             eventually(lambda least=n: _value(database) >= least)  # type: ignore[misc]  # it has recovered
             load.told(_value(database))
     finally:
         load.stop()
 
 
-def _kill(postmaster: int, victim: str) -> None:
-    pids = [postmaster] if victim == "postmaster" else [pid for pid in children(postmaster) if _is_writing(pid)] or [postmaster]
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pids[0], signal.SIGKILL)
+@contextlib.contextmanager
+def _killing(postmaster: int, victim: str) -> Iterator[None]:
+    """Kill PostgreSQL, or one of its backends, some time from now; again if that one has just ended by itself."""
+    over = threading.Event()
+    handle = os.pidfd_open(postmaster)
 
+    def kill() -> None:
+        while not over.wait(0.05):
+            with contextlib.suppress(ProcessLookupError):
+                if victim == "postmaster":
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                for pid in children(postmaster)[-1:] if victim == "backend" else ():
+                    os.kill(pid, signal.SIGKILL)
 
-def _is_writing(pid: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
-        return "UPDATE" in file.read() or "idle" in file.read()
-    return False
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        killer.join()
+        os.close(handle)
 
 
 def _value(database: MadeDatabase) -> int:
