@@ -2,8 +2,9 @@
 connections, beside PgBouncer in transaction mode; and what idle pooled clients cost.
 
 Two databases with the same content, one under Torpor, the other's cluster without it. All ways are measured in turn within a second or
-two of each other, and a ratio is the median of the rounds' own ratios. `PGBOUNCER` names another PgBouncer than the one in the path: before
-1.21 it breaks prepared statements in transaction mode, so that row is left out then.
+two of each other, and a ratio is the median of the rounds' own ratios. What the poolers themselves took of the processors for each
+transaction is told, too, since other work on the machine disturbs that less than seconds. `PGBOUNCER` names another PgBouncer than the
+one in the path: before 1.21 it breaks prepared statements in transaction mode, so that row is left out then.
 """
 
 import contextlib
@@ -58,6 +59,7 @@ def _compare(torpor: BenchServer, door: MadeDatabase, direct: MadeDatabase) -> l
     torpor.lay_down(direct.name, "stopped")
     rates: dict[tuple[str, str], list[float]] = {}
     times: dict[tuple[str, str], list[float]] = {}
+    costs: dict[tuple[str, str], list[float]] = {}
     modes: tuple[str, ...] = _MODES
     rival = _RIVAL
     with contextlib.ExitStack() as rivals:
@@ -79,15 +81,21 @@ def _compare(torpor: BenchServer, door: MadeDatabase, direct: MadeDatabase) -> l
             turn = list(ways.items()) if number % 2 else list(reversed(ways.items()))
             for mode in modes:
                 for way, url in turn:
+                    before = _processor_s(torpor, way, program)
                     rate, taken = _pgbench(url, mode)
+                    cost = (_processor_s(torpor, way, program) - before) / len(taken)
+                    costs.setdefault((way, mode), []).append(cost * 1e6)
                     rates.setdefault((way, mode), []).append(rate)
                     times.setdefault((way, mode), []).extend(taken)
             for way, url in turn:
                 rates.setdefault((way, "connections"), []).append(_connections(url))
-    return _rows(rates, times, rival)
+    return _rows(rates, times, costs, rival)
 
 
-def _rows(rates: dict[tuple[str, str], list[float]], times: dict[tuple[str, str], list[float]], rival: str) -> list[Result]:
+_Figures = dict[tuple[str, str], list[float]]
+
+
+def _rows(rates: _Figures, times: _Figures, costs: _Figures, rival: str) -> list[Result]:
     results = []
     for (way, what), values in rates.items():
         if way != _TORPOR:
@@ -101,8 +109,28 @@ def _rows(rates: dict[tuple[str, str], list[float]], times: dict[tuple[str, str]
     for (way, mode), taken in times.items():
         limit = harness.percentile(times[rival, mode], 99) if way == _TORPOR and (rival, mode) in times else None
         value = harness.percentile(taken, 99)
-        results.append(Result(_BENCH, f"query p99, {mode}", "ms", value, limit, rival="" if way == _TORPOR else way))
+        whose = "" if way == _TORPOR else way
+        results.append(Result(_BENCH, f"query p50, {mode}", "ms", harness.percentile(taken, 50), rival=whose))
+        results.append(Result(_BENCH, f"query p99, {mode}", "ms", value, limit, rival=whose))
+    for (way, mode), taken in costs.items():
+        whose = "" if way == _TORPOR else way
+        results.append(
+            Result(_BENCH, f"the pooler's own processor time for a transaction, {mode}", "µs", statistics.median(taken), rival=whose)
+        )
     return results
+
+
+def _processor_s(torpor: BenchServer, way: str, program: str | None) -> float:
+    """What the workers of Torpor's pool, or PgBouncer, have used so far."""
+    ticks = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            worker = b"torpor.gateway.pool.worker" in words and _parent(process) == torpor.pid
+            if worker if way == _TORPOR else words[0] == os.fsencode(program or "") and _parent(process) == os.getpid():
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _pgbench(url: str, mode: str, seconds: int = 1) -> tuple[float, list[float]]:
