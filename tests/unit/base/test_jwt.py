@@ -71,6 +71,7 @@ def test_forgeries() -> None:
     # The classic ones: none; a public key as the secret of an HMAC, in each form that it may be had in.
     rsa_key = SIGNERS["RS256"].key.public_key()
     secrets = [rsa_key.public_bytes(form, PublicFormat.SubjectPublicKeyInfo) for form in (Encoding.PEM, Encoding.DER)]
+    algorithm: Any
     for algorithm in ("none", "None", "NONE", "", None, "HS256", "HS384", "RS1", "PS256", ["ES256"], {}):
         for secret in secrets:
             text = f"{b64(json.dumps({'alg': algorithm, 'kid': 'RS256'}).encode())}.{b64(PAYLOAD)}"
@@ -93,10 +94,10 @@ def test_forgeries() -> None:
             with pytest.raises(BadToken):
                 verify(forged({"alg": algorithm, "kid": kind}, PAYLOAD, bytes(64)), KEYS, EXPECTED, NOW)
         good = token(kind)
-        head, body, signature = good.split(".")
+        head, body, signed = good.split(".")
         changed = json.loads(base64.urlsafe_b64decode(body + "==")) | {"sub": "u2"}
         with pytest.raises(BadToken, match="signature is wrong"):
-            verify(f"{head}.{b64(json.dumps(changed).encode())}.{signature}", KEYS, EXPECTED, NOW)
+            verify(f"{head}.{b64(json.dumps(changed).encode())}.{signed}", KEYS, EXPECTED, NOW)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,7 @@ def test_nonsense(text: str) -> None:
 
 
 def test_demands_that_are_not_known() -> None:
+    header: dict[str, Any]
     for header in ({"crit": ["b64"], "b64": False}, {"crit": []}, {"b64": True}, {"kid": 7}):
         with pytest.raises(BadToken, match=r"extension|no JSON Web Token|no text"):
             verify(forged({"alg": "ES256", **header}, PAYLOAD, bytes(64)), KEYS, EXPECTED, NOW)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from tests.support.relaying import encryption
 from torpor.door.guard.guard import Guard
 from torpor.door.listener import Door
+from torpor.door.ports import Tokens
 from torpor.door.stats import LoginOutcome
 from torpor.metering.traffic import Carrier
 from torpor.model.database import Database, DatabaseState, Role
@@ -193,6 +194,8 @@ async def open_door(
     tls: TlsMode = TlsMode.OFF,
     host: str = "127.0.0.1",
     guard: Guard | None = None,
+    gateway_secret: bytes = b"",
+    tokens: Tokens | None = None,
 ) -> AsyncIterator[Door]:
     """A door; with `relay` or `tls` there are real relay workers behind it."""
     async with AsyncExitStack() as stack:
@@ -208,6 +211,8 @@ async def open_door(
             public_host="db.test",
             relay=relay,
             guard=guard,
+            gateway_secret=gateway_secret,
+            tokens=tokens,
         )
         async with _opened(door, twin):
             yield door

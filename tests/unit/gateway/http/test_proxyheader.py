@@ -2,7 +2,7 @@
 
 import pytest
 
-from torpor.door.guard.proxy import SIGNATURE, V2_HEADER_BYTES, parse_v2, server_name_for, v2_rest_bytes
+from torpor.door.guard.proxy import SIGNATURE, V2_HEADER_BYTES, brings_token, parse_v2, server_name_for, v2_rest_bytes
 from torpor.gateway.http.proxyheader import vouch
 
 SECRET = b"0123456789abcdef"
@@ -17,6 +17,10 @@ def test_the_door_believes_it(client: tuple[str, int], name: str) -> None:
     assert v2_rest_bytes(header) == len(rest)
     assert parse_v2(header, rest) == client
     assert server_name_for(SECRET, header, rest) == name
+    assert not brings_token(header, rest)
+    made = vouch(SECRET, client, name, by_token=True)
+    assert server_name_for(SECRET, made[:V2_HEADER_BYTES], made[V2_HEADER_BYTES:]) == name
+    assert brings_token(made[:V2_HEADER_BYTES], made[V2_HEADER_BYTES:])
     for secret in (b"", b"0123456789abcdeF", SECRET[:-1]):
         assert server_name_for(secret, header, rest) is None
 

@@ -1,11 +1,12 @@
 """What requests of `POST /sql` say, and who they say they are from."""
 
 import base64
+import json
 
 import pytest
 
 from torpor.gateway.http.cors import is_admitted
-from torpor.gateway.http.credentials import from_basic, from_connection_string, from_login
+from torpor.gateway.http.credentials import from_basic, from_connection_string, from_login, from_token
 from torpor.gateway.http.failures import Failure, error_fields
 from torpor.gateway.http.queries import read
 
@@ -112,6 +113,31 @@ def test_basic_credentials() -> None:
         with pytest.raises(Failure) as refused:
             from_basic(wrong, "shop", "h")
         assert refused.value.status == 401
+
+
+def test_tokens() -> None:
+    plain = from_basic("Bearer a.b.c", "shop", "H")
+    assert (plain.user, plain.password, plain.database, plain.host, plain.by_token) == ("", "a.b.c", "shop", "h", True)
+    assert "a.b.c" not in repr(plain)
+    neon = from_token("bearer a.b.c", "postgresql://web:ignored@shop.db.test/shop?options=-c%20geqo%3Doff")
+    assert (neon.user, neon.password, neon.host, neon.by_token, neon.options) == ("web", "a.b.c", "shop.db.test", True, "-c geqo=off")
+    assert from_token("Bearer a.b.c", "postgresql://shop.db.test/shop").user == ""
+    for wrong in ("Bearer", "Bearer a b", "Bearer é.b.c", "Bearer " + "x" * 8_001):
+        with pytest.raises(Failure) as refused:
+            from_token(wrong)
+        assert refused.value.status == 401
+
+    def of(claims: object) -> tuple[str, ...]:
+        payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+        return from_token(f"Bearer h.{payload}.s").bearer
+
+    # A retry may come with the next token of the same person, and never with another's.
+    assert of({"iss": "i", "sub": "u1", "exp": 1}) == of({"iss": "i", "sub": "u1", "exp": 2}) == ("i", "u1")
+    assert of({"iss": "i", "sub": "u2"}) != of({"iss": "i", "sub": "u1"})
+    odd: object
+    for odd in ({"sub": "u1"}, [], 7):
+        assert len(of(odd)) == 1
+    assert from_basic("Basic " + base64.b64encode(b"u:p").decode(), "", "h").bearer == ()
 
 
 def test_origins() -> None:
