@@ -413,3 +413,23 @@ def test_when_postgresql_ends_what_is_kept_is_served_and_the_rest_made_anew(torp
         assert one.ask(_WORDS + "SELECT a FROM item") == [(1,)] and one.said == "hit"
         assert torpor.tier(made.name) == "stopped"
         assert one.ask(_WORDS + "SELECT a + 1 FROM item") == [(2,)] and one.said == "miss"
+
+
+def test_drivers_that_remember_columns_hear_that_they_have_changed(torpor: Server, database: MadeDatabase) -> None:
+    text = "/* ttl=600 */ SELECT * FROM growing"
+
+    async def ask() -> list[int]:
+        one, two = [await asyncpg.connect(database.url + "@pool") for _ in range(2)]
+        try:
+            widths = [len((await each.fetch(text))[0]) for each in (one, two, one, two)]
+            await one.execute("ALTER TABLE growing ADD c integer")
+            torpor.call("POST", f"/v1/databases/{database.name}/cache/purge", {"by": "table", "values": ["public.growing"]})
+            widths += [len((await each.fetch(text))[0]) for each in (one, two, one, two)]
+        finally:
+            await one.close()
+            await two.close()
+        return widths
+
+    with psycopg.connect(database.url, autocommit=True) as direct:
+        direct.execute("CREATE TABLE growing AS SELECT 1 AS a, 2 AS b")
+    assert asyncio.run(ask()) == [2] * 4 + [3] * 4

@@ -37,6 +37,7 @@ from torpor.gateway.pool.units import (
 from torpor.model.cachewords import Words, read_words
 from torpor.model.fingerprint import fingerprint
 from torpor.pgwire.frames import frame
+from torpor.pgwire.replies import error_response
 
 if TYPE_CHECKING:
     from torpor.gateway.pool.engine import Pool
@@ -56,6 +57,10 @@ _SET = re.compile(
     rb"|(?P<reset>reset\s++torpor\.cache))\s*+;?\s*+",
     re.IGNORECASE,
 )
+_CHANGED = frame(
+    b"E", error_response("0A000", "cached plan must not change result type", severity="ERROR")[5:-1] + b"RRevalidateCachedQuery\0\0"
+)
+"""As PostgreSQL says it: drivers (asyncpg, pgjdbc) know it by the name of the routine, and prepare anew."""
 _RESET_ALL = re.compile(rb"\s*+reset\s++all\s*+;?\s*+", re.IGNORECASE)
 
 
@@ -296,9 +301,12 @@ class Caching(Misses):
                     if is_fresh and not words.status:
                         self._remember(session, ask, entry, whole)
                     client.link.send(whole)
-                self._understood(client, session, ask, entry.columns)
+                self._understood(client, session, ask, entry)
                 if not is_fresh:
                     self.refresh(client, ask, entry, now)
+                return after
+            if self._has_changed(session, ask, entry):
+                client.link.send(_CHANGED + _READY)
                 return after
         flight = self._flights.get(ask.key)
         if flight is None:
@@ -316,6 +324,16 @@ class Caching(Misses):
         flight.waiters.append(client)
         client.link.listen(False)
         return WAIT
+
+    def _has_changed(self, session: Session, ask: Ask, entry: Entry) -> bool:
+        """Whether the columns aren't those any more that the client was told of. A PostgreSQL of its own would say so, too, and drivers
+        that remember columns (asyncpg, pgjdbc) know what to do."""
+        unit, described = ask.unit, ask.described
+        if unit is None or unit.name is None or described is None or entry.made_at <= session.told[unit.name][2]:
+            return False
+        if entry.columns is None:
+            return entry.data[:1] == b"D" and entry.data[5:7] != described[5:7]
+        return entry.columns != described
 
     def _remember(self, session: Session, ask: Ask, entry: Entry, answer: bytes) -> None:
         said = ask.said
@@ -357,7 +375,7 @@ class Caching(Misses):
             if turn.columns is not None:
                 if name not in session.told and len(session.told) >= MOST_TOLD_COLUMNS:
                     session.told.clear()
-                session.told[name] = (body, turn.columns)
+                session.told[name] = (body, turn.columns, entry.made_at)
             elif name in session.told and session.told[name][0] == body and session.told[name][1] != entry.columns:
                 return False
         entry.hits += 1
@@ -375,7 +393,7 @@ class Caching(Misses):
         if entry is not None and (answer := self._pieces(unit, entry, b"", ())):
             client.link.send(b"".join(answer))
             self._shelf.hit(entry)
-            self._understood(client, session, ask, entry.columns)
+            self._understood(client, session, ask, entry)
             return unit.end
         if may_read(ask.text):
             self.fly(client, session, ask)
@@ -422,7 +440,7 @@ class Caching(Misses):
             said.append(_READY)
         return said
 
-    def _understood(self, client: Client, session: Session, ask: Ask, columns: bytes | None) -> None:
+    def _understood(self, client: Client, session: Session, ask: Ask, entry: Entry) -> None:
         """What the client said was answered here: what changes by it, for the client."""
         unit = ask.unit
         if unit is None:
@@ -433,7 +451,7 @@ class Caching(Misses):
         assert unit.name is not None
         if unit.parsed is not None:
             client.keep_statement(unit.name, unit.parsed)
-        tell(session, ask, columns)
+        tell(session, ask, entry.columns, entry.made_at)
 
     def _only_closes(self, client: Client, unit: Unit) -> int:
         for name in unit.closes:

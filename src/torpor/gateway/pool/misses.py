@@ -302,7 +302,7 @@ class Misses:
             if columns is None:
                 columns = before.columns
         if flight.client.session is not None:
-            tell(flight.client.session, ask, flight.columns)
+            tell(flight.client.session, ask, flight.columns, flight.begun)
         self._shelf.put(
             Entry(
                 key,

@@ -43,7 +43,7 @@ class Session:
         self.end = 0  # how long the turn is that waits
         self.carried: Settings | None = None
         self.scope = 0  # of these settings
-        self.told: dict[bytes, tuple[bytes, bytes]] = {}  # of each statement by name: the Parse, and which columns it was told
+        self.told: dict[bytes, tuple[bytes, bytes, float]] = {}  # of statements by name: the Parse, which columns it was told, as of when
 
 
 class Figures:
@@ -61,12 +61,12 @@ def notice(what: str, detail: str = "") -> bytes:
     return b"N" + error_response("00000", f"cache: {what}", detail=detail, severity="INFO")[1:]
 
 
-def tell(session: Session, ask: Ask, columns: bytes | None) -> None:
-    """The client has heard which columns its statement has, if it wanted to."""
+def tell(session: Session, ask: Ask, columns: bytes | None, made_at: float) -> None:
+    """The client has heard which columns its statement has, if it wanted to: what PostgreSQL said at `made_at`."""
     unit = ask.unit
     if unit is None or unit.name is None:
         return
     if columns is not None and (DESCRIBE in unit.order or PORTAL in unit.order):
         if len(session.told) >= MOST_TOLD_COLUMNS:
             session.told.clear()
-        session.told[unit.name] = (ask.body, columns)
+        session.told[unit.name] = (ask.body, columns, made_at)
