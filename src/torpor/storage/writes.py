@@ -8,8 +8,10 @@ Concurrency: called on the event loop; each call is a few system calls. Nothing 
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
+import struct
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ WORDS = 4096
 
 _BYTES = 8 * WORDS
 _EPOCH_BITS = 62
+_SET_FLAGS, _IN_PLACE = 0x4008_6602, 0x0080_0000  # FS_IOC_SETFLAGS, FS_NOCOW_FL
 
 
 class WriteCounters:
@@ -45,6 +48,8 @@ class WriteCounters:
             with _opened(path, os.O_RDWR | os.O_CREAT) as fd:
                 if os.fstat(fd).st_size != _BYTES:
                     os.ftruncate(fd, 0)
+                    with contextlib.suppress(OSError):  # btrfs would look for new room with each write; others don't know it
+                        fcntl.ioctl(fd, _SET_FLAGS, struct.pack("=i", _IN_PLACE))
                     os.posix_fallocate(fd, 0, _BYTES)  # a mapped page that gets no room on the disk would be the end of PostgreSQL
                     # Not 0: what was stamped with an earlier file of this database, that somebody cut off, must not come true again.
                     _write_epoch(fd, secrets.randbits(_EPOCH_BITS))
