@@ -66,8 +66,8 @@ def test_what_is_too_long_is_split() -> None:
     first, second = render(query, {}, Generators())
     assert len(first.values) == MOST_PARAMETERS
     assert second.values == (b"1", str(MOST_PARAMETERS - 1).encode())
-    rows = template([TUPLES], [[[1, 2, 3]] * MOST_PARAMETERS], [{"arity": "tuple", "elements": [INT] * 3}])
-    assert sum(len(one.values) for one in render(rows, {}, Generators())) == 3 * MOST_PARAMETERS
+    rows = template([TUPLES], [[[1, 2, 3]] * 12_000], [{"arity": "tuple", "elements": [INT] * 3}])
+    assert [len(one.values) for one in render(rows, {}, Generators())] == [MOST_PARAMETERS, 36_000 - MOST_PARAMETERS]
     with pytest.raises(PlanError, match="limit"):
         render({**query, "chunkable": False}, {}, Generators())
 
