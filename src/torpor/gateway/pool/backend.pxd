@@ -5,7 +5,7 @@ cdef class Backend
 
 from torpor.gateway.pool.client cimport Client
 from torpor.gateway.pool.engine cimport Group, Pool
-from torpor.gateway.pool.extended cimport length_at, parse
+from torpor.gateway.pool.extended cimport cut, length_at, parse
 from torpor.gateway.pool.values cimport Link, Statement
 
 

@@ -9,7 +9,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING
 
-from torpor.gateway.pool.extended import CLOSE_COMPLETE, PARSE_COMPLETE, close, frame, length_at, parse
+from torpor.gateway.pool.extended import CLOSE_COMPLETE, PARSE_COMPLETE, close, cut, frame, length_at, parse
 from torpor.gateway.pool.values import (
     BIND,
     CALL,
@@ -210,7 +210,7 @@ class Backend:
                     self._undo(op)
                 else:
                     op = SYNC
-                self.status = data[at + 5 : after]
+                self.status = cut(data, at + 5, after)
                 self.copying_in = False
                 if op == OWN:
                     run = after
@@ -221,7 +221,7 @@ class Backend:
                     self.ready = idle = True
                 elif client is not None:
                     if self.watch is not None:
-                        out.append(data[run:at])
+                        out.append(cut(data, run, at))
                         run = at
                         landed, self.watch = self.watch, None
                         landed.heard(b"".join(out))
@@ -232,12 +232,12 @@ class Backend:
                         if self.status == b"I" and not client.is_amid():
                             ended = True
                             if self.left or not self.serves_signs:
-                                out.append(data[run:at])
+                                out.append(cut(data, run, at))
                                 run = at
                                 out.append(self.pool.weigh(self, client))
             elif tag == 0x53:  # S
                 if self._parameter(data[at + 5 : after], client, ops, muted):
-                    out.append(data[run:at])
+                    out.append(cut(data, run, at))
                     run = after
             elif tag == 0x45:  # E
                 self._failed(data[at + 5 : after], ops)
@@ -249,7 +249,7 @@ class Backend:
                     if tag == 0x31:
                         self._confirm(op)
                     if kind in (PARSE_OWN, CLOSE_OWN):
-                        out.append(data[run:at])
+                        out.append(cut(data, run, at))
                         run = after
                 elif tag == 0x47:  # G
                     self._copies_in(kind)
@@ -259,21 +259,21 @@ class Backend:
             if muted:
                 run = at
             elif ops and type(ops[0]) is tuple and ops[0][0] >= PARSE_KNOWN:
-                out.append(data[run:at])
+                out.append(cut(data, run, at))
                 run = at
                 out.append(self.known_answers())
         if at < end:
             self._rest = data[at:]
         if client is not None:
             if self.watch is not None:
-                out.append(data[run:at])
+                out.append(cut(data, run, at))
                 run = at
                 self.watch.heard(b"".join(out))
             if out:
-                out.append(data[run:at])
+                out.append(cut(data, run, at))
                 client.link.send(b"".join(out))
             elif at > run:
-                client.link.send(data if run == 0 and at == end else data[run:at])
+                client.link.send(data if run == 0 and at == end else cut(data, run, at))
         if ended:
             self.pool.transaction_ended(self)
         elif idle:

@@ -5,7 +5,7 @@ cdef class Client
 
 from torpor.gateway.pool.backend cimport Backend
 from torpor.gateway.pool.engine cimport Group, Pool
-from torpor.gateway.pool.extended cimport bind_head, bind_names, length_at
+from torpor.gateway.pool.extended cimport bind_head, bind_names, cut, length_at
 from torpor.gateway.pool.values cimport Link, Statement, may_set, sets_only_carried
 
 

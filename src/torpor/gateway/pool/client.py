@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torpor.gateway.pool import extended
 from torpor.gateway.pool.backend import Backend
-from torpor.gateway.pool.extended import bind_head, bind_names, length_at
+from torpor.gateway.pool.extended import bind_head, bind_names, cut, length_at
 from torpor.gateway.pool.values import (
     BIND,
     CALL,
@@ -243,7 +243,7 @@ class Client:
                     wire_name = _stranger(name)
                     if not name:  # it has none: nor must it get what another client has left there
                         backend.unnamed = None
-                        out.append(data[run:at] + extended.close(b"S", b""))
+                        out.append(cut(data, run, at) + extended.close(b"S", b""))
                         run = at
                         backend.ops.append(CLOSE_OWN)
                 else:
@@ -253,7 +253,7 @@ class Client:
                     run = at
                 backend.ops.append(BIND)
                 if wire_name != name:
-                    out.append(data[run:at])
+                    out.append(cut(data, run, at))
                     out.append(bind_head(portal, wire_name, after - rest_at))
                     at = run = rest_at
                     at = self._pass_on(after, end, passes=True)
@@ -263,14 +263,15 @@ class Client:
                     raise ProtocolViolation(f"invalid message length: {length}")
                 if after > end:
                     break
-                kind, name = extended.split_target(data[at + 5 : after])
-                if kind == b"S" and self._must_stall(backend, name):
-                    break
-                self.unsynced = True
-                if kind == b"S":
+                if length == 4 or data[at + 5] != 0x50:  # P: what is about a portal goes as it is
+                    _, name = extended.split_target(data[at + 5 : after])
+                    if self._must_stall(backend, name):
+                        break
+                    self.unsynced = True
                     self._about_statement(backend, tag, name, out, data, run, at)
                     at = run = after
                     continue
+                self.unsynced = True
                 backend.ops.append(DESCRIBE if tag == 0x44 else CLOSE)
             elif tag == 0x50:  # P
                 if length > _LONGEST_PARSE:
@@ -293,7 +294,7 @@ class Client:
                 if self._must_stall(backend, data[at + 5 : data.find(b"\0", at + 5)]):
                     break
                 self.unsynced = True
-                out.append(data[run:at])
+                out.append(cut(data, run, at))
                 self._parse(backend, data[at + 5 : after], out)
                 at = run = after
                 continue
@@ -318,9 +319,12 @@ class Client:
         """Whether the cache may have to do with what begins here, by its first bytes."""
         at += 5
         if tag == 0x50:
-            at = data.find(b"\0", at, end) + 1
-            if not at:
-                return after > end
+            if at < end and data[at] == 0:
+                at += 1
+            else:
+                at = data.find(b"\0", at, end) + 1
+                if not at:
+                    return after > end
         elif tag != 0x51:
             return False
         if end - at < 3:
@@ -355,9 +359,9 @@ class Client:
             backend.prelude = b""
         elif not out:
             if at > run:
-                backend.link.send(data if run == 0 and at == len(data) else data[run:at])
+                backend.link.send(data if run == 0 and at == len(data) else cut(data, run, at))
             return
-        out.append(data[run:at])
+        out.append(cut(data, run, at))
         if whole := b"".join(out):
             backend.link.send(whole)
         out.clear()
@@ -370,11 +374,11 @@ class Client:
         return end
 
     def _flush_and_drop(self, out: list[bytes], data: bytes, run: int, at: int, after: int, end: int) -> int:
-        out.append(data[run:at])
+        out.append(cut(data, run, at))
         return self._pass_on(after, end, passes=False)
 
     def _prepare(self, backend: Backend, statement: Statement, out: list[bytes], data: bytes, run: int, at: int) -> None:
-        out.append(data[run:at])
+        out.append(cut(data, run, at))
         backend.prepare(statement, out)
 
     def _must_stall(self, backend: Backend, name: bytes) -> bool:
@@ -436,7 +440,7 @@ class Client:
     def _about_statement(self, backend: Backend, tag: int, name: bytes, out: list[bytes], data: bytes, run: int, at: int) -> None:
         """A Describe or Close of a prepared statement."""
         statement = self.statements.get(name)
-        out.append(data[run:at])
+        out.append(cut(data, run, at))
         if tag == 0x44:
             if statement is not None:
                 backend.prepare(statement, out)

@@ -5,6 +5,8 @@ cdef list _WORDS
 
 @cython.locals(first=Py_ssize_t, second=Py_ssize_t, third=Py_ssize_t)
 cpdef Py_ssize_t length_at(bytes data, Py_ssize_t at)
+@cython.locals(view="const char *")
+cpdef bytes cut(bytes data, Py_ssize_t begin, Py_ssize_t end)
 cpdef bytes word(Py_ssize_t number)
 cpdef bytes frame(bytes tag, bytes body=*)
 cpdef tuple split_parse(bytes body)

@@ -9,10 +9,10 @@ waits for a backend, and says nothing meanwhile, costs no system call.
 import contextlib
 import select
 import socket
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 
 from torpor.gateway.pool.backend import Backend
 from torpor.gateway.pool.client import Client
@@ -48,7 +48,7 @@ class Sockets:
         while True:
             left_s = -1.0
             if until:
-                left_s = max(0.0, until - time.monotonic())
+                left_s = max(0.0, until - monotonic())
             found = wait(self._epoll, left_s)
             for number in range(found):
                 fd = who(number)
@@ -151,7 +151,7 @@ class SocketLink(Link):
             return
         self.feed(None)
         if self._pending is not None and self._sockets.keeps(self):
-            self._closing_since = time.monotonic()
+            self._closing_since = monotonic()
             self._update()
         else:
             self._shut()
