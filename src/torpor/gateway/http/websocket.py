@@ -22,6 +22,7 @@ from torpor.model.access import address_key
 MAX_MESSAGE_BYTES = 16 << 20
 SILENT_S = 60.0
 _AHEAD_BYTES = 1 << 20
+_MESSAGE_BYTES = 64  # that a message takes beside its own, even an empty one
 _REASON_BYTES = 120
 _CLOSES_S = 5.0
 _LINGERS_S = 2.0
@@ -35,8 +36,7 @@ class WebSocket:
         self._protocol = protocol
         self._messages: deque[bytes | str] = deque()
         self._ahead = 0
-        self._parts: list[bytes] = []
-        self._parts_bytes = 0
+        self._parts = bytearray()  # of the message that is coming: its frames may be a byte each, or none
         self._is_text = False
         self._is_over = False
         self._over = asyncio.Event()
@@ -125,7 +125,7 @@ class WebSocket:
             finally:
                 self._waiter = None
         message = self._messages.popleft()
-        self._ahead -= len(message)
+        self._ahead -= len(message) + _MESSAGE_BYTES
         self._maybe_go_on()
         return message
 
@@ -167,19 +167,19 @@ class WebSocket:
         if frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             if frame.opcode is not Opcode.CONT:
                 self._is_text = frame.opcode is Opcode.TEXT
-            self._parts.append(bytes(frame.data))
-            self._parts_bytes += len(frame.data)
-            if self._parts_bytes > MAX_MESSAGE_BYTES:
+            self._parts += frame.data
+            if len(self._parts) > MAX_MESSAGE_BYTES:
                 self._protocol.fail(CloseCode.MESSAGE_TOO_BIG, f"a message may have {MAX_MESSAGE_BYTES} bytes")
                 return
             if frame.fin:
-                data, self._parts, self._parts_bytes = b"".join(self._parts), [], 0
-                self._ahead += len(data)
+                data, self._parts = bytes(self._parts), bytearray()
                 try:
-                    self._messages.append(data.decode() if self._is_text else data)
+                    message = data.decode() if self._is_text else data
                 except UnicodeDecodeError:
                     self._protocol.fail(CloseCode.INVALID_DATA, "this text is no UTF-8")
                     return
+                self._messages.append(message)
+                self._ahead += len(message) + _MESSAGE_BYTES
                 self._wake()
 
     def _maybe_go_on(self) -> None:
