@@ -32,7 +32,7 @@ _GRACE_S = 3.0
 _ENDS_S = 5.0
 _KILLED_S = 5.0
 _FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 30.0
+_LONGEST_PAUSE_S = 3.0  # its clients wait in the queue of the listener meanwhile
 _LONG_RUN_S = 60.0
 _SPARE_FD = 10
 
