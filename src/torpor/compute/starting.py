@@ -6,6 +6,7 @@ Concurrency: `start` belongs to the task that changes the compute's state. Safe 
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torpor.base.clock import Clock
@@ -87,7 +88,6 @@ async def plan_launch(database: Database, size: Size, around: Surroundings, log:
         root=await around.sandbox.root(database.major),
         filter=around.sandbox.filter,
         haste=haste.reader if haste is not None else None,
-        writes=around.writes.prepare(database.id) if around.writes is not None and elsewhere is None else None,
     )
 
 
@@ -105,6 +105,8 @@ async def start(
     Gives the `slot` back early when it takes long: a start that recovers for minutes must not hold up the others.
     """
     await postmaster.clear_remains(plan.data)
+    if around.writes is not None:  # only now that nothing runs any more which has the file mapped
+        plan = replace(plan, writes=around.writes.prepare(id))
     steps.done("prepare")
     postmaster.launch(plan)
     steps.done("spawn")
