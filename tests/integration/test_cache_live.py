@@ -44,7 +44,7 @@ Connection = psycopg.Connection[tuple[object, ...]]
 @pytest.fixture(scope="module")
 def torpor() -> Iterator[Server]:
     with Server(
-        freeze_after_s="never", page_after_s="never", stop_after_s="never", pool_size=4, pool_wait_s=30, pool_workers=1
+        freeze_after_s="never", page_after_s="never", stop_after_s="never", pool_size=4, pool_wait_s=30, pool_idle_s=1, pool_workers=1
     ) as server:  # fmt: skip
         yield server
         assert "Traceback" not in server.log, server.log[-6000:]
