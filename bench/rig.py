@@ -19,6 +19,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 
@@ -149,7 +150,8 @@ def running(pool_gib: int = 20, encrypted: bool = False, **settings: object) -> 
     """A Torpor on an XFS pool (a sparse loop file), encrypted or not. Exits with one sentence where that can't be had."""
     need_root()
     data_dir = Path(tempfile.mkdtemp(prefix="torpor-bench-", dir="/var/tmp"))
-    server = BenchServer(data_dir, on_disk=True, **{"uid_base": _UIDS.start, **settings})
+    said: dict[str, Any] = {"uid_base": _UIDS.start, **settings}
+    server = BenchServer(data_dir, on_disk=True, **said)
     try:
         try:
             make_pool(data_dir, pool_gib * GIB, Machine(), key=poolkey.make(data_dir / poolkey.KEY_NAME) if encrypted else None)
