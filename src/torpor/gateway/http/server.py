@@ -40,6 +40,7 @@ class Server:
         self._tasks = tasks
         self._connections: set[Connection] = set()
         self._silent: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._opening: set[socket.socket] = set()
         self._of_address: Counter[str] = Counter()
         self._pause: asyncio.TimerHandle | None = None
         self._listening = False
@@ -75,7 +76,7 @@ class Server:
         self._listener.close()  # at once: the next Torpor may want the address
         loop = asyncio.get_running_loop()
         now = loop.time()
-        while (self._connections and loop.time() < now + grace_s) or (  # noqa: ASYNC110  # once in the life of the process
+        while ((self._connections or self._opening) and loop.time() < now + grace_s) or (  # noqa: ASYNC110  # once in the life of the process
             turn_away and self._silent and loop.time() < now + _FAREWELL_S
         ):
             await asyncio.sleep(_LOOK_S)
@@ -139,9 +140,11 @@ class Server:
             sock.close()
             return
         encrypts = first[0] == _TLS_HELLO
+        self._opening.add(sock)
         try:
             self._tasks.spawn(self._open(sock, address, self.certificates if encrypts else None), "open")
         except RuntimeError:  # we are stopping
+            self._opening.discard(sock)
             sock.close()
 
     async def _open(self, sock: socket.socket, address: tuple[str, int], context: ssl.SSLContext | None) -> None:
@@ -160,6 +163,8 @@ class Server:
             if made:
                 self._lost(key, made[0])
             sock.close()
+        finally:
+            self._opening.discard(sock)
 
     def _lost(self, key: str, connection: Connection) -> None:
         if connection in self._connections:
