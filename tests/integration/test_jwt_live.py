@@ -253,8 +253,14 @@ def test_every_way_over_http_takes_tokens(server: Server, database: MadeDatabase
 
 
 def test_a_session_ends_with_its_token(server: Server, database: MadeDatabase) -> None:
-    with tokened(database, ONE.token(life_s=-28)) as connection:  # clocks may differ by 30 s
-        eventually(lambda: _is_over(connection), 30)
+    for left_s in (2, 10, 60):  # as slow as this machine is: logging in has to be faster
+        try:
+            with tokened(database, ONE.token(life_s=left_s - 30)) as connection:  # clocks may differ by 30 s
+                eventually(partial(_is_over, connection))
+                return
+        except psycopg.OperationalError as error:
+            assert "expired" in str(error)
+    pytest.fail("no login within a minute")
 
 
 def _is_over(connection: "psycopg.Connection[Any]") -> bool:
@@ -276,7 +282,7 @@ def test_other_rules_end_the_sessions_of_before(server: Server) -> None:
                 removing = f"/v1/databases/{made.name}/tokens"
                 told = register(server, made, audience=None) if again else server.call("DELETE", removing)
                 assert told["closed"] == 1
-                eventually(partial(_is_over, connection), 30)
+                eventually(partial(_is_over, connection))
             assert owner.execute("SELECT 1").fetchone() == (1,), "who came by a password stays"
         assert refusal(server, made, ONE.token()) == ("28P01", f'database "{made.name}" takes no tokens')
     server.call("DELETE", f"/v1/databases/{made.name}?force=true")
@@ -292,9 +298,6 @@ def test_keys_are_fetched_and_rotated(server: Server, keys: KeyServer) -> None:
         assert rows(server, made, ONE.token(), "SELECT 1") == [["1"]]
     assert keys.asked == 1
     keys.text = key_set(OTHER)
-    # Rotated, and not asked for more often than every 30 seconds: until then the old one holds.
-    assert "isn't registered" in refusal(server, made, OTHER.token())[1]
-    assert keys.asked == 1
     register(server, made, jwks=None, jwks_url=keys.url)
     assert rows(server, made, OTHER.token(), "SELECT 1") == [["1"]]
     for status, text in ((302, "{}"), (200, "no json"), (200, " " * 70_000)):
