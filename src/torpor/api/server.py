@@ -22,6 +22,7 @@ from uvicorn.server import Server
 from torpor.api.app import App
 from torpor.api.calls import Services
 from torpor.api.gate import ApiLimits
+from torpor.base.listening import listen
 from torpor.base.logs import get_logger
 from torpor.base.telemetry import Counter
 from torpor.model.errors import AddressInUse, BadSettings
@@ -32,7 +33,6 @@ HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CONNECTIONS = 1000
 UNREAD_TIMEOUT_S = 30.0
-_BACKLOG = 1024
 _ABORT_S = 1.0
 _FIRST_REQUEST_S = 0.3  # that a connection without a request so far has at the end
 _LOOK_S = 0.005
@@ -169,25 +169,15 @@ def _is_loopback(host: str) -> bool:
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
+        return listen(host, port)
+    except socket.gaierror as error:
         raise BadSettings(f"api_host {host!r} is no address: {error.strerror}", "give one of this host, for instance 127.0.0.1") from error
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
     except OSError as error:
-        listener.close()
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(
                 f"the API can't listen on {host}:{port}, another program does", "end it, or give another api_port (0 takes a free one)"
             ) from error
         raise BadSettings(f"the API can't listen on {host}:{port}: {error.strerror}", "give another api_host or api_port") from error
-    return listener
 
 
 class _Protocol(HttpToolsProtocol):

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from torpor.base.listening import listen
 from torpor.base.logs import get_logger
 from torpor.base.processes import ProcessHandle
 from torpor.base.tasks import TaskOwner
@@ -26,7 +27,6 @@ from torpor.model.errors import AddressInUse, BadSettings, HostError, TorporErro
 
 log = get_logger(__name__)
 
-_BACKLOG = 1024
 _READY_S = 60.0
 _GRACE_S = 3.0
 _ENDS_S = 5.0
@@ -253,19 +253,10 @@ def _run(control: socket.socket) -> int:
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
+        return listen(host, port)
+    except socket.gaierror as error:
         raise BadSettings(f"http_host {host!r} is no address: {error.strerror}", "give one of this host, for instance 127.0.0.1") from error
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
     except OSError as error:
-        listener.close()
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(
                 f"SQL over HTTP can't listen on {host}:{port}: another program does",
@@ -274,4 +265,3 @@ def _bind(host: str, port: int) -> socket.socket:
         raise BadSettings(
             f"SQL over HTTP can't listen on {host}:{port}: {error.strerror}", "give another http_host or http_port"
         ) from error
-    return listener
