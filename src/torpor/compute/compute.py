@@ -102,7 +102,7 @@ class Compute:
     @property
     def connection_limit(self) -> int:
         """How many connections clients may have open now. A higher number than PostgreSQL was started for waits for its next start."""
-        runs_on = self._around.volumes.data(self.database.id) if self._postmaster is not None else None
+        runs_on = (lambda: self._around.volumes.data(self.database.id)) if self._postmaster is not None else None
         return connection_limit(self.size, self._around.size, runs_on)
 
     @property
@@ -201,7 +201,7 @@ class Compute:
         Raises ComputeStartFailed with PostgreSQL's own words, or StartTimeout (the start goes on). Safe to cancel.
         """
         try:
-            async with asyncio.timeout(self._around.start_timeout_s):
+            async with asyncio.timeout(self._around.start_timeout_s if self.is_moving or self.state is not ComputeState.AWAKE else None):
                 return await self._wake(reason, detail)
         except TimeoutError:
             raise StartTimeout(

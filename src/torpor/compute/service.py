@@ -63,6 +63,7 @@ def sql(name: str) -> str:
     return (importlib.resources.files("torpor.compute") / "sql" / f"{name}.sql").read_text()
 
 
+_ROLE_PLAN = "torpor_role"
 _ACTIVITY, _ROLES, _CLAIM = sql("activity"), sql("roles"), sql("claim")
 _INNER = "SELECT 1 FROM pg_catalog.pg_database WHERE datname = "
 _BRANCH, _FORGET_PASSWORDS = sql("branch"), sql("forget_passwords")
@@ -88,6 +89,7 @@ class ServiceSession:
         self._lock = asyncio.Lock()
         self._exchanging = False
         self.broken = False
+        self._plans_roles, self._has_role_plan = True, False
 
     def __repr__(self) -> str:
         return f"<ServiceSession pid={self._line.pid}{' broken' if self.broken else ''}>"
@@ -122,7 +124,17 @@ class ServiceSession:
 
     async def role(self, name: str) -> Role | None:
         """One role, None if there is none of that name."""
-        rows = await self.query(f"{_ROLES} AND rolname = {literal(name)}")
+        async with self._lock:
+            # Every login asks, and to plan it takes three times as long as to answer it.
+            asked = f"EXECUTE {_ROLE_PLAN}({literal(name)})"
+            if self._plans_roles and not self._has_role_plan:
+                asked = f"PREPARE {_ROLE_PLAN}(name) AS {_ROLES} AND rolname = $1; {asked}"
+            try:
+                rows = await self._ask(asked if self._plans_roles else f"{_ROLES} AND rolname = {literal(name)}")
+            except QueryFailed:
+                self._plans_roles = False  # nobody knows what is left of the plan
+                raise
+            self._has_role_plan = True
         return _role(rows[0]) if rows else None
 
     async def claim(self, name: str, verifier: str, superuser: bool = False) -> None:
@@ -166,15 +178,18 @@ class ServiceSession:
     async def query(self, text: str, most_messages: int = _FEW_MESSAGES, patience_s: float = _PATIENCE_S) -> list[Row]:
         """The rows of a simple query, of all its statements. Raises QueryFailed, or ComputeLost when the session broke."""
         async with self._lock:
-            if self.broken:
-                raise ComputeLost("Torpor's own session with PostgreSQL broke")
-            try:
-                return await self._exchange(query(text), most_messages, patience_s)
-            except QueryFailed:
-                raise
-            except BaseException:
-                self.abandon()
-                raise
+            return await self._ask(text, most_messages, patience_s)
+
+    async def _ask(self, text: str, most_messages: int = _FEW_MESSAGES, patience_s: float = _PATIENCE_S) -> list[Row]:
+        if self.broken:
+            raise ComputeLost("Torpor's own session with PostgreSQL broke")
+        try:
+            return await self._exchange(query(text), most_messages, patience_s)
+        except QueryFailed:
+            raise
+        except BaseException:
+            self.abandon()
+            raise
 
     async def close(self) -> None:
         """Log out and wait until the backend has ended (at most a second), so that a freeze doesn't catch it dying."""

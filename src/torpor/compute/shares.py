@@ -8,6 +8,7 @@ Concurrency: on the event loop, short writes of kernel files. One per compute; n
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,12 +132,12 @@ def server_options(size: Size, usual: Size) -> tuple[tuple[str, str], ...]:
     return (("max_connections", str(size.connections + _RESERVED)),) if size.connections > usual.connections else ()
 
 
-def connection_limit(size: Size, usual: Size, data: Path | None) -> int:
+def connection_limit(size: Size, usual: Size, data: Callable[[], Path] | None) -> int:
     """How many connections clients may have: those of the size, or as many as the PostgreSQL that runs on `data` was started for."""
     if size.connections <= usual.connections or data is None:
         return size.connections
     try:
-        _, found, rest = read_untrusted(data / _OPTIONS_FILE).partition("max_connections=")
+        _, found, rest = read_untrusted(data() / _OPTIONS_FILE).partition("max_connections=")
     except OSError:
         return usual.connections
     digits = rest.split('"')[0].strip()

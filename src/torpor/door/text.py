@@ -6,4 +6,5 @@ MAX_SHOWN_CHARACTERS = 63
 
 def printable(text: str) -> str:
     """At most 63 characters of `text`, all of them visible (or spaces)."""
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_SHOWN_CHARACTERS])
+    text = text[:MAX_SHOWN_CHARACTERS]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

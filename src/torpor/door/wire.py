@@ -26,8 +26,12 @@ async def read_exactly(sock: socket.socket, length: int, head: bytes = b"") -> b
     loop = asyncio.get_running_loop()
     data = head
     while len(data) < length:
+        wanted = length - len(data)
         try:
-            part = await loop.sock_recv(sock, length - len(data))
+            try:
+                part = sock.recv(wanted, socket.MSG_DONTWAIT)  # mostly it is there: to have the loop wait for it takes a dozen system calls
+            except (BlockingIOError, InterruptedError):
+                part = await loop.sock_recv(sock, wanted)
         except OSError as error:
             raise ClientGone from error
         if not part:

@@ -176,5 +176,5 @@ class ScramExchange:
 
 def _proof_fits(verifier: Verifier, proof: bytes, signed: bytes) -> bool:
     signature = hmac.digest(verifier.stored_key, signed, "sha256")
-    client_key = bytes(a ^ b for a, b in zip(proof, signature, strict=True))
+    client_key = (int.from_bytes(proof) ^ int.from_bytes(signature)).to_bytes(_KEY_BYTES)
     return hmac.compare_digest(hashlib.sha256(client_key).digest(), verifier.stored_key)

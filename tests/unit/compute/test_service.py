@@ -162,3 +162,33 @@ async def test_a_malformed_answer_ends_the_session(hostile: tuple[ServiceSession
     with pytest.raises(ComputeLost):
         await session.query("SELECT 1")
     assert session.broken
+
+
+async def test_the_question_for_a_role_is_planned_once_and_asked_without_a_plan_after_a_failure(
+    hostile: tuple[ServiceSession, socket.socket],
+) -> None:
+    session, theirs = hostile
+    loop = asyncio.get_running_loop()
+
+    async def ask(answer: bytes) -> tuple[str, Role | None]:
+        asking = asyncio.create_task(session.role("o'neill"))
+        asked = await loop.sock_recv(theirs, 10_000)
+        await loop.sock_sendall(theirs, answer + READY)
+        with contextlib.suppress(QueryFailed):
+            return asked[5:-1].decode(), await asking
+        return asked[5:-1].decode(), None
+
+    found = row(b"o'neill", None, b"t", None, b"f")
+    role = Role("o'neill", None, True)
+    first, answer = await ask(found)
+    assert answer == role
+    assert first.startswith("PREPARE ")
+    assert first.endswith("(E'o''neill')")
+    again, answer = await ask(found)
+    assert (again, answer) == (first.rpartition("; ")[2], role)
+    assert again.startswith("EXECUTE ")
+    assert (await ask(frame(b"E", b"SERROR\0Mno\0\0")))[1] is None
+    plain, answer = await ask(found)
+    assert answer == role
+    assert plain.endswith("AND rolname = E'o''neill'")
+    assert "PREPARE" not in plain

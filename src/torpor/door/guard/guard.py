@@ -141,7 +141,8 @@ class Visit:
         self.database = None if pooled else database.id
         guard.entering_overall += 1
         guard.entering[self.key] += 1
-        guard.entering_database.update((self.database,) if self.database is not None else ())
+        if self.database is not None:
+            guard.entering_database[self.database] += 1
 
     def check_wake(self, database: Database) -> None:
         """Before it wakes the database's compute. Raises TooManyWakes."""
