@@ -40,5 +40,5 @@ def pack(op: StrEnum, **fields: object) -> bytes:
 
 def unpack(packet: bytes) -> dict[str, Any]:
     """The fields of a packet, `op` among them."""
-    fields: dict[str, Any] = json.loads(packet)
+    fields: dict[str, Any] = json.loads(packet.decode())
     return fields

@@ -15,9 +15,10 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
+from functools import lru_cache
 from itertools import count
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ from torpor.model.cache import CacheView, PurgeBy
 from torpor.model.database import Database
 from torpor.model.errors import AddressForbidden, DatabaseNotFound, TooManyInDatabase, TorporError, Unavailable
 from torpor.model.names import DatabaseId
-from torpor.model.pool import PinnedClient, PoolMode, PoolView
+from torpor.model.pool import PinnedClient, PoolMode, PoolOverrides, PoolView
 from torpor.model.sleep import WakeReason
 from torpor.pgwire.replies import error_response
 from torpor.pgwire.startup import CancelRequest, StartupMessage
@@ -334,7 +335,7 @@ class Pools:
             application_name=startup.parameters.get("application_name", ""),
             key=secrets.token_bytes(_KEY_BYTES[startup.minor >= 2]),
             auto=auto,
-            limits=asdict(self._limits_of(database)),
+            limits=_limits(self._limits, database.pool),
         )
         worker.tell(packet, os.dup(sock.fileno()))
         worker.clients[number] = client
@@ -404,11 +405,6 @@ class Pools:
             home = min(self._workers, key=lambda worker: len(worker.clients))
         self._homes[id] = home
         return home
-
-    def _limits_of(self, database: Database) -> Limits:
-        own = database.pool
-        given = {"size": own.size, "role_size": own.role_size, "queue": own.queue}
-        return replace(self._limits, **{name: value for name, value in given.items() if value is not None})
 
     def _heard(self, worker: Worker, said: dict[str, Any]) -> None:
         match said["op"]:
@@ -513,3 +509,10 @@ class Pools:
             log.info("a cancel did not reach PostgreSQL", cause=str(error))
         finally:
             worker.tell(pack(ToWorker.CANCELED, backend=said["backend"]))
+
+
+@lru_cache(maxsize=256)
+def _limits(usual: Limits, own: PoolOverrides) -> Mapping[str, Any]:
+    """What holds for one database, as a packet says it."""
+    given = {"size": own.size, "role_size": own.role_size, "queue": own.queue}
+    return asdict(replace(usual, **{name: value for name, value in given.items() if value is not None}))

@@ -60,7 +60,7 @@ class Worker:
         self._shown: dict[str, object] = {}
         self._shown_at = 0.0
         self._tick_at = 0.0
-        self._finishing = self._is_over = False
+        self._finishing = self._is_over = self._is_behind = False
 
     def run(self) -> None:
         """Until Torpor is gone, or has said that it is enough and the last client has left."""
@@ -149,10 +149,13 @@ class Worker:
             while self._outbox:
                 self._control.send(self._outbox[0])
                 self._outbox.popleft()
-            if not self._is_over:
+            if self._is_behind and not self._is_over:
+                self._is_behind = False
                 self._sockets.watch_control(writable=False)
         except BlockingIOError:
-            self._sockets.watch_control(writable=True)
+            if not self._is_behind:
+                self._is_behind = True
+                self._sockets.watch_control(writable=True)
         except OSError:
             self._is_over = True
 
