@@ -170,7 +170,7 @@ class House:
             remembered = estate.failures if estate else None
             self._guard = Guard(self._clock.monotonic, secret, settings.door_limits, fleet, settings.load_balancers, remembered=remembered)
             undo.callback(self._guard.close)
-            self._pools = make_pools(settings, fleet, around, self._guard)
+            self._pools = make_pools(settings, fleet, around, self._guard, directory.path)
             gateway_secret = new_gateway_secret()
             tokens = self._tokens = make_tokens(settings, self._catalog, fleet, self._clock, self._tasks)
             self.door = Door(

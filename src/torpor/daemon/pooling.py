@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from torpor.base.telemetry import Reading, Readings, Telemetry
 from torpor.compute.fleet import Fleet
@@ -10,9 +11,11 @@ from torpor.door.guard.guard import Guard
 from torpor.door.relays import default_workers
 from torpor.gateway.pool.caches import Caches, no_caches
 from torpor.gateway.pool.pools import Pools
+from torpor.gateway.pool.stores import SharedStore
 from torpor.gateway.pool.values import Limits
 from torpor.model.access import address_key
 from torpor.model.cache import NO_POLICY, CachePolicy, CacheView
+from torpor.model.cachestore import parse_store
 from torpor.model.names import DatabaseId
 from torpor.model.pool import PoolMode, PoolView
 from torpor.model.settings import Settings
@@ -20,7 +23,7 @@ from torpor.model.settings import Settings
 _CLOSED_BEFORE_FREEZE = 0.6
 
 
-def make_pools(settings: Settings, fleet: Fleet, around: Surroundings, guard: Guard) -> Pools:
+def make_pools(settings: Settings, fleet: Fleet, around: Surroundings, guard: Guard, data_dir: Path) -> Pools:
     """The pools of all databases. No process is started before a client asks for it."""
     # A connection that is closed while its database sleeps would wake it: it must be closed before.
     idle_s = min(settings.pool_idle_s, _CLOSED_BEFORE_FREEZE * settings.freeze_after_s) if settings.freeze_after_s else settings.pool_idle_s
@@ -30,7 +33,8 @@ def make_pools(settings: Settings, fleet: Fleet, around: Surroundings, guard: Gu
         compute = fleet.get(id)
         return compute.database.cache if compute is not None else NO_POLICY
 
-    caches = Caches(policy, around.writes.reader) if around.writes is not None else no_caches()
+    shared = SharedStore(parse_store(settings.cache_store), data_dir / "shared")
+    caches = Caches(policy, around.writes.reader, shared) if around.writes is not None else no_caches()
     return Pools(
         fleet,
         around.census,
@@ -43,6 +47,7 @@ def make_pools(settings: Settings, fleet: Fleet, around: Surroundings, guard: Gu
         check_wake=lambda host, database: guard.check_wake(address_key(host) if host else "", database),
         caches=caches,
         cache_bytes=settings.cache_bytes,
+        shared=shared,
     )
 
 
@@ -87,5 +92,7 @@ def register_cached(telemetry: Telemetry, views: Callable[[], list[tuple[str, Po
         Readings("torpor_cache_fills_total", "Results that were put in.", each(lambda c: c.fills), by, "counter"),
         Readings("torpor_cache_evicted_total", "Results that others took the room of.", each(lambda c: c.evicted), by, "counter"),
         Readings("torpor_cache_purged_total", "Results that were purged.", each(lambda c: c.purged), by, "counter"),
+        Readings("torpor_cache_shared_total", "Results that were found in the shared store.", each(lambda c: c.shared), by, "counter"),
+        Readings("torpor_cache_skipped_total", "Times that the shared store gave no answer.", each(lambda c: c.skipped), by, "counter"),
     ):  # fmt: skip
         telemetry.add(family)

@@ -58,6 +58,10 @@ class CacheView:
     fills: int = 0
     evicted: int = 0
     purged: int = 0
+    shared: int = 0
+    """Results that were found in the shared store."""
+    skipped: int = 0
+    """Times that the shared store gave no answer."""
 
 
 NO_CACHE = CacheView()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torpor.model.access import NetworkSet
+from torpor.model.cachestore import parse_store
 from torpor.model.encryption import TlsMode
 from torpor.model.errors import BadSettings, InvalidRequest
 from torpor.model.limits import DoorLimits, parse_rates
@@ -110,6 +111,9 @@ class Settings:
     cache_bytes: int = _setting(
         128 << 20, "bytes of results that one process for pooled clients keeps in its cache at most; 0 caches nothing"
     )
+    cache_store: str = _setting(
+        "", "a Redis or Valkey in which cached results outlive their process: redis://user:password@host:port/db; none by default"
+    )
     pool_max_clients: int = _setting(10_000, "pooled clients that one database may have")
     history_store: str = _setting(
         "", "where the history of databases is kept: a directory, s3://bucket/prefix, or none; default <data_dir>/history"
@@ -129,6 +133,7 @@ class Settings:
         """Raise BadSettings, naming the setting, for values out of range."""
         _ = self.sleep_policy
         _ = self.door_limits
+        parse_store(self.cache_store)
         try:
             NetworkSet(self.load_balancers)
         except InvalidRequest as error:

@@ -8,12 +8,14 @@ Concurrency: belongs to the worker's one thread; nothing here waits.
 
 import os
 import re
+import time
 from typing import Any
 
 from torpor.gateway.cache.store import Store
 from torpor.gateway.cache.writes import Writes
 from torpor.gateway.pool.engine import Pool
 from torpor.gateway.pool.messages import ToWorker
+from torpor.gateway.pool.sharing import Remote, Sharing
 
 _SETTING = "torpor.cache="
 _PIECE = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)
@@ -22,11 +24,13 @@ _PIECE = re.compile(r"(?:\\.|[^\s\\])+", re.DOTALL)
 class CacheDesk:
     """For all databases of one worker."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, remote: Remote | None = None) -> None:
         self.store = Store(limit_bytes)
         self._pools: dict[str, Pool] = {}
         self._policies: dict[str, tuple[dict[str, str], bool]] = {}
         self._writes: dict[str, Writes] = {}
+        self._remote = remote
+        self._sharing: dict[str, Sharing] = {}
 
     def __repr__(self) -> str:
         return f"<CacheDesk {self.store!r}>"
@@ -36,6 +40,7 @@ class CacheDesk:
         self._pools[database] = pool
         if database in self._policies:
             pool.caching.rule(*self._policies[database])
+        pool.caching.share(self._sharing.get(database))
         if database in self._writes:
             pool.caching.count_writes(self._writes.pop(database))
 
@@ -52,8 +57,10 @@ class CacheDesk:
                     self._policies.pop(database, None)
                 if not on_write and database in self._writes:
                     self._writes.pop(database).close()
+                self._share(database, said.get("secret"))
                 if pool is not None:
                     pool.caching.rule(rules, on_write)
+                    pool.caching.share(self._sharing.get(database))
             case ToWorker.WRITES if fd >= 0:
                 writes = Writes(fd)
                 if pool is not None:
@@ -71,6 +78,12 @@ class CacheDesk:
         if fd >= 0:
             os.close(fd)
         return None
+
+    def _share(self, database: str, secret: str | None) -> None:
+        if secret is None or self._remote is None:
+            self._sharing.pop(database, None)
+        elif database not in self._sharing or self._sharing[database].secret.hex() != secret:
+            self._sharing[database] = Sharing(self._remote, bytes.fromhex(secret), time.time)
 
     def expire(self, now: float) -> None:
         """Now and then: what may not be served any more makes room. It needn't be soon, as nobody is given it."""

@@ -1,8 +1,9 @@
 """The daemon's end of the cache in the pool's workers: tells them what holds for a database, gives them its counters of writes, has
 entries dropped.
 
-The results themselves are with the worker that has the database's clients, and nowhere else: one that ends takes them along. So whoever
-purges asks at most one worker, and a database that has none has nothing to drop.
+The results themselves are with the worker that has the database's clients: one that ends takes them along. So whoever purges asks at most
+one worker. In a shared store nothing has to be dropped: with each purge the database gets another secret (`pool.stores`), by which what is
+there can't be found.
 
 Concurrency: belongs to the loop of the pools. A purge is a question to a worker; it is answered when it says so, or ends.
 """
@@ -10,11 +11,14 @@ Concurrency: belongs to the loop of the pools. A purge is a question to a worker
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
+from pathlib import Path
 from typing import Any, Protocol
 
 from torpor.base.logs import get_logger
 from torpor.gateway.pool.messages import ToWorker, pack
+from torpor.gateway.pool.stores import SharedStore
 from torpor.model.cache import NO_POLICY, CachePolicy, PurgeBy
+from torpor.model.errors import Unavailable
 from torpor.model.names import DatabaseId
 
 log = get_logger(__name__)
@@ -37,7 +41,8 @@ class Caches:
     """What workers know of the cache. `policy` says what holds for a database; `counters` gives a descriptor of its file, or raises
     OSError."""
 
-    def __init__(self, policy: Callable[[DatabaseId], CachePolicy], counters: Callable[[DatabaseId], int]) -> None:
+    def __init__(self, policy: Callable[[DatabaseId], CachePolicy], counters: Callable[[DatabaseId], int], shared: SharedStore) -> None:
+        self._shared = shared
         self._policy, self._counters = policy, counters
         self._tickets = count(_NO_ANSWER + 1)
         self._asked: dict[int, tuple[Told, asyncio.Future[int]]] = {}
@@ -58,13 +63,27 @@ class Caches:
 
     def forget(self, worker: Told | None, id: DatabaseId) -> None:
         """The database is gone, or holds something else: nothing of it may be served any more."""
+        try:
+            self._shared.forget(id)
+        except OSError as error:
+            log.error("results that are shared can't be forgotten", database=id, cause=str(error))
         if worker is not None and id in worker.introduced:
+            self._explain(worker, id, self._policy(id))
             worker.tell(_purge(_NO_ANSWER, id, PurgeBy.ALL, ()))
+
+    async def unshare(self, id: DatabaseId) -> None:
+        """Before a purge: what the database has in the shared store can't be found any more. Raises Unavailable."""
+        try:
+            await asyncio.to_thread(self._shared.forget, id)
+        except OSError as error:
+            raise Unavailable(f"what the cache shares can't be purged: {error.strerror}", "make room in the data directory") from error
 
     async def purge(self, worker: Told | None, id: DatabaseId, by: PurgeBy, values: Sequence[str]) -> int:
         """Drop entries; how many there were. When it returns none of them is served."""
         if worker is None or id not in worker.introduced:
             return 0
+        if self._shared.address is not None:
+            self._explain(worker, id, self._policy(id))
         dropped = 0
         for begin in range(0, max(1, len(values)), _MOST_VALUES):
             ticket = next(self._tickets)
@@ -91,7 +110,7 @@ class Caches:
 
     def _explain(self, worker: Told, id: DatabaseId, policy: CachePolicy) -> None:
         rules = [[rule.fingerprint, rule.words] for rule in policy.rules]
-        worker.tell(pack(ToWorker.CACHE, database=id, rules=rules, on_write=policy.on_write))
+        worker.tell(pack(ToWorker.CACHE, database=id, rules=rules, on_write=policy.on_write, secret=self._secret(id)))
         if policy.on_write:
             try:
                 counters = self._counters(id)
@@ -100,14 +119,21 @@ class Caches:
             else:
                 worker.tell(pack(ToWorker.WRITES, database=id), counters)
 
+    def _secret(self, id: DatabaseId) -> bytes | None:
+        try:
+            return self._shared.secret(id)
+        except OSError as error:
+            log.warning("results of a database can't be shared", database=id, cause=str(error))
+            return None
+
 
 def no_caches() -> Caches:
-    """For pools without a house around them: no rules, and nothing is dropped by writes."""
+    """For pools without a house around them: no rules, nothing is dropped by writes, and nothing shared."""
 
     def none(_id: DatabaseId) -> int:
         raise FileNotFoundError("no counters")
 
-    return Caches(lambda _id: NO_POLICY, none)
+    return Caches(lambda _id: NO_POLICY, none, SharedStore(None, Path("/nonexistent")))
 
 
 def _purge(ticket: int, id: DatabaseId, by: PurgeBy, values: Sequence[str]) -> bytes:

@@ -182,7 +182,9 @@ class Caching(Misses):
             if scope is None:
                 if len(self._scopes) >= _MOST_SCOPES:
                     self._scopes.clear()  # numbers are never used again: what is kept under the old ones is only lost
+                    self._scoped.clear()
                 scope = self._scopes[key] = self._store.new_scope()
+                self._scoped[scope] = key
             session.carried, session.scope = client.carried, scope
         return session.scope
 
@@ -314,6 +316,8 @@ class Caching(Misses):
             if not may_read(ask.text):
                 self._bypass(client, words, "not a read")
                 return at
+            if self._looks(client, session, ask, after - at):
+                return WAIT
             self.fly(client, session, ask)
             return at
         if session.awaited:
@@ -324,6 +328,16 @@ class Caching(Misses):
         flight.waiters.append(client)
         client.link.listen(False)
         return WAIT
+
+    def _looks(self, client: Client, session: Session, ask: Ask, size: int) -> bool:
+        """Whether the client waits for what the shared store says."""
+        lookup = self.look(session, ask)
+        if lookup is None:
+            return False
+        session.awaits, session.end = lookup, size
+        lookup.waiters.append(client)
+        client.link.listen(False)
+        return True
 
     def _has_changed(self, session: Session, ask: Ask, entry: Entry) -> bool:
         """Whether the columns aren't those any more that the client was told of. A PostgreSQL of its own would say so, too, and drivers
@@ -396,6 +410,8 @@ class Caching(Misses):
             self._understood(client, session, ask, entry)
             return unit.end
         if may_read(ask.text):
+            if self._looks(client, session, ask, unit.end - at):
+                return WAIT
             self.fly(client, session, ask)
         return at
 

@@ -19,6 +19,7 @@ class ToWorker(StrEnum):
     FINISH = "finish"  # all have to go, when they are done
     CACHE = "cache"  # what holds for the cache of a database: its rules, and whether writes drop entries; before its first client
     WRITES = "writes"  # the counters of a database's writes, with their file
+    STORE = "store"  # the connection to the shared store that was asked for, with its socket; without one: there is none
     PURGE = "purge"  # drop entries; ticket 0: no answer is wanted
 
 
@@ -30,6 +31,7 @@ class FromWorker(StrEnum):
     CANCEL = "cancel"  # PostgreSQL shall cancel what a backend runs
     LEFT = "left"  # a client is gone
     VIEW = "view"  # how a pool is doing
+    STORE = "store"  # a connection to the shared store is wanted
     PURGED = "purged"  # how many entries were dropped
 
 

@@ -13,9 +13,11 @@ from torpor.gateway.cache.writes import Writes, pick
 from torpor.gateway.pool import extended
 from torpor.gateway.pool.client import Client
 from torpor.gateway.pool.flights import Ask, Flight
+from torpor.gateway.pool.sharing import Lookup, Scope, Sharing
 from torpor.gateway.pool.turns import Figures, Session, notice, tell
 from torpor.gateway.pool.units import Unit, scan, whole, with_formats
 from torpor.gateway.pool.values import NOWHERE
+from torpor.model.errors import ProtocolViolation
 from torpor.model.fingerprint import fingerprint
 from torpor.pgwire.frames import frame
 from torpor.pgwire.replies import error_response
@@ -50,6 +52,9 @@ class Misses:
         self._flights: dict[Hashable, Flight] = {}
         self._running: set[Flight] = set()
         self._resumable: list[Client] = []
+        self._sharing: Sharing | None = None
+        self._lookups: dict[Hashable, Lookup] = {}
+        self._scoped: dict[int, Scope] = {}  # what the numbers stand for
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._shelf!r} {len(self._running)} misses>"
@@ -67,6 +72,10 @@ class Misses:
         if self._writes is not None:
             self._writes.close()
             self._writes = None
+
+    def share(self, sharing: Sharing | None) -> None:
+        """Share with others from now on, by this. What is being asked by another secret is worth nothing when it comes."""
+        self._sharing = sharing
 
     def purge(self, by: str, values: Sequence[str]) -> int:
         """Drop what was made so far, and what is being made. How many results there were."""
@@ -92,6 +101,8 @@ class Misses:
             "fills": figures.fills,
             "evicted": shelf.evicted,
             "purged": figures.purged,
+            "shared": figures.shared,
+            "skipped": figures.skipped,
         }
 
     # -- for the engine
@@ -125,7 +136,10 @@ class Misses:
         while self._resumable:
             client = self._resumable.pop(0)
             if not client.is_gone:
-                client.given()
+                try:
+                    client.given()
+                except ProtocolViolation:  # what it said behind that is its own trouble
+                    client.left()
 
     @property
     def has_waiting(self) -> bool:
@@ -166,6 +180,22 @@ class Misses:
         self._running.add(flight)
         if ask.executes:
             self._flights[ask.key] = flight
+
+    def look(self, session: Session, ask: Ask) -> Lookup | None:
+        """Ask the shared store, if there is one, for what isn't here. None when it isn't asked, or was already for this client."""
+        looked, session.looked = session.looked, None
+        scope, sharing = self._scoped.get(ask.scope), self._sharing
+        if sharing is None or scope is None or self.on_write or looked == ask.key:
+            return None
+        lookup = self._lookups.get(ask.key)
+        if lookup is not None:
+            return lookup
+        lookup = Lookup(ask, sharing.names(ask, scope), sharing)
+        if not sharing.remote.get([name for _, name in lookup.names], lambda values: self._found(lookup, values)):
+            self.figures.skipped += 1
+            return None
+        self._lookups[ask.key] = lookup
+        return lookup
 
     def valid(self, key: Hashable, now: float) -> Entry | None:
         entry = self._shelf.get(key, now)
@@ -282,6 +312,7 @@ class Misses:
         if not self._shelf.put(entry):
             return "too large"
         self.figures.fills += 1
+        self._give(ask, entry)
         return ""
 
     def _forget_description(self, ask: Ask) -> None:
@@ -303,20 +334,46 @@ class Misses:
                 columns = before.columns
         if flight.client.session is not None:
             tell(flight.client.session, ask, flight.columns, flight.begun)
-        self._shelf.put(
-            Entry(
-                key,
-                b"",
-                made_at=flight.begun,
-                expires_at=flight.begun + words.ttl_s + words.swr_s,
-                cost_ms=(flight.finished - flight.begun) * 1000,
-                fingerprint=fingerprint(ask.text),
-                columns=columns,
-                parameters=parameters,
-                seen=pick(flight.snapshot, ()) if flight.snapshot is not None else None,
-                other_bytes=len(ask.body),
-            )
+        entry = Entry(
+            key,
+            b"",
+            made_at=flight.begun,
+            expires_at=flight.begun + words.ttl_s + words.swr_s,
+            cost_ms=(flight.finished - flight.begun) * 1000,
+            fingerprint=fingerprint(ask.text),
+            columns=columns,
+            parameters=parameters,
+            seen=pick(flight.snapshot, ()) if flight.snapshot is not None else None,
+            other_bytes=len(ask.body),
         )
+        if self._shelf.put(entry):
+            self._give(ask, entry)
+
+    def _give(self, ask: Ask, entry: Entry) -> None:
+        scope = self._scoped.get(ask.scope)
+        if self._sharing is not None and scope is not None and not self.on_write:
+            self._sharing.give(ask, scope, entry)
+
+    def _found(self, lookup: Lookup, values: Sequence[bytes | None] | None) -> None:
+        """The shared store has answered, or hasn't: who has waited is heard again, and finds an entry, or doesn't."""
+        key, now = lookup.ask.key, self._now()
+        del self._lookups[key]
+        if values is None:
+            self.figures.skipped += 1
+        elif lookup.sharing is self._sharing and not self.on_write:
+            for (entry_key, name), value in zip(lookup.names, values, strict=False):
+                if value is None or self._shelf.get(entry_key, now) is not None:
+                    continue
+                entry = lookup.sharing.entry(lookup.ask, entry_key, name, value, now)
+                if entry is not None and self._shelf.put(entry):
+                    self.figures.shared += bool(entry.data)
+        for waiter in lookup.waiters:
+            session = waiter.session
+            if session is not None and session.awaits is lookup:
+                session.awaits, session.looked = None, key
+                self._resumable.append(waiter)
+        lookup.waiters.clear()
+        self.resume()
 
     def _land(self, flight: Flight, has_waited: bool) -> None:
         """It is over."""

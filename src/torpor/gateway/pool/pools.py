@@ -29,6 +29,7 @@ from torpor.compute.census import Census
 from torpor.compute.fleet import Fleet
 from torpor.gateway.pool.caches import Caches
 from torpor.gateway.pool.messages import MAX_PACKET_BYTES, FromWorker, ToWorker, pack, unpack
+from torpor.gateway.pool.stores import SharedStore
 from torpor.gateway.pool.values import Limits
 from torpor.gateway.pool.worker import CONTROL_FD, COUNTERS_FD, SLOT_WORDS
 from torpor.metering.traffic import Traffic
@@ -118,7 +119,7 @@ class Worker:
     """One worker process."""
 
     def __init__(
-        self, uid: int, cache_bytes: int, heard: Callable[["Worker", dict[str, Any]], None], gone: Callable[["Worker"], None]
+        self, uid: int, cache_bytes: int, shares: bool, heard: Callable[["Worker", dict[str, Any]], None], gone: Callable[["Worker"], None]
     ) -> None:
         """Start it. Raises OSError."""
         self.clients: dict[int, PooledClient] = {}
@@ -142,6 +143,7 @@ class Worker:
             actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, 2, 1)]
             actions += [(os.POSIX_SPAWN_DUP2, fd, number) for fd, number in zip(spare, (CONTROL_FD, COUNTERS_FD), strict=True)]
             arguments = [sys.executable, "-I", "-m", "torpor.gateway.pool.worker", str(uid), str(cache_bytes)]
+            arguments += ["shares"] if shares else []
             pid = os.posix_spawn(sys.executable, arguments, {"LANG": "C.UTF-8"}, file_actions=actions, setsid=True)
         except BaseException:
             ours.close()
@@ -260,6 +262,7 @@ class Pools:
         check_wake: Callable[[str, Database], None],
         caches: Caches,
         cache_bytes: int,
+        shared: SharedStore,
     ) -> None:
         """`default` is what holds for clients and databases that don't say; `max_clients` are those of one database; `uid` is whom workers
         become (0: they stay who we are)."""
@@ -267,7 +270,7 @@ class Pools:
         self._fleet, self._census, self._limits = fleet, census, limits
         self._wanted, self._max_clients, self._uid = workers, max_clients, uid
         self._check_wake = check_wake
-        self._caches, self._cache_bytes = caches, cache_bytes
+        self._caches, self._cache_bytes, self._shared = caches, cache_bytes, shared
         self._workers: list[Worker] = []
         self._homes: dict[DatabaseId, Worker] = {}
         self._counts: dict[DatabaseId, int] = {}
@@ -365,7 +368,8 @@ class Pools:
                     worker.tell(pack(ToWorker.DISMISS, client=client.number, farewell=farewell))
 
     async def purge(self, id: DatabaseId, by: PurgeBy, values: Sequence[str]) -> int:
-        """Drop what is cached of a database; how many results that were. When it returns none of them is served."""
+        """Drop what is cached of a database; how many results that were. When it returns none of them is served. Raises Unavailable."""
+        await self._caches.unshare(id)
         return await self._caches.purge(self._homes.get(id), id, by, values)
 
     def cache_changed(self, id: DatabaseId) -> None:
@@ -397,7 +401,7 @@ class Pools:
             return home
         if len(self._workers) < self._wanted:
             try:
-                home = Worker(self._uid, self._cache_bytes, self._heard, self._gone)
+                home = Worker(self._uid, self._cache_bytes, self._shared.address is not None, self._heard, self._gone)
             except OSError as error:
                 raise Unavailable(f"a worker of the pool can't be started: {error.strerror}", "connect without the pool") from error
             self._workers.append(home)
@@ -418,6 +422,8 @@ class Pools:
                     worker.give_back(slot)
             case FromWorker.PURGED:
                 self._caches.purged(said)
+            case FromWorker.STORE:
+                self._tasks.spawn(self._connect_store(worker), "connect to the shared store")
             case FromWorker.LEFT:
                 self._left(worker, said["client"])
             case FromWorker.VIEW:
@@ -448,6 +454,10 @@ class Pools:
             self._left(worker, number)
         for slot in worker.slots.values():
             slot.end()
+
+    async def _connect_store(self, worker: Worker) -> None:
+        sock = await self._shared.connect()
+        worker.tell(pack(ToWorker.STORE), sock.detach() if sock is not None else -1)
 
     async def _open(self, worker: Worker, said: dict[str, Any]) -> None:
         """Have PostgreSQL serve one end of a socket pair, and give the worker the other."""

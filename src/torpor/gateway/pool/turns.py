@@ -1,8 +1,11 @@
 """What one client has to do with the cache, what it is told of it, and turns that repeat to the letter. Pure."""
 
+from collections.abc import Hashable
+
 from torpor.gateway.cache.comments import leading_words
 from torpor.gateway.cache.store import Entry
 from torpor.gateway.pool.flights import Ask, Flight
+from torpor.gateway.pool.sharing import Lookup
 from torpor.gateway.pool.units import DESCRIBE, PORTAL
 from torpor.gateway.pool.values import Settings
 from torpor.model.cachewords import Words
@@ -32,13 +35,14 @@ class Turn:
 class Session:
     """What one client has to do with the cache."""
 
-    __slots__ = ("awaited", "awaits", "carried", "default", "end", "flight", "scope", "told", "words")
+    __slots__ = ("awaited", "awaits", "carried", "default", "end", "flight", "looked", "scope", "told", "words")
 
     def __init__(self) -> None:
         self.words: Words | None = None  # of SET torpor.cache
         self.default: Words | None = None  # what RESET gives
         self.flight: Flight | None = None  # its own miss
-        self.awaits: Flight | None = None  # somebody else's
+        self.awaits: Flight | Lookup | None = None  # somebody else's, or what the shared store says
+        self.looked: Hashable = None  # for what it has waited for that
         self.awaited = False  # it has waited once for this turn
         self.end = 0  # how long the turn is that waits
         self.carried: Settings | None = None
@@ -49,10 +53,11 @@ class Session:
 class Figures:
     """Counts since the start."""
 
-    __slots__ = ("bypasses", "fills", "hits", "misses", "purged", "stale")
+    __slots__ = ("bypasses", "fills", "hits", "misses", "purged", "shared", "skipped", "stale")
 
     def __init__(self) -> None:
         self.hits = self.stale = self.misses = self.fills = self.purged = 0
+        self.shared = self.skipped = 0  # found in the shared store; times that it didn't answer in time
         self.bypasses: dict[str, int] = {}
 
 

@@ -26,6 +26,7 @@ from torpor.gateway.pool.client import Client
 from torpor.gateway.pool.engine import Pool
 from torpor.gateway.pool.links import SocketLink, Sockets
 from torpor.gateway.pool.messages import MAX_PACKET_BYTES, FromWorker, ToWorker, pack, unpack
+from torpor.gateway.pool.shared import RemoteStore
 from torpor.gateway.pool.values import Key, Limits
 from torpor.pgwire.replies import error_response
 
@@ -44,11 +45,12 @@ _SHUTTING_DOWN = error_response("57P01", "Torpor is shutting down", "connect aga
 class Worker:
     """All that one process does. Also the engine's port to Torpor."""
 
-    def __init__(self, control: socket.socket, counters: "memoryview[int]", cache_bytes: int = DEFAULT_BYTES) -> None:
-        self._desk = CacheDesk(cache_bytes)
+    def __init__(self, control: socket.socket, counters: "memoryview[int]", cache_bytes: int = DEFAULT_BYTES, shares: bool = False) -> None:
         control.setblocking(False)
         self._control = control
         self._sockets = Sockets(control.fileno(), counters, self._closed)
+        self._shared = RemoteStore(self._sockets, lambda: self._tell(FromWorker.STORE), time.monotonic) if shares else None
+        self._desk = CacheDesk(cache_bytes, self._shared)
         self._outbox: deque[bytes] = deque()
         self._pools: dict[str, Pool] = {}
         self._names: dict[Pool, str] = {}
@@ -211,6 +213,8 @@ class Worker:
                 client_or_none = self._clients.get(said["client"])
                 if client_or_none is not None:
                     client_or_none.dismiss(bytes.fromhex(said["farewell"]))
+            case ToWorker.STORE if self._shared is not None:
+                self._shared.connected(sock)
             case ToWorker.CACHE | ToWorker.PURGE:
                 self._ask_desk(said, -1)
             case ToWorker.FINISH:
@@ -293,14 +297,18 @@ def become(uid: int) -> None:
 
 
 def main() -> None:
-    """Run as a process of its own: the arguments are the user to become, 0 for none, and the bytes that the cache may have."""
+    """Run as a process of its own: the arguments are the user to become, 0 for none, the bytes that the cache may have, and whether
+    it shares them."""
     control = socket.socket(fileno=CONTROL_FD)
     memory = mmap.mmap(COUNTERS_FD, 0)
     os.close(COUNTERS_FD)
+    shares = sys.argv[3:] == ["shares"]
+    if shares:  # while it can be read for certain
+        import cryptography.hazmat.primitives.ciphers.aead  # noqa: F401
     become(int(sys.argv[1]))
     cache_bytes = int(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_BYTES
     gc.set_threshold(*_GARBAGE)
-    Worker(control, memoryview(memory).cast("Q"), cache_bytes).run()
+    Worker(control, memoryview(memory).cast("Q"), cache_bytes, shares).run()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from tests.support.fleet import make_id
 from torpor.gateway.pool.caches import Caches, no_caches
 from torpor.gateway.pool.messages import MAX_PACKET_BYTES, unpack
+from torpor.gateway.pool.stores import SharedStore
 from torpor.model.cache import MAX_RULES, NO_POLICY, CachePolicy, CacheRule, PurgeBy
+from torpor.model.cachestore import StoreAddress
 from torpor.model.names import DatabaseId
 
 SHOP = make_id(1)
@@ -24,10 +27,12 @@ class Told:
         self.said: list[dict[str, Any]] = []
         self.fds: list[int] = []
         self.largest = 0
+        self.told = asyncio.Event()
 
     def tell(self, packet: bytes, fd: int = -1) -> None:
         self.largest = max(self.largest, len(packet))
         self.said.append(unpack(packet))
+        self.told.set()
         if fd >= 0:
             self.fds.append(fd)
 
@@ -63,7 +68,7 @@ class Policies:
 
 def test_a_worker_is_told_once_and_of_each_change(worker: Told) -> None:
     holds = Policies()
-    caches = Caches(holds.of, holds.counters)
+    caches = Caches(holds.of, holds.counters, SharedStore(None, Path()))
     caches.changed(worker, SHOP)
     assert worker.ops() == []  # it doesn't know the database yet
     caches.introduce(worker, SHOP)
@@ -82,7 +87,7 @@ def test_a_worker_is_told_once_and_of_each_change(worker: Told) -> None:
 def test_as_many_rules_as_there_may_be_fit(worker: Told) -> None:
     holds = Policies()
     holds.policy = CachePolicy(False, tuple(CacheRule("f" * 16, "x" * 1024, "y" * 200) for _ in range(MAX_RULES)))
-    Caches(holds.of, holds.counters).introduce(worker, SHOP)
+    Caches(holds.of, holds.counters, SharedStore(None, Path())).introduce(worker, SHOP)
     assert worker.largest < MAX_PACKET_BYTES
 
 
@@ -114,3 +119,34 @@ async def test_a_worker_that_ends_has_dropped_everything(worker: Told) -> None:
     assert await purge == 0
     caches.forget(worker, SHOP)
     assert worker.said[-1]["ticket"] == 0
+
+
+async def test_who_shares_has_another_secret_after_each_purge(worker: Told, tmp_path: Path) -> None:
+    holds = Policies()
+    caches = Caches(holds.of, holds.counters, SharedStore(StoreAddress("store"), tmp_path / "shared"))
+    caches.introduce(worker, SHOP)
+    secrets = [worker.said[0]["secret"]]
+    assert len(bytes.fromhex(secrets[0])) == 32 and (tmp_path / "shared" / SHOP).stat().st_mode & 0o777 == 0o600
+    caches.changed(worker, SHOP)
+    assert worker.said[1]["secret"] == secrets[0]
+    again = Caches(holds.of, holds.counters, SharedStore(StoreAddress("store"), tmp_path / "shared"))
+    other = Told()
+    again.introduce(other, SHOP)
+    assert other.said[0]["secret"] == secrets[0]  # a Torpor that was started again
+    worker.said.clear()
+    worker.told.clear()
+    await caches.unshare(SHOP)
+    purge = asyncio.ensure_future(caches.purge(worker, SHOP, PurgeBy.TAG, ["a"]))
+    await worker.told.wait()
+    assert [said["op"] for said in worker.said] == ["cache", "purge"]
+    secrets.append(worker.said[0]["secret"])
+    caches.purged({"ticket": worker.said[1]["ticket"], "dropped": 3})
+    assert await purge == 3
+    worker.said.clear()
+    caches.forget(worker, SHOP)
+    assert [said["op"] for said in worker.said] == ["cache", "purge"]
+    secrets.append(worker.said[0]["secret"])
+    await caches.unshare(SHOP)  # nobody need be there who could be told
+    assert not (tmp_path / "shared" / SHOP).exists() and len(set(secrets)) == 3
+    off = SharedStore(None, tmp_path / "shared")
+    assert off.secret(SHOP) is None

@@ -28,6 +28,7 @@ def test_a_hit_touches_nothing(shop: Shop) -> None:
     assert not shop.twins and not shop.opened, "nothing was woken"
     assert shop.cache.view() | {"bytes": 0} == {
         "entries": 1, "bytes": 0, "hits": 2, "stale": 0, "misses": 1, "bypasses": {}, "fills": 1, "evicted": 0, "purged": 0,
+        "shared": 0, "skipped": 0,
     }  # fmt: skip
 
 
