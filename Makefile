@@ -10,7 +10,7 @@ run: ## set up, then Torpor in the foreground
 
 test: ## set up, then all tests; ARGS="-k door" picks some
 	@scripts/setup test
-	@.venv/bin/python -m pytest -n 3 --dist loadfile $(ARGS)
+	@.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: ## format, rules, types, layers, sizes
 	@scripts/setup test

@@ -300,8 +300,9 @@ def _text(value: str) -> str:
 
 
 def _shown(value: str) -> str:
-    """The beginning of a value, for people."""
-    return _text(value[:_SHOWN_CHARACTERS])
+    """The beginning of a value, for people: on one line, and nothing in it that moves cursors or turns text around."""
+    text = _text(value[:_SHOWN_CHARACTERS])
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 __all__: Sequence[str] = ("QueryFailed", "ServiceSession", "identifier", "literal", "sql")

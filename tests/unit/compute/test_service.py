@@ -123,6 +123,9 @@ async def test_what_is_shown_of_a_row_is_short_and_can_be_written_anywhere(hosti
     (found,) = await session.activity()
     assert found.user == "\ufffd\ufffd"
     assert len(found.application) == 200
+    theirs.send(row(*ACTIVITY[:5], b"x\x1b[2J\n\xe2\x80\xaey", *ACTIVITY[6:]) + READY)
+    (found,) = await session.activity()
+    assert found.user == "x [2J  y"
     theirs.send(row(b"\xff", b"x" * 10_000, b"t", None, b"t") + row(b"plain", None, b"f", b"1.0", b"f") + READY)
     roles = await session.roles()
     assert roles == [Role("\ufffd", "", True, None, rules=True), Role("plain", None, False, 1.0)]
