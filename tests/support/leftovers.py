@@ -31,6 +31,11 @@ class Leftovers:
 
         psycopg.Connection.__init__ = init  # type: ignore[method-assign, assignment]
 
+    def pytest_collection_finish(self) -> None:
+        """Modules and thousands of tests stay until the end: looking through them after each test would take minutes in all."""
+        gc.collect()
+        gc.freeze()
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         """Around the test itself, without fixtures: those clean up after themselves."""

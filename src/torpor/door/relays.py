@@ -15,7 +15,7 @@ from typing import Any
 
 from torpor.base.logs import get_logger
 from torpor.base.tasks import TaskOwner
-from torpor.door.relayworker import RelayedSession, Worker, left_behind
+from torpor.door.relayworker import RelayedSession, Worker, WorkerGone, left_behind
 from torpor.model.errors import TorporError, Unavailable
 
 log = get_logger(__name__)
@@ -24,6 +24,8 @@ _MOST_BY_DEFAULT = 8
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 30.0
 _LONG_RUN_S = 60.0
+_REPLACED_S = 2.0
+_LOOK_AGAIN_S = 0.02
 
 
 def default_workers() -> int:
@@ -105,11 +107,19 @@ class Relays:
     async def carry(
         self, client: socket.socket, address: tuple[str, int], *, prefix: bytes = b"", tls: bool
     ) -> tuple[RelayedSession, socket.socket]:
-        """Have `client` carried. The other socket is the plain end of it, from which the client's bytes are read. Raises Unavailable."""
-        if not self._workers:
-            raise Unavailable("no relay worker runs just now", "connect again in a moment")
-        worker = min(self._workers, key=lambda worker: len(worker.sessions))
-        return await worker.carry(client, address, prefix, tls)
+        """Have `client` carried. The other socket is the plain end of it, from which the client's bytes are read.
+
+        When all workers have just ended it waits up to 2 s for one that was started again. Raises Unavailable.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _REPLACED_S
+        while True:
+            for worker in sorted(self._workers, key=lambda worker: len(worker.sessions)):
+                with contextlib.suppress(WorkerGone):
+                    return await worker.carry(client, address, prefix, tls)
+            if not self._wanted or loop.time() > deadline:
+                raise Unavailable("no relay worker runs just now", "connect again in a moment")
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def stop(self, leave: bool) -> None:
         """End all workers; with `leave` they go on with their sessions, for the next Torpor. Idempotent."""

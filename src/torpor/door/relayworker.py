@@ -49,6 +49,10 @@ _SEND_PATIENCE_S = 5.0
 _SOCKET_GLOB = "relay-*.sock"
 
 
+class WorkerGone(Unavailable):
+    """The process has ended, and took nothing of what it was given in this call."""
+
+
 class RelayedSession:
     """A session that a worker carries. Also what counts its bytes."""
 
@@ -202,7 +206,7 @@ class Worker:
     ) -> tuple[RelayedSession, socket.socket]:
         """Give `client` to the worker, of which `prefix` was read already. The other end is what PostgreSQL gets.
 
-        The caller still owns `client` and closes it. Raises Unavailable.
+        The caller still owns `client` and closes it. Raises WorkerGone, or Unavailable.
         """
         if len(self.sessions) >= _SLOTS:
             raise TooManyConnections("the relay carries as many sessions as it can", "raise relay_workers")
@@ -264,7 +268,7 @@ class Worker:
                     raise Unavailable("the relay does not keep up", "connect again in a moment") from None
                 await asyncio.sleep(_SEND_AGAIN_S)
             except OSError:
-                raise Unavailable("a relay worker has just ended", "connect again") from None
+                raise WorkerGone("a relay worker has just ended", "connect again") from None
             else:
                 return
 

@@ -407,6 +407,22 @@ async def test_a_worker_that_crashes_takes_only_its_own_sessions_and_is_replaced
             pass
 
 
+def _end(pid: int) -> None:
+    """It has ended, and the loop hasn't heard of it yet."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_client_that_comes_in_the_moment_of_a_crash_notices_nothing(workers: int) -> None:
+    async with encryption(workers=workers) as made:
+        for pid in made.relays.pids[:-1] or made.relays.pids:
+            _end(pid)
+        async with carried(made.relays) as one:
+            await one.send(b"in")
+            assert await one.hear() == b"in"
+
+
 async def test_without_a_worker_a_client_is_told(tmp_path: Path) -> None:
     relays = Relays(RELAY, tmp_path, 0, 0)
     ours, theirs = tcp_pair()
