@@ -1,6 +1,7 @@
 """What holds for all tests: marks by directory, which tests a user without root can run, and that a failed one leaves nothing open."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,11 @@ TESTS = Path(__file__).parent
 # Hundreds of processes are started: to compile all modules in each of them again takes longer than most tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+# Whoever runs the tests in the background may have them ignore SIGINT, and all that they start with them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
